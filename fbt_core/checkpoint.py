@@ -1,0 +1,132 @@
+"""Checkpoints: everything a run needs to continue exactly, checked by a digest, the one before kept.
+
+A file is torch's own format followed by a mark and the sha256 of all before it, so a cut or damaged file is
+recognised whatever happened to it; `torch.load(path, weights_only=True)` reads it as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import random
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+
+from fbt_core.errors import CheckpointError
+from fbt_core.files import cannot_write, flush_folder, write_file
+from fbt_core.spec import RunSpec
+
+MARK = b"FBT1"
+TRAILER = len(MARK) + hashlib.sha256().digest_size
+NEXT, LAST, PREVIOUS = "next.pt", "last.pt", "previous.pt"
+DAMAGED = "damaged.pt"
+
+
+class _Hashing:
+    """A file that remembers the sha256 of all written to it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.hash = file, hashlib.sha256()
+
+    def write(self, content: Any) -> int:
+        self.hash.update(content)
+        return self.file.write(content)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def save(folder: Path, spec: RunSpec, state: dict[str, Any]) -> None:
+    """Write the run's state as last.pt; the last.pt before it becomes previous.pt."""
+    content = {**state, "run": spec.id, "spec": spec.canonical_json()}
+    write_file(folder / NEXT, lambda file: _write(file, content))
+    try:
+        if (folder / LAST).exists():
+            os.replace(folder / LAST, folder / PREVIOUS)
+        os.replace(folder / NEXT, folder / LAST)
+    except OSError as error:
+        raise cannot_write(folder / LAST, error) from None
+    flush_folder(folder)
+
+
+def _write(file: BinaryIO, content: dict[str, Any]) -> None:
+    hashing = _Hashing(file)
+    torch.save(content, hashing)
+    file.write(MARK + hashing.hash.digest())
+
+
+def load(folder: Path, spec: RunSpec) -> tuple[dict[str, Any] | None, list[str]]:
+    """The newest readable state of this run (None where there is none) and what was found wrong on the way.
+
+    Raises CheckpointError when checkpoints exist but none can be read, or when one belongs to another spec.
+    """
+    faults: list[str] = []
+    for path in (folder / name for name in (NEXT, LAST, PREVIOUS) if (folder / name).exists()):
+        try:
+            state = _checked(path, spec)
+        except _DamagedError as error:
+            faults.append(f"{path} {error}")
+            continue
+        _set_aside(folder, path.name)
+        return state, faults
+    if faults:
+        mend = "nothing was overwritten; delete them to start this run again from its first epoch"
+        raise CheckpointError(f"no checkpoint can be read: {'; '.join(faults)}", mend=mend)
+    return None, faults
+
+
+def _set_aside(folder: Path, good: str) -> None:
+    """Move newer, damaged checkpoints away, so that the next one written does not push out the good one."""
+    for name in (NEXT, LAST):
+        if name == good:
+            return
+        with contextlib.suppress(OSError):
+            os.replace(folder / name, folder / DAMAGED)
+
+
+class _DamagedError(Exception):
+    """A checkpoint that is cut off or changed."""
+
+
+def _checked(path: Path, spec: RunSpec) -> dict[str, Any]:
+    state = _read(path)
+    if state.get("spec") != spec.canonical_json():
+        what = f"checkpoint of another run ({state.get('run')}), expected {spec.id}"
+        raise CheckpointError(
+            what, where=str(path), mend="move it away, or run with the spec it was made with"
+        )
+    return state
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content = path.read_bytes()
+    body, trailer = content[:-TRAILER], content[-TRAILER:]
+    if len(content) <= TRAILER or trailer != MARK + hashlib.sha256(body).digest():
+        raise _DamagedError(f"is truncated or damaged ({len(content):,} bytes, wrong sha256)")
+    return torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every random number generator, as plain numbers and tensors."""
+    kind, keys, place, has_gauss, gauss = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), place, has_gauss, gauss),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Set every random number generator back."""
+    random.setstate(state["python"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])

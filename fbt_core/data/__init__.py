@@ -1,0 +1,1 @@
+"""Datasets as splits, batches and checks; one loader a file."""

@@ -1,0 +1,90 @@
+"""A split of a dataset, in memory or on disk: labels, and any image as a picture."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from fbt_core.errors import UserError
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """Small images held as bytes: `images` uint8 (N, H, W, 1 or 3), `labels` int64 (N,).
+
+    `enlarge` says how an uncropped image reaches the network's input size.
+    """
+
+    images: np.ndarray
+    labels: Tensor
+    enlarge: Literal["nearest", "bicubic"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def picture(self, index: int) -> Image.Image:
+        """Image number `index` as an RGB picture."""
+        image = self.images[index]
+        return Image.fromarray(np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3))))
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """Images read when they are needed: `names` are paths below `folder`, in a fixed order; labels (N,).
+
+    The names are one array of bytes, not a list: loader processes share it and copy nothing.
+    """
+
+    folder: Path
+    names: np.ndarray
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def path(self, index: int) -> Path:
+        """Where image number `index` lies."""
+        return self.folder / os.fsdecode(self.names[index])
+
+    def picture(self, index: int) -> Image.Image:
+        """Image number `index` as an RGB picture; a UserError names a file that is gone or damaged."""
+        return open_picture(self.path(index))
+
+
+Split = InMemory | OnDisk
+
+
+def open_picture(path: Path) -> Image.Image:
+    """A completely decoded RGB picture, or a UserError naming the file and what is wrong with it."""
+    try:
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+    except FileNotFoundError:
+        raise UserError("image file is gone; expected a readable image", where=str(path)) from None
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        raise UserError(f"image cannot be decoded ({error})", where=str(path)) from None
+
+
+def check_labels(labels: Tensor, classes: int, where: str) -> None:
+    """Refuse labels outside 0..classes-1."""
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise UserError(f"labels range from {low} to {high}, expected 0 to {classes - 1}", where=where)
+
+
+def check_count(found: int, expected: int, what: str, where: str) -> None:
+    """Refuse a split whose size is not what the dataset's entry promises."""
+    if found != expected:
+        raise UserError(f"found {found:,} {what}, expected {expected:,}", where=where)
+
+
+def as_labels(values: list[int]) -> Tensor:
+    """Labels as the engine wants them: int64 (N,)."""
+    return torch.tensor(values, dtype=torch.int64)

@@ -1,0 +1,132 @@
+"""From a split's images to uint8 batches: the quick way for small images, timm's transforms for all else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from timm.data import auto_augment
+from timm.data.transforms_factory import transforms_imagenet_eval, transforms_imagenet_train
+from torch import Tensor
+
+from fbt_core.data.crops import INTERPOLATIONS, draw_boxes, resize_crops, resize_whole
+from fbt_core.data.order import AUGMENT, BatchKey, generator, seed_everything
+from fbt_core.data.splits import InMemory, Split
+from fbt_core.spec import AugmentationSpec, DatasetSpec
+
+CENTRE_CROP = 0.875
+"""Share of a resized test image that is kept: timm's and the field's value for image folders."""
+
+
+class Pipeline(Protocol):
+    """Makes a batch's images, uint8 (B, 1 or 3, size, size)."""
+
+    def __call__(self, split: Split, key: BatchKey) -> Tensor: ...
+
+
+class QuickTraining:
+    """Crop and flip of in-memory images, drawn for the whole batch at once, with timm's distribution."""
+
+    def __init__(self, augmentation: AugmentationSpec, size: int, seed: int) -> None:
+        self.augmentation, self.size, self.seed = augmentation, size, seed
+
+    def __call__(self, split: InMemory, key: BatchKey) -> Tensor:
+        rows, draws = list(key.rows), generator(self.seed, AUGMENT, key.epoch, key.step)
+        flips = draws.random(key.whole)[rows] < self.augmentation.flip
+        images = split.images[list(key.indices)]
+        images[flips] = images[flips, :, ::-1]  # before they grow: a box is as likely as its mirror image
+        return torch.from_numpy(self._sized(split, images, draws, key)).permute(0, 3, 1, 2)
+
+    def _sized(
+        self, split: InMemory, images: np.ndarray, draws: np.random.Generator, key: BatchKey
+    ) -> np.ndarray:
+        if self.augmentation.crop_scale is None:
+            return resize_whole(images, self.size, split.enlarge)
+        rows = list(key.rows)
+        boxes = draw_boxes(draws, key.whole, images.shape[1:3], self.augmentation.crop_scale)[rows]
+        kinds = draws.integers(len(INTERPOLATIONS), size=key.whole)[rows]
+        return resize_crops(images, boxes, self.size, kinds)
+
+
+class QuickTest:
+    """In-memory images at the network's input size, nothing cut off."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __call__(self, split: InMemory, key: BatchKey) -> Tensor:
+        images = resize_whole(split.images[list(key.indices)], self.size, split.enlarge)
+        return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
+class Pictures:
+    """timm's transforms, one picture at a time; its draws depend on its place in the epoch only."""
+
+    def __init__(self, transform: Callable[[Image.Image], np.ndarray], seed: int) -> None:
+        self.transform, self.seed = transform, seed
+
+    def __call__(self, split: Split, key: BatchKey) -> Tensor:
+        images = [self._image(split, key, i) for i in range(len(key.indices))]
+        return torch.from_numpy(np.stack(images))
+
+    def _image(self, split: Split, key: BatchKey, place: int) -> np.ndarray:
+        if key.epoch is not None:
+            seed_everything(self.seed, AUGMENT, key.epoch, key.step, key.rows[place])
+        return self.transform(split.picture(key.indices[place]))
+
+
+def training_pipeline(
+    split: Split, dataset: DatasetSpec, augmentation: AugmentationSpec, seed: int
+) -> Pipeline:
+    """How a training batch is made; erasing and mixing follow on the device."""
+    quick = isinstance(split, InMemory) and not augmentation.color_jitter and not augmentation.rand_augment
+    if quick:
+        return QuickTraining(augmentation, dataset.image_size, seed)
+    return Pictures(_timm_training(dataset, augmentation), seed)
+
+
+def test_pipeline(split: Split, dataset: DatasetSpec) -> Pipeline:
+    """How a test batch is made: small images whole, others resized and their centre cut out."""
+    if isinstance(split, InMemory):
+        return QuickTest(dataset.image_size)
+    options = {"interpolation": "bicubic", "crop_pct": CENTRE_CROP, "use_prefetcher": True}
+    return Pictures(transforms_imagenet_eval(dataset.image_size, **options), 0)
+
+
+def _timm_training(
+    dataset: DatasetSpec, augmentation: AugmentationSpec
+) -> Callable[[Image.Image], np.ndarray]:
+    """timm's training transforms; as in timm, RandAugment takes the place of colour jitter."""
+    mend_posterize()
+    whole = augmentation.crop_scale is None
+    return transforms_imagenet_train(
+        dataset.image_size,
+        scale=augmentation.crop_scale or (1.0, 1.0),
+        ratio=(1.0, 1.0) if whole else None,
+        hflip=augmentation.flip,
+        color_jitter=augmentation.color_jitter,
+        auto_augment=augmentation.rand_augment,
+        interpolation="random",
+        mean=dataset.mean,
+        use_prefetcher=True,
+    )
+
+
+def mend_posterize() -> None:
+    """Let RandAugment keep 0 bits of a picture (all black, as older Pillow does): Pillow 13 refuses."""
+    for name in ("Posterize", "PosterizeIncreasing", "PosterizeOriginal"):
+        auto_augment.NAME_TO_OP[name] = posterize
+
+
+def posterize(picture: Image.Image, bits_to_keep: int, **_: object) -> Image.Image:
+    """The picture with its highest bits only; 0 bits are black, 8 and more the picture itself."""
+    if bits_to_keep >= 8:
+        return picture
+    return (
+        ImageOps.posterize(picture, bits_to_keep)
+        if bits_to_keep >= 1
+        else Image.new(picture.mode, picture.size)
+    )

@@ -1,0 +1,230 @@
+"""Several processes as one run: gathering with gradient, dividing the batch, exact sums."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from timm.utils import distribute_bn
+from torch import Tensor, nn
+
+from fbt_core.errors import UserError
+from fbt_core.spec import ExecutionSettings, MethodSpec, RecipeSpec
+
+if TYPE_CHECKING:
+    from fbt_core.methods.base import Method
+
+COMPARE_IMAGES = ("cc", "crd", "dist", "lowpass", "rkd")
+"""Methods whose losses always compare images of a batch; FBT and FitNet do where their loss is InfoNCE."""
+
+
+def world_size() -> int:
+    """How many processes train this run together; 1 outside torchrun."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number, 0 outside torchrun."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+class _Gather(torch.autograd.Function):
+    """all_gather of rows in the whole batch's order; backward sums every process's gradient of these rows."""
+
+    @staticmethod
+    def forward(context, tensor: Tensor) -> Tensor:
+        context.mine = _rows(rank(), len(tensor), tensor.device)
+        parts = [torch.empty_like(tensor) for _ in range(world_size())]
+        dist.all_gather(parts, tensor.contiguous())
+        order = torch.cat([_rows(number, len(tensor), tensor.device) for number in range(world_size())])
+        return torch.cat(parts)[order.argsort()]
+
+    @staticmethod
+    def backward(context, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous()
+        dist.all_reduce(total)
+        return total[context.mine]
+
+
+def _rows(number: int, share: int, device: torch.device) -> Tensor:
+    """The whole batch's rows that a process holds."""
+    return torch.tensor(rows_of(number, world_size(), share * world_size()), device=device)
+
+
+def gather_with_gradient(tensor: Tensor) -> Tensor:
+    """Rows of all processes, (B, ...) -> (world * B, ...), differentiable; a single process keeps its own.
+
+    The rows come in the order that a single process with the whole batch would see. The gradient of a row is
+    the sum over processes, so that after DDP's average a loss over gathered rows has that process's gradient.
+    """
+    return _Gather.apply(tensor) if world_size() > 1 else tensor
+
+
+def draw_rows(rows: int, columns: int, device: torch.device) -> Tensor:
+    """Uniform numbers (rows, columns) in float64, those that one process with the whole batch draws for them.
+
+    On GPUs every process has a generator of its own, and the numbers are merely independent.
+    """
+    drawn = torch.rand(rows * world_size(), columns, dtype=torch.float64, device=device)
+    return drawn[_rows(rank(), rows, device)] if world_size() > 1 else drawn
+
+
+def rows_of(number: int, world: int, batch: int) -> tuple[int, ...]:
+    """The rows of the whole batch that a process holds.
+
+    Mixup pairs an image with the one at the mirrored row; a process gets both, so that mixing its own rows
+    gives what mixing the whole batch would.
+    """
+    share = batch // world
+    if share % 2:
+        return tuple(range(number * share, (number + 1) * share))
+    front = range(number * share // 2, (number + 1) * share // 2)
+    return (*front, *(batch - 1 - row for row in reversed(front)))
+
+
+def average(tensor: Tensor) -> Tensor:
+    """The mean of a tensor over all processes, in place where there are several."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+        tensor /= world_size()
+    return tensor
+
+
+def total(tensor: Tensor) -> Tensor:
+    """The sum of a tensor over all processes, in place where there are several."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process trains: its device, its number and how many there are."""
+
+    device: torch.device
+    rank: int
+    world: int
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes the run's files."""
+        return self.rank == 0
+
+
+def choose_device(settings: ExecutionSettings) -> torch.device:
+    """CUDA where there is one; stops at paper scale instead of training on a CPU unasked."""
+    if settings.device != "cpu" and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if settings.device == "cuda":
+        raise UserError(
+            "torch sees no CUDA device", where="device: cuda", mend="use device: auto or device: cpu"
+        )
+    if settings.device == "auto" and not settings.allow_cpu:
+        what = "torch sees no CUDA device, and this scale would take months on a CPU"
+        raise UserError(what, where="device: auto", mend="start it on a GPU, or set `device: cpu` to insist")
+    return torch.device("cpu")
+
+
+def start(settings: ExecutionSettings) -> Place:
+    """Choose the device, set the threads and join the other processes where torchrun started several."""
+    device = choose_device(settings)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    torch.set_num_threads(settings.threads or _threads_given())
+    if device.type == "cpu":  # same spec, same bytes
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if world > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return Place(device, rank(), world)
+
+
+def _threads_given() -> int:
+    """CPU threads this process may use: OpenMP's setting, else its share of the cores it is bound to."""
+    if os.environ.get("OMP_NUM_THREADS"):
+        return torch.get_num_threads()
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def wrap(method: Method, settings: ExecutionSettings, place: Place) -> Callable[..., dict[str, Any]]:
+    """What the loop calls for a step: the method itself, inside DDP where there are several processes."""
+    if place.world > 1:
+        devices = [place.device.index] if place.device.type == "cuda" else None
+        method.prepare_distributed(devices, broadcast_buffers=False)
+    return torch.compile(method) if settings.compile else method
+
+
+def share_of_batch(recipe: RecipeSpec, place: Place, accumulation: int) -> int:
+    """Images in one pass of one process; an indivisible batch is an error listing what divides it."""
+    parts = place.world * accumulation
+    if recipe.batch_size % parts == 0:
+        return recipe.batch_size // parts
+    divisors = [str(n) for n in range(1, recipe.batch_size + 1) if recipe.batch_size % n == 0]
+    what = (
+        f"batch_size {recipe.batch_size} cannot be divided by {place.world} processes x "
+        f"{accumulation} accumulation steps = {parts}"
+    )
+    raise UserError(what, where="recipe.batch_size", mend=f"use a product among {', '.join(divisors)}")
+
+
+def check_accumulation(method: MethodSpec, recipe: RecipeSpec, accumulation: int) -> None:
+    """Refuse to cut a batch in parts for a loss that compares its images, unless the recipe allows it."""
+    if recipe.allow_changed_batch:
+        return
+    if accumulation > 1 and (method.name in COMPARE_IMAGES or "infonce" in method.parameters.values()):
+        what = (
+            f"method '{method.name}' compares the images of a batch, which {accumulation} parts would change"
+        )
+        mend = (
+            "set it to 1, use more GPUs, or give the recipe allow_changed_batch: true (that is another run)"
+        )
+        raise UserError(what, where="gradient_accumulation", mend=mend)
+
+
+class Vote:
+    """All processes agree, without waiting, on what one of them wants: the answer comes a step later."""
+
+    NOTHING, SAVE, STOP = 0, 1, 2
+
+    def __init__(self) -> None:
+        self.group = dist.new_group(backend="gloo") if world_size() > 1 else None
+        self._pending: tuple[Tensor, dist.Work] | None = None
+
+    def ask(self, wish: int) -> int:
+        """The highest wish of any process at the step before; in a single process the wish itself."""
+        if self.group is None:
+            return wish
+        agreed = self._answer()
+        ballot = torch.tensor(wish)
+        work = dist.all_reduce(ballot, dist.ReduceOp.MAX, group=self.group, async_op=True)
+        self._pending = (ballot, work)
+        return agreed
+
+    def _answer(self) -> int:
+        if self._pending is None:
+            return self.NOTHING
+        ballot, work = self._pending
+        work.wait()
+        return int(ballot)
+
+
+def average_statistics(module: nn.Module) -> None:
+    """Give BatchNorm's running statistics of all processes the same values before they are used."""
+    if world_size() > 1:
+        distribute_bn(module, world_size(), reduce=True)
+
+
+def visible_devices() -> str | None:
+    """Which GPUs the job was given."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def stop() -> None:
+    """Leave the group of processes."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,92 @@
+"""Files that are whole or absent: written under a temporary name, flushed to the disk, renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from fbt_core.errors import UserError
+
+ADVICE = {
+    errno.ENOSPC: "free some space, then run the same command again: it continues",
+    errno.EDQUOT: "free some of your quota, then run the same command again: it continues",
+    errno.EACCES: "make the folder writable or choose another one",
+    errno.EPERM: "make the folder writable or choose another one",
+    errno.EROFS: "choose a folder on a disk that can be written",
+}
+
+
+def write_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Call `write` on a temporary file beside `path`, then put it in place in one step.
+
+    A full disk, a missing right or any other failure leaves `path` as it was and is a UserError.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        _write_through(temporary, write)
+        os.replace(temporary, path)
+        flush_folder(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _write_through(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Write and fsync; errors of torch's writer on a full disk become the OSError behind them."""
+    with path.open("wb") as file:
+        try:
+            write(file)
+        except RuntimeError as error:
+            if "DataLoader worker" in str(error):
+                raise
+            raise OSError(errno.ENOSPC, str(error).splitlines()[0]) from None
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def flush_folder(folder: Path) -> None:
+    """Make a rename inside the folder survive a power cut, where the file system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """A whole file with this content."""
+    write_file(path, lambda file: file.write(content))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """A whole JSON file; NaN and infinity are refused."""
+    write_bytes(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and those above it; a UserError says why it cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+
+
+def cannot_write(path: Path, error: OSError) -> UserError:
+    """The user's error for a failed write, with what to do about it."""
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return UserError(f"cannot be written: {reason}", where=str(path), mend=ADVICE.get(error.errno or 0))
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete temporary files of processes that were killed while writing."""
+    for path in folder.glob(".*.part"):
+        with contextlib.suppress(OSError):
+            path.unlink()

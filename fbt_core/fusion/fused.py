@@ -1,0 +1,122 @@
+"""The fused model: three early stages of one network, L2G, and the last stage and head of the other."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fbt_core.fusion.l2g import L2G, BlockKind
+from fbt_core.staged.base import FeatureShape, StagedOutput
+from fbt_core.staged.layout import prefix_of, to_tokens
+from fbt_core.staged.model import StagedModel
+
+Direction = Literal["teacher_head", "student_head"]
+Stage4 = Literal["fused", "none", "patch_embedding_only"]
+ClassToken = Literal["gradient", "detached"]
+
+
+def choose_direction(student_family: str, teacher_family: str) -> Direction:
+    """Whose stage 4 ends the fused model (facts of the paper, equations 1 and 2).
+
+    student_head for a CNN teacher of an MSA or MLP student, teacher_head for every other pair.
+    """
+    return "student_head" if teacher_family == "cnn" and student_family != "cnn" else "teacher_head"
+
+
+class FusedModel(nn.Module):
+    """Early stages -> L2G -> last stage, on features of passes already made.
+
+    teacher_head: student S1-S3 -> L2G -> teacher S4 and head (frozen, but the gradient passes through).
+    student_head: teacher S1-S3 (frozen) -> L2G -> student S4 and head (trained by it).
+    stage4 "none" replaces S4 and head by average pooling and a new Linear; "patch_embedding_only" drops
+    L2G's block as well. `class_token` says whether a student's class token carries the gradient back into
+    its S1-S3; a teacher's is always detached. Only L2G and the new Linear are registered: the two networks
+    belong to others.
+    """
+
+    def __init__(
+        self,
+        student: StagedModel,
+        teacher: StagedModel,
+        direction: Direction,
+        *,
+        block: BlockKind,
+        stage4: Stage4,
+        block_heads: int,
+        block_window: int,
+        block_mlp_ratio: float,
+        class_token: ClassToken,
+    ) -> None:
+        super().__init__()
+        _check_choices(
+            direction=(direction, Direction), stage4=(stage4, Stage4), class_token=(class_token, ClassToken)
+        )
+        self.direction, self.class_token = direction, class_token
+        self._networks = (student, teacher.freeze())
+        early, last = self._networks if direction == "teacher_head" else self._networks[::-1]
+        entry = last.shapes[2]
+        if stage4 != "fused":
+            entry = FeatureShape(entry.layout, entry.width, entry.grid)
+        kind: BlockKind = "none" if stage4 == "patch_embedding_only" else block
+        sizes = {"heads": block_heads, "window": block_window, "mlp_ratio": block_mlp_ratio}
+        self.l2g = L2G(early.shapes[2], entry, kind, **sizes)
+        self.classifier = nn.Linear(entry.width, last.classes) if stage4 != "fused" else None
+        self.width = last.width if self.classifier is None else entry.width
+        self.classes = last.classes
+
+    @property
+    def head_is_trainable(self) -> bool:
+        """Whether labels can teach the fused model's head: the student's own or the new Linear."""
+        return self.direction == "student_head" or self.classifier is not None
+
+    def forward(self, student_output: StagedOutput, teacher_output: StagedOutput) -> tuple[Tensor, Tensor]:
+        """The pooled feature (B, width) and the logits (B, classes) of the fused model."""
+        student, teacher = self._networks
+        student_feature, teacher_feature = student_output.stages[2], teacher_output.stages[2].detach()
+        if self.direction == "teacher_head":
+            return self._finish(teacher, student_feature, teacher_feature)
+        own = student_feature if self.class_token == "gradient" else student_feature.detach()
+        return self._finish(student, teacher_feature, own)
+
+    def _finish(self, last: StagedModel, early_feature: Tensor, entering: Tensor) -> tuple[Tensor, Tensor]:
+        """L2G, then the last stage; `entering` is what enters S4 of its own network in this batch."""
+        shape = self.l2g.output_shape
+        x = self.l2g(early_feature, prefix_of(entering, shape))
+        if self.classifier is not None:
+            pooled = to_tokens(x, shape).mean(1)
+            return pooled, self.classifier(pooled)
+        with kept_statistics(last):
+            return last.finish(last.run(x, first=3)[-1])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FusedModel:
+        """A copy with its own L2G on the copied student; the frozen teacher is shared, not copied."""
+        student, teacher = self._networks
+        memo[id(teacher)] = teacher
+        twin = self.__class__.__new__(self.__class__)
+        memo[id(self)] = twin
+        twin.__dict__.update({key: copy.deepcopy(value, memo) for key, value in self.__dict__.items()})
+        return twin
+
+
+@contextmanager
+def kept_statistics(module: nn.Module) -> Iterator[None]:
+    """Inside, BatchNorm normalises as its mode says (by the batch in training) but updates no statistic."""
+    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm) and norm.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+def _check_choices(**options: tuple[str, Any]) -> None:
+    for name, (value, choices) in options.items():
+        if value not in get_args(choices):
+            raise ValueError(f"{name} {value!r} is unknown; choose one of {', '.join(get_args(choices))}")

@@ -1,0 +1,60 @@
+"""Start a run on the GPUs its job was given: one process, or one per GPU through torchrun.
+
+    python -m fbt_core.launch 8 --spec JSON --settings JSON --runs results/paper/runs
+
+A job of several nodes runs this once, on its first node; $SNAKEMAKE_SUBMITIT_LAUNCHER then starts torchrun on
+each of them. This process is replaced by what it starts, so signals and exit codes are the run's own.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+
+from fbt_core.errors import UserError
+
+PORT = 29400
+
+
+def command(gpus: int, arguments: Sequence[str], environment: Mapping[str, str], host: str) -> list[str]:
+    """The command line that trains on so many GPUs (over all nodes); with 0 or 1 it is one plain process."""
+    if gpus <= 1:
+        return [sys.executable, "-m", "fbt_core.run", *arguments]
+    launcher = shlex.split(environment.get("SNAKEMAKE_SUBMITIT_LAUNCHER", ""))
+    nodes = int(environment.get("SLURM_JOB_NUM_NODES", "1")) if launcher else 1
+    if gpus % nodes:
+        raise UserError(f"{gpus} GPUs cannot be divided by {nodes} nodes", where="resources: gpu, nodes")
+    meeting = ["--standalone"] if nodes == 1 else _meeting(nodes, environment, host)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *meeting, f"--nproc-per-node={gpus // nodes}"]
+    return [*launcher, *torchrun, "-m", "fbt_core.run", *arguments]
+
+
+def _meeting(nodes: int, environment: Mapping[str, str], host: str) -> list[str]:
+    """Where the nodes' torchruns find each other: on the first node, at a port of the job's own."""
+    job = environment.get("SLURM_JOB_ID", "0")
+    port = PORT + int(job) % 10_000 if job.isdigit() else PORT
+    return [f"--nnodes={nodes}", "--rdzv-backend=c10d", f"--rdzv-id={job}", f"--rdzv-endpoint={host}:{port}"]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Replace this process by the training; returns only where it cannot be started."""
+    try:
+        gpus = int(arguments[0])
+        program = command(gpus, arguments[1:], os.environ, socket.gethostname())
+    except (IndexError, ValueError):
+        print("usage: python -m fbt_core.launch GPUS [arguments of fbt_core.run]", file=sys.stderr)
+        return 2
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    if gpus > 1:  # the processes save at this signal; torchrun itself would die of it and leave them alone
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    return os.execvp(program[0], program)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,212 @@
+"""Method: what all distillation methods share. The one file that imports timm's young task interface."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.task import TrainingTask
+from timm.utils import unwrap_model
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fbt_core.errors import UserError
+from fbt_core.losses.labels import cross_entropy
+from fbt_core.methods.parameters import read_parameters
+from fbt_core.spec import RunSpec
+from fbt_core.staged import StagedModel
+from fbt_core.staged.base import StagedOutput
+
+Terms = dict[str, Tensor]
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method may know of the run besides its parameters.
+
+    `labels` (train_images,) int64 gives the class of every training image where the loader can tell it;
+    only CRD reads it (negatives of other classes), and learns the classes as images come where it is None.
+    """
+
+    classes: int
+    train_images: int
+    epochs: int
+    label_smoothing: float
+    image_size: int
+    student_family: str
+    teacher_family: str | None
+    labels: Tensor | None = None
+
+    @classmethod
+    def of(cls, spec: RunSpec, labels: Tensor | None = None) -> Context:
+        """The context of a run."""
+        data, recipe = spec.dataset, spec.recipe
+        families = spec.student.family, spec.teacher.family if spec.teacher else None
+        sizes = data.classes, data.train_images, recipe.epochs, recipe.label_smoothing, data.image_size
+        return cls(*sizes, *families, labels)
+
+
+@dataclass
+class Batch:
+    """A batch: images (B, 3, H, W) normalised for the student, target (B,) or (B, classes), indices (B,)."""
+
+    images: Tensor
+    target: Tensor
+    indices: Tensor
+
+
+class Trainable(nn.Module):
+    """The student and the method's own modules: everything that is trained or carries state.
+
+    DDP wraps it, EMA copies it, a checkpoint holds it. Its forward runs a whole step, so that DDP sees every
+    use of every parameter.
+    """
+
+    def __init__(self, student: StagedModel) -> None:
+        super().__init__()
+        self.student = student
+        self.extras = nn.ModuleDict()
+
+    def forward(self, step: Callable[..., dict[str, Any]], *inputs: Any) -> dict[str, Any]:
+        return step(*inputs)
+
+
+class Method(TrainingTask):
+    """A distillation method: `method(batch)` gives the loss, its named terms and the student's logits.
+
+    A subclass states `Parameters` (a frozen dataclass without defaults), adds its modules in `build_extras`
+    and gives its weighted loss terms in `terms`. The teacher stays in eval mode and never changes.
+    """
+
+    Parameters: type
+    needs_teacher = True
+    unused_parameters = False
+    """True where a step may leave a trainable parameter without gradient (DDP must know)."""
+
+    def __init__(
+        self,
+        student: StagedModel,
+        teacher: StagedModel | None,
+        parameters: Mapping[str, Any],
+        context: Context,
+    ) -> None:
+        super().__init__(verbose=False)
+        self.settings = read_parameters(self.Parameters, parameters, self.name)
+        self.context, self.epoch = context, 0
+        self.trainable_module = Trainable(student)
+        self.teacher = self._frozen(teacher)
+        self.register_buffer("teacher_scale", None, persistent=False)
+        self.register_buffer("teacher_shift", None, persistent=False)
+        self.extras.update(self.build_extras())
+
+    @property
+    def name(self) -> str:
+        """The method's name: the name of its file."""
+        return type(self).__module__.rpartition(".")[2]
+
+    @property
+    def student(self) -> StagedModel:
+        """The student, also inside DDP."""
+        return unwrap_model(self.trainable_module).student
+
+    @property
+    def extras(self) -> nn.ModuleDict:
+        """The method's own modules (projectors, fused model, memory banks), also inside DDP."""
+        return unwrap_model(self.trainable_module).extras
+
+    def build_extras(self) -> dict[str, nn.Module]:
+        """The modules the method adds to the student; they are trained with it and thrown away afterwards."""
+        return {}
+
+    def terms(self, student: StagedOutput, teacher: StagedOutput | None, batch: Batch) -> Terms:
+        """The named loss terms with their weights, each a scalar; they sum to the loss."""
+        raise NotImplementedError(f"{type(self).__name__} must define terms()")
+
+    def forward(self, batch: Batch) -> dict[str, Any]:
+        """One step: `loss` (scalar), `output` (the student's logits), `terms` (detached, sum to the loss)."""
+        return self.trainable_module(self.step, batch, self.observe_teacher(batch.images))
+
+    def step(self, batch: Batch, teacher: StagedOutput | None) -> dict[str, Any]:
+        """The student's pass and the loss; runs inside the trainable module's forward."""
+        student = self.student.features(batch.images)
+        return self.collect(student.logits, self.terms(student, teacher, batch))
+
+    def collect(self, output: Tensor, terms: Terms) -> dict[str, Any]:
+        """The result of a step from the student's logits and the weighted terms."""
+        terms = {name: term.float() for name, term in terms.items()}
+        detached = {name: term.detach() for name, term in terms.items()}
+        return {"loss": torch.stack(list(terms.values())).sum(), "output": output, "terms": detached}
+
+    def observe_teacher(self, images: Tensor) -> StagedOutput | None:
+        """The frozen teacher's features and logits for the batch, without gradient."""
+        if self.teacher is None:
+            return None
+        with torch.no_grad():
+            return self.teacher.features(self.teacher_images(images))
+
+    def label_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Cross-entropy on the batch's labels, smoothed as the recipe says."""
+        return cross_entropy(logits, batch.target, self.context.label_smoothing)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Called before each epoch (from 0), also after a resume: ramps read `self.epoch`."""
+        self.epoch = epoch
+
+    def ramp(self, epochs: int) -> float:
+        """A weight that rises linearly to 1 over the first `epochs` epochs; 0 epochs mean 1 at once."""
+        return min(1.0, (self.epoch + 1) / epochs) if epochs else 1.0
+
+    def set_normalisation(
+        self, student_mean: Triple, student_std: Triple, teacher_mean: Triple, teacher_std: Triple
+    ) -> None:
+        """Lets the teacher see images in its own normalisation; the batch comes in the student's."""
+        if (student_mean, student_std) == (teacher_mean, teacher_std):
+            self.teacher_scale = self.teacher_shift = None
+            return
+        mean_s, std_s, mean_t, std_t = (
+            torch.tensor(values, device=self.device, dtype=torch.float64).view(1, 3, 1, 1)
+            for values in (student_mean, student_std, teacher_mean, teacher_std)
+        )
+        self.teacher_scale = (std_s / std_t).float()
+        self.teacher_shift = ((mean_s - mean_t) / std_t).float()
+
+    def teacher_images(self, images: Tensor) -> Tensor:
+        """The batch's images in the teacher's normalisation."""
+        if self.teacher_scale is None:
+            return images
+        return images * self.teacher_scale + self.teacher_shift
+
+    def eval_network(self, trainable: Trainable) -> nn.Module:
+        """The network whose score is reported, images to logits: the student unless a method says else."""
+        return trainable.student
+
+    def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
+        """The network to evaluate, from the trained module or from its EMA copy (None without EMA)."""
+        module = self.get_trainable_module(ema=ema) if module is None else module
+        return None if module is None else self.eval_network(unwrap_model(module))
+
+    def prepare_distributed(self, device_ids: list[int] | None = None, **options: Any) -> Method:
+        """Wraps the trainable module in DDP; the frozen teacher stays as it is."""
+        options.setdefault("find_unused_parameters", self.unused_parameters)
+        self.trainable_module = DistributedDataParallel(
+            self.trainable_module, device_ids=device_ids, **options
+        )
+        return self
+
+    def train(self, mode: bool = True) -> Method:
+        """Training or evaluation mode for the trainable module; the teacher stays in eval for ever."""
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
+
+    def _frozen(self, teacher: StagedModel | None) -> StagedModel | None:
+        """The teacher in eval mode without gradients; a missing one is an error where it is needed."""
+        if not self.needs_teacher:
+            return None
+        if teacher is None:
+            raise UserError(f"method '{self.name}' needs a teacher", mend="name one, or use method 'scratch'")
+        return teacher.freeze()

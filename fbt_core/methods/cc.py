@@ -1,0 +1,99 @@
+"""CC, correlation congruence: the student's images relate to each other as the teacher's do."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from fbt_core.distributed import gather_with_gradient
+from fbt_core.losses.numerics import in_float32, unit_rows
+from fbt_core.methods.base import Batch, Method, Terms
+from fbt_core.methods.modules import project
+from fbt_core.staged.base import StagedOutput
+
+REVISION = 1
+TRAITS = {
+    "title": "CC",
+    "transfers": "relations",
+    "levels": 2,
+    "losses": ["correlation congruence"],
+    "generic": True,
+    "extra_parameters": True,
+    "needs_teacher": True,
+    "uses_fusion": False,
+    "citation": "B. Peng et al., Correlation Congruence for Knowledge Distillation, ICCV 2019",
+}
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """correlation: between neighbours in the batch (as CRD's and OFA's codes have it), or the paper's kernel.
+
+    kernel_gamma and kernel_order (of the Taylor series) act with the kernel only.
+    """
+
+    label_weight: float
+    relation_weight: float
+    width: int
+    correlation: Literal["neighbours", "kernel"]
+    kernel_gamma: float
+    kernel_order: int
+
+
+@in_float32
+def neighbour_congruence(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean over b of sum_d |s - t|_(b,d) |s - t|_(b+1,d): differences that neighbours in the batch share.
+
+    student, teacher (B, D), B >= 2. The form that CRD's and OFA's repositories use in place of the kernel;
+    it depends on the order of the batch.
+    """
+    difference = (student - teacher).abs()
+    return (difference[:-1] * difference[1:]).sum(dim=1).mean()
+
+
+@in_float32
+def kernel_congruence(student: Tensor, teacher: Tensor, gamma: float, order: int) -> Tensor:
+    """Mean squared difference of the two Gaussian kernel matrices (Taylor series up to `order`).
+
+    student, teacher (B, D), L2-normalised here; Peng et al. 2019, section 3.
+    """
+    return functional.mse_loss(
+        _gaussian_kernel(student, gamma, order), _gaussian_kernel(teacher, gamma, order)
+    )
+
+
+def _gaussian_kernel(features: Tensor, gamma: float, order: int) -> Tensor:
+    """exp(-gamma |x - y|^2) of unit vectors = exp(-2 gamma) sum_p (2 gamma)^p / p! (x . y)^p, (B, B)."""
+    cosine = unit_rows(features) @ unit_rows(features).t()
+    series = sum((2 * gamma) ** p / math.factorial(p) * cosine**p for p in range(order + 1))
+    return math.exp(-2 * gamma) * series
+
+
+class CC(Method):
+    """Cross-entropy and the congruence of the embedded final features of both networks."""
+
+    Parameters = Parameters
+
+    def build_extras(self) -> dict[str, nn.Module]:
+        width = self.settings.width
+        return {"student": project(self.student.width, width), "teacher": project(self.teacher.width, width)}
+
+    def terms(self, student: StagedOutput, teacher: StagedOutput, batch: Batch) -> Terms:
+        s = self.settings
+        embedded = self.extras["student"](student.pooled), self.extras["teacher"](teacher.pooled)
+        pair = tuple(gather_with_gradient(features) for features in embedded)
+        if s.correlation == "neighbours":
+            congruence = neighbour_congruence(*pair)
+        else:
+            congruence = kernel_congruence(*pair, s.kernel_gamma, s.kernel_order)
+        return {
+            "labels": s.label_weight * self.label_loss(student.logits, batch),
+            "relations": s.relation_weight * congruence,
+        }
+
+
+METHOD = CC

@@ -1,0 +1,171 @@
+"""CRD: the student's embedding finds its own image's teacher embedding among many of other classes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from fbt_core.distributed import draw_rows, gather_with_gradient
+from fbt_core.losses.labels import target_class
+from fbt_core.losses.numerics import in_float32, unit_rows
+from fbt_core.methods.base import Batch, Method, Terms
+from fbt_core.methods.modules import project
+from fbt_core.staged.base import StagedOutput
+
+REVISION = 1
+TRAITS = {
+    "title": "CRD",
+    "transfers": "relations",
+    "levels": 2,
+    "losses": ["noise contrast"],
+    "generic": True,
+    "extra_parameters": True,
+    "needs_teacher": True,
+    "uses_fusion": False,
+    "citation": "Y. Tian, D. Krishnan, P. Isola, Contrastive Representation Distillation, ICLR 2020",
+}
+UNKNOWN = -1  # the class of an image that was not seen yet
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """`negatives` per image, drawn with replacement; at most as many as images of other classes there are."""
+
+    label_weight: float
+    contrast_weight: float
+    width: int
+    negatives: int
+    momentum: float
+    temperature: float
+
+
+@in_float32
+def noise_contrast(log_positive: Tensor, log_negatives: Tensor, images: int) -> Tensor:
+    """Noise-contrastive estimation with the bank's images as noise, mean over the batch.
+
+    log_positive (B,), log_negatives (B, K): log of exp(similarity / T) / Z; images = N of the bank.
+    h = P / (P + K/N); -log h for the positive and -log(1 - h) for the negatives. Tian et al. 2020.
+    """
+    log_noise = math.log(log_negatives.shape[1] / images)
+    positive = functional.logsigmoid(log_positive - log_noise)
+    negatives = functional.logsigmoid(log_noise - log_negatives).sum(dim=1)
+    return -(positive + negatives).mean()
+
+
+class Bank(nn.Module):
+    """One unit vector per training image, moved towards its newest embedding, and the normaliser Z."""
+
+    def __init__(self, images: int, width: int) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(width / 3)
+        self.register_buffer("vectors", torch.empty(images, width).uniform_(-bound, bound))
+        self.register_buffer("log_normaliser", torch.zeros(()))
+        self.register_buffer("is_normalised", torch.tensor(False))
+
+    def similarity(self, embedding: Tensor, columns: Tensor, temperature: float) -> Tensor:
+        """log of exp(similarity / T) / Z between embeddings (B, D) and the bank's rows `columns` (B, M)."""
+        with torch.autocast(embedding.device.type, enabled=False):
+            vectors = self.vectors.clone()  # its rows move before the backward pass
+            all_images = embedding.float() @ vectors.t() / temperature
+        logits = all_images.gather(1, columns)
+        if not self.is_normalised:
+            self._set_normaliser(logits.detach())
+        return logits - self.log_normaliser
+
+    @torch.no_grad()
+    def update(self, embedding: Tensor, indices: Tensor, momentum: float) -> None:
+        """Moves the rows of these images (B,) towards their embeddings (B, D) and back to unit length."""
+        moved = self.vectors[indices] * momentum + embedding.float() * (1 - momentum)
+        self.vectors[indices] = unit_rows(moved)
+
+    def _set_normaliser(self, logits: Tensor) -> None:
+        """Z is estimated once, from the first batch: N times the mean of exp(similarity / T)."""
+        log_mean = logits.flatten().logsumexp(0, keepdim=True) - math.log(logits.numel())
+        means = gather_with_gradient(log_mean)
+        log_mean = means.logsumexp(0) - math.log(len(means))
+        self.log_normaliser.copy_(log_mean + math.log(len(self.vectors)))
+        self.is_normalised.fill_(True)
+
+
+class OtherClasses(nn.Module):
+    """Draws images of other classes; a class is known from the start, or once its image was seen."""
+
+    def __init__(self, images: int, labels: Tensor | None) -> None:
+        super().__init__()
+        known = torch.full((images,), UNKNOWN) if labels is None else labels.detach().clone().long()
+        self.register_buffer("labels", known)
+        self.is_complete = labels is not None
+
+    def learn(self, target: Tensor, indices: Tensor) -> None:
+        """Notes the classes (B,) of the images (B,), where they were not given."""
+        if not self.is_complete:
+            self.labels[indices] = target
+
+    def draw(self, target: Tensor, count: int) -> Tensor:
+        """Dataset positions (B, K) of images whose class differs from `target` (B,), K <= count.
+
+        Images sorted by class leave one gap per class, which the drawn number jumps over. Unknown images
+        count as other ones. With a single class every image is drawn from.
+        """
+        ordered, positions = self.labels.sort(stable=True)
+        first = torch.searchsorted(ordered, target)
+        own = torch.searchsorted(ordered, target, right=True) - first
+        others = len(ordered) - own
+        own = torch.where(others > 0, own, 0)
+        count = max(1, min(count, int((len(ordered) - own).min())))
+        uniform = draw_rows(len(target), count, target.device)
+        numbers = (uniform * (len(ordered) - own)[:, None]).long()
+        return positions[numbers + (numbers >= first[:, None]) * own[:, None]]
+
+
+class CRD(Method):
+    """Cross-entropy and the contrast of both embeddings with the other network's memory bank."""
+
+    Parameters = Parameters
+
+    def build_extras(self) -> dict[str, nn.Module]:
+        images, width = self.context.train_images, self.settings.width
+        return {
+            "student": project(self.student.width, width),
+            "teacher": project(self.teacher.width, width),
+            "student_bank": Bank(images, width),
+            "teacher_bank": Bank(images, width),
+            "others": OtherClasses(images, self.context.labels),
+        }
+
+    def terms(self, student: StagedOutput, teacher: StagedOutput, batch: Batch) -> Terms:
+        embedded = {
+            "student": unit_rows(self.extras["student"](student.pooled).float()),
+            "teacher": unit_rows(self.extras["teacher"](teacher.pooled).float()),
+        }
+        columns = self._choose_columns(batch)
+        weight = self.settings.contrast_weight
+        terms = {"labels": self.settings.label_weight * self.label_loss(student.logits, batch)}
+        terms["student_contrast"] = weight * self._contrast(embedded["student"], "teacher_bank", columns)
+        terms["teacher_contrast"] = weight * self._contrast(embedded["teacher"], "student_bank", columns)
+        self._update_banks(embedded, batch.indices)
+        return terms
+
+    def _choose_columns(self, batch: Batch) -> Tensor:
+        """Bank rows (B, 1 + K): the image itself, then the negatives."""
+        others, target = self.extras["others"], target_class(batch.target)
+        others.learn(gather_with_gradient(target), gather_with_gradient(batch.indices))
+        return torch.cat([batch.indices[:, None], others.draw(target, self.settings.negatives)], dim=1)
+
+    def _contrast(self, embedding: Tensor, bank: str, columns: Tensor) -> Tensor:
+        logits = self.extras[bank].similarity(embedding, columns, self.settings.temperature)
+        return noise_contrast(logits[:, 0], logits[:, 1:], self.context.train_images)
+
+    def _update_banks(self, embedded: dict[str, Tensor], indices: Tensor) -> None:
+        """Every process moves the rows of all processes' images, so that the banks stay equal."""
+        indices = gather_with_gradient(indices)
+        for name, embedding in embedded.items():
+            gathered = gather_with_gradient(embedding.detach())
+            self.extras[f"{name}_bank"].update(gathered, indices, self.settings.momentum)
+
+
+METHOD = CRD

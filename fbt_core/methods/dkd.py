@@ -1,0 +1,98 @@
+"""DKD: KD taken apart into the target class (TCKD) and the other classes among themselves (NCKD).
+
+For one image KD = TCKD + (1 - p_target) NCKD with the teacher's p_target; DKD = alpha TCKD + beta NCKD.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+
+from fbt_core.losses.labels import target_class
+from fbt_core.losses.numerics import in_float32
+from fbt_core.methods.base import Batch, Method, Terms
+from fbt_core.staged.base import StagedOutput
+
+REVISION = 1
+TRAITS = {
+    "title": "DKD",
+    "transfers": "logits",
+    "levels": 2,
+    "losses": ["TCKD", "NCKD"],
+    "generic": True,
+    "extra_parameters": False,
+    "needs_teacher": True,
+    "uses_fusion": False,
+    "citation": "B. Zhao et al., Decoupled Knowledge Distillation, CVPR 2022",
+}
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """alpha and beta weigh the target's and the other classes' part; both are softened by the temperature."""
+
+    label_weight: float
+    alpha: float
+    beta: float
+    temperature: float
+
+
+@in_float32
+def target_divergence(student: Tensor, teacher: Tensor, target: Tensor, temperature: float) -> Tensor:
+    """TCKD: KL between (p_target, 1 - p_target) of teacher and student, times T^2, mean over the batch.
+
+    student, teacher (B, C) logits; target (B,) or (B, C). Zhao et al. 2022, section 3.1.
+    """
+    target = target_class(target)
+    binary_student = _target_against_rest(student / temperature, target)
+    binary_teacher = _target_against_rest(teacher / temperature, target)
+    return _divergence(binary_student, binary_teacher) * temperature**2
+
+
+@in_float32
+def other_divergence(student: Tensor, teacher: Tensor, target: Tensor, temperature: float) -> Tensor:
+    """NCKD: KL between the probabilities of the non-target classes alone, times T^2, mean over the batch.
+
+    student, teacher (B, C) logits; target (B,) or (B, C). Zhao et al. 2022, section 3.1.
+    """
+    target = target_class(target)
+    others_student = functional.log_softmax(_without_target(student, target) / temperature, dim=1)
+    others_teacher = functional.log_softmax(_without_target(teacher, target) / temperature, dim=1)
+    return _divergence(others_student, others_teacher) * temperature**2
+
+
+def _divergence(log_student: Tensor, log_teacher: Tensor) -> Tensor:
+    return functional.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+
+
+def _target_against_rest(logits: Tensor, target: Tensor) -> Tensor:
+    """log p_target and log(1 - p_target), (B, 2); the second from the other classes, finite where p = 1."""
+    log_target = logits.gather(1, target[:, None])
+    log_rest = _without_target(logits, target).logsumexp(dim=1, keepdim=True)
+    return functional.log_softmax(torch.cat([log_target, log_rest], dim=1), dim=1)
+
+
+def _without_target(logits: Tensor, target: Tensor) -> Tensor:
+    """The logits of the C - 1 other classes, (B, C - 1)."""
+    others = functional.one_hot(target, logits.shape[1]) == 0
+    return logits[others].view(len(logits), -1)
+
+
+class DKD(Method):
+    """Cross-entropy, and the two parts of KD with weights of their own."""
+
+    Parameters = Parameters
+
+    def terms(self, student: StagedOutput, teacher: StagedOutput, batch: Batch) -> Terms:
+        s, inputs = self.settings, (student.logits, teacher.logits, batch.target)
+        return {
+            "labels": s.label_weight * self.label_loss(student.logits, batch),
+            "target": s.alpha * target_divergence(*inputs, s.temperature),
+            "others": s.beta * other_divergence(*inputs, s.temperature),
+        }
+
+
+METHOD = DKD

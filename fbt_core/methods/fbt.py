@@ -1,0 +1,177 @@
+"""FBT, Fuse Before Transfer: a fused model of early and late stages stands between teacher and student.
+
+L_FBT = L(K_t, K_s) + L(K_t, K_f) + L(K_f, K_s), with L(K_i, K_j) = L_InfoNCE(f_i, f_j) + L_OFA(p_i, p_j);
+t, f, s = teacher, fused model, student; f_i = the pooled final feature, p_i = the logits. Every part can be
+switched off: the main paper's ablation and rows B, C and E of the appendix's Table 3 are its settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from torch import Tensor, nn
+
+from fbt_core.distributed import gather_with_gradient
+from fbt_core.fusion import FusedModel, choose_direction
+from fbt_core.losses.contrast import Direction, info_nce
+from fbt_core.losses.logits import kl_divergence, ofa_loss
+from fbt_core.methods.base import Batch, Method, Terms
+from fbt_core.methods.modules import Temperature, project
+from fbt_core.staged.base import StagedOutput
+
+REVISION = 1
+TRAITS = {
+    "title": "FBT",
+    "transfers": "logits and features",
+    "levels": 3,
+    "losses": ["InfoNCE", "OFA"],
+    "generic": True,
+    "extra_parameters": True,
+    "needs_teacher": True,
+    "uses_fusion": True,
+    "citation": "G. Li et al., Fuse Before Transfer: Knowledge Fusion for Heterogeneous Distillation",
+}
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Which of the three transfers, the two losses and the fused model's parts are on, and their numbers.
+
+    projection: a linear map on the learner's feature where the widths differ, or in every pair.
+    fused_cross_entropy: the weight of the fused model's labels, used where its head is trainable.
+    """
+
+    teacher_to_student: bool
+    teacher_to_fused: bool
+    fused_to_student: bool
+    logit_loss: Literal["ofa", "kl", "none"]
+    feature_loss: Literal["infonce", "none"]
+    gamma: float
+    logit_temperature: float
+    logit_weight: float
+    feature_weight: float
+    student_cross_entropy: float
+    fused_cross_entropy: float
+    detach_fused: bool
+    block: Literal["swin", "swinv2", "vit", "none"]
+    block_heads: int
+    block_window: int
+    block_mlp_ratio: float
+    class_token: Literal["gradient", "detached"]
+    stage4: Literal["fused", "none"]
+    projection: Literal["unlike_widths", "always"]
+    direction: Direction
+    temperature_initial: float
+    temperature_min: float
+    temperature_max: float
+    learnable_temperature: bool
+    split: Literal["even", "ofa"]
+
+
+class Knowledge(NamedTuple):
+    """K_i: the pooled final feature (B, D_i) and the logits (B, classes) of one of the three models."""
+
+    feature: Tensor
+    logits: Tensor
+
+
+class FBT(Method):
+    """Student and fused model learn from the teacher, and the student from the fused model."""
+
+    Parameters = Parameters
+    unused_parameters = True  # e.g. L2G learns nothing where nobody teaches the fused model
+
+    def build_extras(self) -> dict[str, nn.Module]:
+        extras = self._build_fused()
+        widths = self._widths(extras)
+        for source, learner in self._transfers() if self.settings.feature_loss == "infonce" else ():
+            extras[f"temperature_{source}_to_{learner}"] = self._build_temperature()
+            if self.settings.projection == "always" or widths[source] != widths[learner]:
+                extras[f"projection_{source}_to_{learner}"] = project(widths[learner], widths[source])
+        return extras
+
+    def terms(self, student: StagedOutput, teacher: StagedOutput, batch: Batch) -> Terms:
+        knowledge = self._collect_knowledge(student, teacher)
+        terms = self._label_terms(knowledge, batch)
+        for source, learner in self._transfers():
+            taught_by = knowledge[source]
+            if source == "fused" and self.settings.detach_fused:
+                taught_by = Knowledge(*(part.detach() for part in taught_by))
+            pair = f"{source}_to_{learner}"
+            terms.update(self._transfer(pair, taught_by, knowledge[learner], batch))
+        return terms
+
+    def _transfers(self) -> Iterator[tuple[str, str]]:
+        """The (source, learner) pairs that are switched on."""
+        for source, learner in (("teacher", "student"), ("teacher", "fused"), ("fused", "student")):
+            if getattr(self.settings, f"{source}_to_{learner}"):
+                yield source, learner
+
+    def _uses_fused(self) -> bool:
+        return self.settings.teacher_to_fused or self.settings.fused_to_student
+
+    def _build_fused(self) -> dict[str, nn.Module]:
+        if not self._uses_fused():
+            return {}
+        direction = choose_direction(self.context.student_family, self.context.teacher_family)
+        names = ("block", "block_heads", "block_window", "block_mlp_ratio", "class_token", "stage4")
+        options = {name: getattr(self.settings, name) for name in names}
+        return {"fused": FusedModel(self.student, self.teacher, direction, **options)}
+
+    def _widths(self, extras: dict[str, nn.Module]) -> dict[str, int]:
+        """The width of each model's pooled feature."""
+        widths = {"student": self.student.width, "teacher": self.teacher.width}
+        return {**widths, "fused": extras["fused"].width} if "fused" in extras else widths
+
+    def _build_temperature(self) -> Temperature:
+        s = self.settings
+        return Temperature(
+            s.temperature_initial, s.temperature_min, s.temperature_max, s.learnable_temperature
+        )
+
+    def _collect_knowledge(self, student: StagedOutput, teacher: StagedOutput) -> dict[str, Knowledge]:
+        """K_s, K_t and, where it is used, K_f."""
+        knowledge = {
+            "student": Knowledge(student.pooled, student.logits),
+            "teacher": Knowledge(teacher.pooled, teacher.logits),
+        }
+        if self._uses_fused():
+            knowledge["fused"] = Knowledge(*self.extras["fused"](student, teacher))
+        return knowledge
+
+    def _label_terms(self, knowledge: dict[str, Knowledge], batch: Batch) -> Terms:
+        """Cross-entropy of the student, and of the fused model where its head is trainable."""
+        s = self.settings
+        terms = {"labels": s.student_cross_entropy * self.label_loss(knowledge["student"].logits, batch)}
+        if "fused" in knowledge and self.extras["fused"].head_is_trainable and s.fused_cross_entropy:
+            terms["fused_labels"] = s.fused_cross_entropy * self.label_loss(knowledge["fused"].logits, batch)
+        return terms
+
+    def _transfer(self, pair: str, source: Knowledge, learner: Knowledge, batch: Batch) -> Terms:
+        """L(K_source, K_learner): the logit term and the feature term, where they are on."""
+        terms = {}
+        if self.settings.logit_loss != "none":
+            loss = self._logit_loss(learner.logits, source.logits, batch.target)
+            terms[f"{pair}_logits"] = self.settings.logit_weight * loss
+        if self.settings.feature_loss != "none":
+            loss = self._feature_loss(pair, learner.feature, source.feature)
+            terms[f"{pair}_features"] = self.settings.feature_weight * loss
+        return terms
+
+    def _logit_loss(self, learner: Tensor, source: Tensor, target: Tensor) -> Tensor:
+        temperature = self.settings.logit_temperature
+        if self.settings.logit_loss == "kl":
+            return kl_divergence(learner, source, temperature)
+        return ofa_loss(learner, source, target, self.settings.gamma, temperature)
+
+    def _feature_loss(self, pair: str, learner: Tensor, source: Tensor) -> Tensor:
+        """InfoNCE with the learner's feature at the source's width, negatives from all processes."""
+        name = f"projection_{pair}"
+        learner = self.extras[name](learner) if name in self.extras else learner
+        learner, source = gather_with_gradient(learner), gather_with_gradient(source)
+        return info_nce(learner, source, self.extras[f"temperature_{pair}"](), self.settings.direction)
+
+
+METHOD = FBT

@@ -1,0 +1,107 @@
+"""FitNet in the four variants of the paper's Table 4: which features are matched, and by which loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from fbt_core.distributed import gather_with_gradient
+from fbt_core.losses.contrast import Direction, info_nce
+from fbt_core.losses.numerics import in_float32
+from fbt_core.methods.base import Batch, Method, Terms
+from fbt_core.methods.modules import Aligned, Temperature, project
+from fbt_core.methods.parameters import ParameterError
+from fbt_core.staged.base import StagedOutput
+
+REVISION = 1
+TRAITS = {
+    "title": "FitNet",
+    "transfers": "features",
+    "levels": 2,
+    "losses": ["MSE", "InfoNCE"],
+    "generic": True,
+    "extra_parameters": True,
+    "needs_teacher": True,
+    "uses_fusion": False,
+    "citation": "A. Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015",
+}
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What is matched, how, and how strongly; the temperature settings act with loss infonce only."""
+
+    features: Literal["all_stages", "final", "final_pooled"]
+    loss: Literal["mse", "infonce"]
+    label_weight: float
+    feature_weight: float
+    direction: Direction
+    temperature_initial: float
+    temperature_min: float
+    temperature_max: float
+    learnable_temperature: bool
+    split: Literal["even", "ofa"]
+
+
+@in_float32
+def feature_mse(learner: Tensor, source: Tensor) -> Tensor:
+    """Mean squared difference of two features of one shape, Romero et al. 2015, equation 3 as a mean."""
+    return functional.mse_loss(learner, source)
+
+
+class FitNet(Method):
+    """Cross-entropy, and a hint on all stages, on the last, or on the last after average pooling."""
+
+    Parameters = Parameters
+
+    def build_extras(self) -> dict[str, nn.Module]:
+        if self.settings.features != "final_pooled":
+            return self._build_map_projectors()
+        extras: dict[str, nn.Module] = {"pooled": project(self.student.width, self.teacher.width)}
+        if self.settings.loss == "infonce":
+            s = self.settings
+            extras["temperature"] = Temperature(
+                s.temperature_initial, s.temperature_min, s.temperature_max, s.learnable_temperature
+            )
+        return extras
+
+    def terms(self, student: StagedOutput, teacher: StagedOutput, batch: Batch) -> Terms:
+        terms = {"labels": self.settings.label_weight * self.label_loss(student.logits, batch)}
+        for name, hint in self._hints(student, teacher):
+            terms[name] = self.settings.feature_weight * hint
+        return terms
+
+    def _build_map_projectors(self) -> dict[str, nn.Module]:
+        if self.settings.loss == "infonce":
+            raise ParameterError(
+                "loss infonce compares one vector per image, so it needs features final_pooled",
+                where="parameters of method 'fitnet'",
+            )
+        return {
+            f"stage{i + 1}": Aligned(self.student.shapes[i], self.teacher.shapes[i]) for i in self._stages()
+        }
+
+    def _stages(self) -> range:
+        return range(4) if self.settings.features == "all_stages" else range(3, 4)
+
+    def _hints(self, student: StagedOutput, teacher: StagedOutput) -> Iterator[tuple[str, Tensor]]:
+        if self.settings.features == "final_pooled":
+            yield "pooled", self._pooled_hint(student.pooled, teacher.pooled)
+            return
+        for i in self._stages():
+            maps = self.extras[f"stage{i + 1}"](student.stages[i], teacher.stages[i])
+            yield f"stage{i + 1}", feature_mse(*maps)
+
+    def _pooled_hint(self, student: Tensor, teacher: Tensor) -> Tensor:
+        learner = self.extras["pooled"](student)
+        if self.settings.loss == "mse":
+            return feature_mse(learner, teacher)
+        learner, source = gather_with_gradient(learner), gather_with_gradient(teacher)
+        return info_nce(learner, source, self.extras["temperature"](), self.settings.direction)
+
+
+METHOD = FitNet

@@ -1,0 +1,106 @@
+"""LFCC, contrast in a compact space: the low frequencies of all four stages, compared image by image.
+
+After the paper's abstract (multi-scale low-pass filters on intermediate features, a compact space, sample-
+level contrast); the filters here are averages over cells, the contrast is InfoNCE, and all numbers are
+ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fbt_core.distributed import gather_with_gradient
+from fbt_core.losses.contrast import Direction, info_nce
+from fbt_core.losses.logits import kl_divergence
+from fbt_core.methods.base import Batch, Method, Terms
+from fbt_core.methods.modules import Grid, Temperature, common_grid, shrink
+from fbt_core.staged.base import FeatureShape, StagedOutput
+from fbt_core.staged.layout import to_map
+
+REVISION = 1
+TRAITS = {
+    "title": "LFCC",
+    "transfers": "features",
+    "levels": 2,
+    "losses": ["InfoNCE", "KL"],
+    "generic": True,
+    "extra_parameters": True,
+    "needs_teacher": True,
+    "uses_fusion": False,
+    "citation": "H. Wu et al., Aligning in a Compact Space, arXiv:2405.18524",
+}
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """`scales` low-pass filters average a map of `width` channels to 1x1, 2x2, ... 2^(scales-1) positions."""
+
+    label_weight: float
+    logit_weight: float
+    feature_weight: float
+    logit_temperature: float
+    width: int
+    scales: int
+    direction: Direction
+    temperature_initial: float
+    temperature_min: float
+    temperature_max: float
+    learnable_temperature: bool
+    split: Literal["even", "ofa"]
+
+
+class LowPass(nn.Module):
+    """The low frequencies of a feature at several scales, as one vector per image."""
+
+    def __init__(self, shape: FeatureShape, largest: Grid, width: int, scales: int) -> None:
+        super().__init__()
+        self.shape = shape
+        self.grids = [(min(2**i, largest[0]), min(2**i, largest[1])) for i in range(scales)]
+        self.compact = nn.Conv2d(shape.width, width, 1)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """A feature in its own layout -> (B, width * positions of all scales); class tokens are dropped.
+
+        Averaging over cells is the low-pass filter: it keeps what varies more slowly than the cells.
+        """
+        feature_map = to_map(feature, self.shape)
+        return torch.cat([self.compact(shrink(feature_map, grid)).flatten(1) for grid in self.grids], dim=1)
+
+
+class LowFrequencyContrast(Method):
+    """Cross-entropy, KD and the contrast of both networks' low frequencies in every stage."""
+
+    Parameters = Parameters
+
+    def build_extras(self) -> dict[str, nn.Module]:
+        s = self.settings
+        bounds = s.temperature_initial, s.temperature_min, s.temperature_max, s.learnable_temperature
+        extras: dict[str, nn.Module] = {"temperature": Temperature(*bounds)}
+        for i, (own, other) in enumerate(zip(self.student.shapes, self.teacher.shapes, strict=True)):
+            largest = common_grid(own.grid, other.grid)
+            extras[f"student{i + 1}"] = LowPass(own, largest, s.width, s.scales)
+            extras[f"teacher{i + 1}"] = LowPass(other, largest, s.width, s.scales)
+        return extras
+
+    def terms(self, student: StagedOutput, teacher: StagedOutput, batch: Batch) -> Terms:
+        s = self.settings
+        divergence = kl_divergence(student.logits, teacher.logits, s.logit_temperature)
+        terms = {
+            "labels": s.label_weight * self.label_loss(student.logits, batch),
+            "logits": s.logit_weight * divergence,
+        }
+        for i, pair in enumerate(zip(student.stages, teacher.stages, strict=True)):
+            terms[f"stage{i + 1}"] = s.feature_weight * self._contrast(i + 1, *pair)
+        return terms
+
+    def _contrast(self, number: int, student: Tensor, teacher: Tensor) -> Tensor:
+        learner = gather_with_gradient(self.extras[f"student{number}"](student))
+        source = gather_with_gradient(self.extras[f"teacher{number}"](teacher))
+        return info_nce(learner, source, self.extras["temperature"](), self.settings.direction)
+
+
+METHOD = LowFrequencyContrast

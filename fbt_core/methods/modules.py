@@ -1,0 +1,105 @@
+"""Small trainable modules that several methods add to the student and throw away after training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from fbt_core.methods.parameters import ParameterError
+from fbt_core.staged import StagedModel
+from fbt_core.staged.base import FeatureShape
+from fbt_core.staged.layout import to_map
+
+Grid = tuple[int, int]
+
+
+class Temperature(nn.Module):
+    """A temperature, learnable on a log scale and kept between two bounds."""
+
+    def __init__(self, initial: float, lowest: float, highest: float, learnable: bool) -> None:
+        super().__init__()
+        if not 0 < lowest <= initial <= highest:
+            raise ParameterError(f"temperature_initial {initial} is not between {lowest} and {highest}")
+        self.bounds = (math.log(lowest), math.log(highest))
+        self.logarithm = nn.Parameter(torch.tensor(math.log(initial)), requires_grad=learnable)
+
+    def forward(self) -> Tensor:
+        """The temperature, a scalar; a value that left the bounds is put back so that it can move again."""
+        with torch.no_grad():
+            self.logarithm.clamp_(*self.bounds)
+        return self.logarithm.exp()
+
+
+class Aligned(nn.Module):
+    """Brings the features of two unlike stages to maps of one grid and width.
+
+    The learner's feature becomes a map (class token dropped) and gets the source's width by a convolution
+    whose stride is the ratio of the grids (a patch embedding); where that ratio is not whole it is pooled.
+    The source's feature is only reshaped, and pooled where its grid is the larger one.
+    """
+
+    def __init__(self, learner: FeatureShape, source: FeatureShape) -> None:
+        super().__init__()
+        self.shapes, self.grid = (learner, source), common_grid(learner.grid, source.grid)
+        whole = all(large % small == 0 for large, small in zip(learner.grid, self.grid, strict=True))
+        ratio = tuple(a // b for a, b in zip(learner.grid, self.grid, strict=True)) if whole else (1, 1)
+        self.pools = not whole
+        self.embedding = nn.Conv2d(learner.width, source.width, ratio, ratio, bias=False)
+        nn.init.kaiming_normal_(self.embedding.weight, mode="fan_in", nonlinearity="linear")
+
+    def forward(self, learner: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+        """Two features in their own layouts -> two maps (B, C, H, W) of the source's width."""
+        learner_map, source_map = to_map(learner, self.shapes[0]), to_map(source, self.shapes[1])
+        learner_map = shrink(learner_map, self.grid) if self.pools else learner_map
+        return self.embedding(learner_map), shrink(source_map, self.grid)
+
+
+def common_grid(first: Grid, second: Grid) -> Grid:
+    """The smaller of two grids, side by side."""
+    return min(first[0], second[0]), min(first[1], second[1])
+
+
+def shrink(feature_map: Tensor, grid: Grid) -> Tensor:
+    """A map (B, C, H, W) average-pooled to a grid; a whole ratio takes the pooling that GPUs do exactly."""
+    height, width = feature_map.shape[2:]
+    if (height, width) == grid:
+        return feature_map
+    if height % grid[0] == 0 and width % grid[1] == 0:
+        return functional.avg_pool2d(feature_map, (height // grid[0], width // grid[1]))
+    return functional.adaptive_avg_pool2d(feature_map, grid)
+
+
+def project(width_in: int, width_out: int) -> nn.Linear:
+    """A linear map between two widths."""
+    return nn.Linear(width_in, width_out)
+
+
+def rectified_features(network: StagedModel) -> tuple[bool, ...]:
+    """Whether each stage's output, and last the normalised feature, is never negative (it ends in a ReLU).
+
+    Read from one random image of a generator of its own, in eval mode.
+    """
+    place = next(network.parameters())
+    image = torch.randn(
+        1, 3, network.image_size, network.image_size, generator=torch.Generator().manual_seed(0)
+    )
+    with torch.no_grad(), evaluating(network):
+        stages = network.run(network.stem(image.to(place.device, place.dtype)))
+        return tuple(bool((feature >= 0).all()) for feature in [*stages, network.norm(stages[-1])])
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Eval mode for a while; afterwards every module has the mode it had."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,133 @@
+"""ReviewKD: the student's early stages learn from the teacher's, its later stages reviewed on the way.
+
+Made for CNN pairs; adapted to any pair: every layout becomes a map (class tokens dropped), and a level is
+compared on the smaller of the two grids.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from fbt_core.losses.numerics import in_float32
+from fbt_core.methods.base import Batch, Method, Terms
+from fbt_core.methods.modules import Grid, common_grid, shrink
+from fbt_core.staged.base import FeatureShape, StagedOutput
+from fbt_core.staged.layout import to_map
+
+REVISION = 1
+TRAITS = {
+    "title": "ReviewKD",
+    "transfers": "features",
+    "levels": 2,
+    "losses": ["hierarchical context loss"],
+    "generic": False,
+    "extra_parameters": True,
+    "needs_teacher": True,
+    "uses_fusion": False,
+    "citation": "P. Chen et al., Distilling Knowledge via Knowledge Review, CVPR 2021",
+}
+PYRAMID = (4, 2, 1)
+LEVELS = ("stage1", "stage2", "stage3", "stage4", "pooled")
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """`width` of the fused features; the review's weight rises linearly over `ramp_epochs`."""
+
+    label_weight: float
+    review_weight: float
+    ramp_epochs: int
+    width: int
+    split: Literal["even", "ofa"]
+
+
+@in_float32
+def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
+    """MSE of two maps and of their averages at 4x4, 2x2 and 1x1, each level weighing half of the one before.
+
+    student, teacher (B, C, H, W); levels not smaller than the map are left out; divided by the weights' sum.
+    Chen et al. 2021.
+    """
+    sides = [side for side in PYRAMID if side < min(student.shape[2:])]
+    losses = [functional.mse_loss(student, teacher)]
+    losses += [functional.mse_loss(_average(student, side), _average(teacher, side)) for side in sides]
+    weights = [0.5**i for i in range(len(losses))]
+    return sum(w * loss for w, loss in zip(weights, losses, strict=True)) / sum(weights)
+
+
+def _average(feature_map: Tensor, side: int) -> Tensor:
+    return shrink(feature_map, (side, side))
+
+
+class AttentionFusion(nn.Module):
+    """ABF: a student's map meets what later levels passed down, weighed position by position."""
+
+    def __init__(self, width_in: int, width: int, width_out: int, is_last: bool) -> None:
+        super().__init__()
+        self.reduce = nn.Sequential(nn.Conv2d(width_in, width, 1, bias=False), nn.BatchNorm2d(width))
+        self.attention = None if is_last else nn.Sequential(nn.Conv2d(2 * width, 2, 1), nn.Sigmoid())
+        self.expand = nn.Sequential(
+            nn.Conv2d(width, width_out, 3, padding=1, bias=False), nn.BatchNorm2d(width_out)
+        )
+        for convolution in (self.reduce[0], self.expand[0]):
+            nn.init.kaiming_uniform_(convolution.weight, a=1)
+
+    def forward(self, feature_map: Tensor, passed: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The map at the teacher's width, and the fused map (B, width, H, W) for the level before."""
+        fused = self.reduce(feature_map)
+        if self.attention is not None and passed is not None:
+            passed = functional.interpolate(passed, fused.shape[2:], mode="nearest")
+            weights = self.attention(torch.cat([fused, passed], dim=1))
+            fused = fused * weights[:, :1] + passed * weights[:, 1:]
+        return self.expand(fused), fused
+
+
+class ReviewKD(Method):
+    """Cross-entropy and the review of five levels: four stages and the pooled feature."""
+
+    Parameters = Parameters
+
+    def build_extras(self) -> dict[str, nn.Module]:
+        pairs = zip(LEVELS, self._widths(self.student), self._widths(self.teacher), strict=True)
+        width = self.settings.width
+        return {
+            name: AttentionFusion(student, width, teacher, name == LEVELS[-1])
+            for name, student, teacher in pairs
+        }
+
+    def terms(self, student: StagedOutput, teacher: StagedOutput, batch: Batch) -> Terms:
+        terms = {"labels": self.settings.label_weight * self.label_loss(student.logits, batch)}
+        weight = self.settings.review_weight * self.ramp(self.settings.ramp_epochs)
+        reviewed = self._review(self._maps(student, self.student.shapes))
+        for name, feature_map in self._maps(teacher, self.teacher.shapes).items():
+            pair = _to_common_grid(reviewed[name], feature_map)
+            terms[name] = weight * hierarchical_context(*pair)
+        return terms
+
+    def _widths(self, staged: nn.Module) -> list[int]:
+        return [*(shape.width for shape in staged.shapes), staged.width]
+
+    def _maps(self, output: StagedOutput, shapes: tuple[FeatureShape, ...]) -> dict[str, Tensor]:
+        """The five levels as maps; the pooled feature is a map of one position."""
+        maps = [to_map(feature, shape) for feature, shape in zip(output.stages, shapes, strict=True)]
+        return dict(zip(LEVELS, [*maps, output.pooled[:, :, None, None]], strict=True))
+
+    def _review(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The student's levels, last to first, each fused with what the later ones passed down."""
+        passed, reviewed = None, {}
+        for name in reversed(LEVELS):
+            reviewed[name], passed = self.extras[name](maps[name], passed)
+        return reviewed
+
+
+def _to_common_grid(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    grid: Grid = common_grid(tuple(student.shape[2:]), tuple(teacher.shape[2:]))
+    return shrink(student, grid), shrink(teacher, grid)
+
+
+METHOD = ReviewKD

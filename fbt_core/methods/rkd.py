@@ -1,0 +1,108 @@
+"""RKD: the student keeps the distances and the angles that the teacher's features form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from fbt_core.distributed import gather_with_gradient
+from fbt_core.losses.numerics import in_float32
+from fbt_core.methods.base import Batch, Method, Terms
+from fbt_core.staged.base import StagedOutput
+
+REVISION = 1
+TRAITS = {
+    "title": "RKD",
+    "transfers": "relations",
+    "levels": 2,
+    "losses": ["distances", "angles"],
+    "generic": True,
+    "extra_parameters": False,
+    "needs_teacher": True,
+    "uses_fusion": False,
+    "citation": "W. Park et al., Relational Knowledge Distillation, CVPR 2019",
+}
+SMALLEST = 1e-12  # squared distances below it count as zero
+CHUNK = 2**24  # angles held at once
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Weights of the cross-entropy, of the distances and of the angles."""
+
+    label_weight: float
+    distance_weight: float
+    angle_weight: float
+
+
+@in_float32
+def distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Smooth L1 between the pairwise distances of both, each divided by its mean positive distance.
+
+    student (B, D_s), teacher (B, D_t). Park et al. 2019, section 3.2.1.
+    """
+    return functional.smooth_l1_loss(_relative_distances(student), _relative_distances(teacher))
+
+
+@in_float32
+def angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Smooth L1 between the cosines at which two images are seen from a third, over all (B, B, B) triplets.
+
+    student (B, D_s), teacher (B, D_t). Park et al. 2019, section 3.2.2. Computed for some vertices at a time.
+    """
+    count = len(student)
+    step = max(1, CHUNK // count**2)
+    chunks = [slice(start, start + step) for start in range(0, count, step)]
+    if len(chunks) == 1:
+        return _sum_angles(student, teacher, chunks[0]) / count**3
+    sums = [
+        checkpoint(_sum_angles, student, teacher, chunk, use_reentrant=False, preserve_rng_state=False)
+        for chunk in chunks
+    ]
+    return torch.stack(sums).sum() / count**3
+
+
+def _relative_distances(features: Tensor) -> Tensor:
+    """Euclidean distances (B, B) over their mean positive value; all zero where all features are equal."""
+    features = features - features.mean(dim=0)  # changes no distance, spares digits
+    squares = features.square().sum(dim=1)
+    squared = squares[:, None] + squares[None, :] - 2 * features @ features.t()
+    apart = (squared > SMALLEST) & ~torch.eye(len(features), dtype=torch.bool, device=features.device)
+    distances = torch.where(apart, squared.clamp(min=SMALLEST).sqrt(), 0)
+    return distances / (distances.sum() / apart.sum().clamp(min=1)).clamp(min=SMALLEST)
+
+
+def _sum_angles(student: Tensor, teacher: Tensor, vertices: slice) -> Tensor:
+    angles = _cosines(student, vertices), _cosines(teacher, vertices)
+    return functional.smooth_l1_loss(*angles, reduction="sum")
+
+
+def _cosines(features: Tensor, vertices: slice) -> Tensor:
+    """The cosine of the angle at vertex v between images i and j, (V, B, B); 0 where one coincides with v."""
+    offsets = features[None, :, :] - features[vertices, None, :]
+    squared = offsets.square().sum(dim=2, keepdim=True)
+    inverse = torch.where(squared > SMALLEST, squared.clamp(min=SMALLEST).rsqrt(), 0)
+    directions = offsets * inverse
+    return directions @ directions.transpose(1, 2)
+
+
+class RKD(Method):
+    """Cross-entropy and the two relations of the pooled final features, across all processes."""
+
+    Parameters = Parameters
+
+    def terms(self, student: StagedOutput, teacher: StagedOutput, batch: Batch) -> Terms:
+        s = self.settings
+        pair = gather_with_gradient(student.pooled), gather_with_gradient(teacher.pooled)
+        return {
+            "labels": s.label_weight * self.label_loss(student.logits, batch),
+            "distances": s.distance_weight * distance_loss(*pair),
+            "angles": s.angle_weight * angle_loss(*pair),
+        }
+
+
+METHOD = RKD

@@ -1,0 +1,132 @@
+"""Optimiser, schedule, gradient scaling and clipping of a recipe, all through timm and torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler.cosine_lr import CosineLRScheduler
+from timm.scheduler.multistep_lr import MultiStepLRScheduler
+from timm.scheduler.scheduler import Scheduler
+from torch import Tensor, nn
+
+from fbt_core.errors import UserError
+from fbt_core.spec import OptimizerSpec, RecipeSpec
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+STUDENT_PREFIX = "student.network."
+
+
+def parameter_groups(module: nn.Module, spec: OptimizerSpec) -> list[dict[str, Any]]:
+    """Trainable parameters with and without weight decay, as the recipe's `no_decay` says.
+
+    one_dimensional: vectors and scalars are spared. ofa_repository: those and every name ending in .bias, and
+    nothing else (its optimiser never asks the network, so position embeddings and Swin's bias tables decay).
+    network_list: as ofa_repository, and what the network lists (position embedding, class token, ...).
+    """
+    spared = _spared(module, spec.no_decay)
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    without = [p for name, p in named if spared(name, p)]
+    decayed = [p for name, p in named if not spared(name, p)]
+    groups = [
+        {"params": without, "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": spec.weight_decay},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _spared(module: nn.Module, rule: str) -> Callable[[str, Tensor], bool]:
+    if rule == "one_dimensional":
+        return lambda name, parameter: parameter.ndim <= 1
+    listed = _listed(module) if rule == "network_list" else set()
+    return lambda name, parameter: parameter.ndim <= 1 or name.endswith(".bias") or name in listed
+
+
+def _listed(module: nn.Module) -> set[str]:
+    """Names that the student's network wants free of decay."""
+    network = module.get_submodule(STUDENT_PREFIX.rstrip("."))
+    ask = getattr(network, "no_weight_decay", None)
+    return {STUDENT_PREFIX + name for name in ask()} if ask else set()
+
+
+class Optimisation:
+    """The recipe's optimiser, learning rate and loss scaling for one trainable module."""
+
+    def __init__(self, module: nn.Module, recipe: RecipeSpec, steps: int, device: torch.device) -> None:
+        self.module, self.recipe, self.device = module, recipe, device
+        spec = recipe.optimizer
+        if spec.name == "sgd" and spec.momentum is None:
+            what = "sgd needs its momentum (timm's sgd is Nesterov's)"
+            raise UserError(what, where="recipe.optimizer.momentum")
+        options = {} if spec.momentum is None else {"momentum": spec.momentum}
+        groups = parameter_groups(module, spec)
+        self.optimizer = create_optimizer_v2(groups, opt=spec.name, lr=spec.learning_rate, **options)
+        self.schedule = make_schedule(self.optimizer, recipe, steps)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
+
+    def autocast(self) -> torch.autocast:
+        """The context in which a forward pass runs in the recipe's precision."""
+        kind = PRECISIONS[self.recipe.precision]
+        return torch.autocast(self.device.type, dtype=kind, enabled=kind != torch.float32)
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of the loss, scaled where float16 needs it."""
+        self.scaler.scale(loss).backward()
+
+    def step(self, updates: int) -> None:
+        """Clip, update, clear the gradients; `updates` counts the updates made so far, this one included."""
+        if self.recipe.optimizer.clip_gradient is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.module.parameters(), self.recipe.optimizer.clip_gradient)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.step_update(updates)
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate in force now."""
+        return self.optimizer.param_groups[0]["lr"]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Optimiser, schedule and scaler for a checkpoint."""
+        schedule = {name: value for name, value in self.schedule.state_dict().items() if _is_plain(value)}
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": schedule,
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up where a checkpoint left off."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, recipe: RecipeSpec, steps: int) -> Scheduler:
+    """timm's schedule; it moves once an epoch (timm's habit) or once a step, as the recipe says."""
+    spec = recipe.schedule
+    unit = steps if spec.update == "step" else 1
+    warmup = {
+        "warmup_t": spec.warmup_epochs * unit,
+        "warmup_lr_init": spec.warmup_start,
+        "warmup_prefix": False,
+    }
+    options = {**warmup, "t_in_epochs": spec.update == "epoch"}
+    if spec.name == "cosine":
+        return CosineLRScheduler(optimizer, recipe.epochs * unit, lr_min=spec.minimum, **options)
+    if spec.milestones is None or spec.factor is None:
+        raise UserError("schedule 'step' needs milestones and factor", where="recipe.schedule")
+    # timm applies milestone m one unit early (at index m - 1); the papers' "after 30 epochs" is index 30.
+    milestones = [milestone * unit + 1 for milestone in spec.milestones]
+    return MultiStepLRScheduler(optimizer, milestones, decay_rate=spec.factor, **options)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is numbers, words or lists of them: what a checkpoint may hold besides tensors."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)

@@ -1,0 +1,202 @@
+"""One run: a spec in, metrics.json and weights.safetensors out.
+
+    python -m fbt_core.run --spec JSON --settings JSON --runs results/smoke/runs
+
+Exit codes: 0 done, 1 an error the user can mend, 75 interrupted, state saved (run it again to continue).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from fbt_core import distributed
+from fbt_core.data.feed import Feed, explaining_loaders
+from fbt_core.data.load import load_splits
+from fbt_core.data.order import seed_everything
+from fbt_core.data.splits import Split
+from fbt_core.data.transforms import test_pipeline, training_pipeline
+from fbt_core.distributed import Place
+from fbt_core.errors import Interrupted, UserError
+from fbt_core.files import make_folder
+from fbt_core.loop import StopRequest, Training
+from fbt_core.methods.base import Context, Method
+from fbt_core.methods.registry import build_method
+from fbt_core.provenance import device_name, git_state, job, now, peak_memory_mb, versions
+from fbt_core.run_folder import RunFolder
+from fbt_core.spec import ExecutionSettings, NetworkSpec, RunSpec, parse_spec
+from fbt_core.staged import StagedModel, build_network, stage
+from fbt_core.weights import WeightSources, load_weights
+
+MEMORY = "use more GPUs, gradient_accumulation or precision bfloat16; the last checkpoint is kept"
+BUILD = 0  # the stream of random numbers that initial weights come from
+
+
+def train(spec: RunSpec, settings: ExecutionSettings, runs: Path, stop: StopRequest) -> None:
+    """Train one run to its end, or to where a signal stops it; a complete run is left alone."""
+    place = distributed.start(settings)
+    folder = RunFolder(runs, spec, writes=place.first)
+    splits = load_splits(spec.dataset, settings.data_roots)
+    method = make_method(spec, settings, runs, splits[0]).to(place.device)
+    if settings.channels_last:
+        method = method.to(memory_format=torch.channels_last)
+    folder.open()
+    if folder.complete:
+        folder.note(f"{spec.id} is complete; delete its folder to train it again")
+        return
+    try:
+        with explaining_loaders():
+            feeds = make_feeds(spec, settings, splits, place)
+            training = Training(spec, settings, place, method, feeds, folder, stop)
+            training.resume()
+            training.fit()
+        folder.publish(training.record.best_weights, make_metrics(training))
+        training.report_progress(force=True, state="done")
+    except Exception as error:
+        folder.change_progress("interrupted" if isinstance(error, Interrupted) else "failed", str(error))
+        if isinstance(error, UserError | Interrupted):
+            folder.note(str(error), terminal=False)
+        raise
+
+
+def make_method(spec: RunSpec, settings: ExecutionSettings, runs: Path, split: Split) -> Method:
+    """Student, teacher and method; their random weights follow from the run's seed."""
+    sources = WeightSources(runs, settings.weight_files)
+    split_rule = str(spec.method.parameters.get("split", "even"))
+    try:
+        student = make_network(spec.student, spec, sources, split_rule, in_training=True)
+        teacher = make_network(spec.teacher, spec, sources, split_rule) if spec.teacher else None
+        seed_everything(spec.seed, BUILD, 1)
+        method = build_method(spec.method, student, teacher, Context.of(spec, split.labels))
+    except ValueError as error:  # networks and methods explain what they cannot do in their own words
+        raise UserError(str(error), where=spec.id) from None
+    normalise(method, spec)
+    return method
+
+
+def make_network(
+    network: NetworkSpec, spec: RunSpec, sources: WeightSources, split: str, in_training: bool = False
+) -> StagedModel:
+    """A network in its role with the weights its spec names, cut into stages."""
+    seed_everything(spec.seed, BUILD, 0)
+    built = build_network(network, spec.dataset.classes, spec.dataset.image_size)
+    load_weights(built, network, sources, new_head=in_training)
+    return stage(built, spec.dataset.image_size, split)
+
+
+def normalise(method: Method, spec: RunSpec) -> None:
+    """Tell the method how the teacher wants its images: its own way, or the student's."""
+    own = spec.teacher is not None and spec.recipe.teacher_normalisation == "own"
+    teacher = spec.teacher if own else spec.student
+    method.set_normalisation(spec.student.mean, spec.student.std, teacher.mean, teacher.std)
+
+
+def make_feeds(
+    spec: RunSpec, settings: ExecutionSettings, splits: tuple[Split, Split], place: Place
+) -> tuple[Feed, Feed]:
+    """The streams of training and test batches."""
+    train_split, test_split = splits
+    training = training_pipeline(train_split, spec.dataset, spec.recipe.augmentation, spec.seed)
+    testing = test_pipeline(test_split, spec.dataset)
+    return (
+        Feed(train_split, training, settings.workers, place.device),
+        Feed(test_split, testing, settings.workers, place.device),
+    )
+
+
+def make_metrics(training: Training) -> dict[str, Any]:
+    """The content of metrics.json, but the digest of the weights."""
+    spec, record = training.spec, training.record
+    last = record.history[-1]
+    images = training.order.steps * training.order.batch * spec.recipe.epochs
+    network = training.method.student.network
+    return {
+        "run": spec.id,
+        "spec": spec.model_dump(mode="json"),
+        "best": record.best,
+        "last": {"epoch": last["epoch"], "top1": last["top1"], "top5": last["top5"]},
+        "ema": record.best_ema,
+        "history": record.history,
+        "seconds": round(record.seconds, 3),
+        "images_per_second": round(images / record.training_seconds, 1),
+        "peak_memory_mb": peak_memory_mb(training.place.device),
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "execution": execution(training),
+        "provenance": {**git_state(), "started": record.started, "finished": now(), "versions": versions()},
+    }
+
+
+def execution(training: Training) -> dict[str, Any]:
+    """Where and how the run was executed; none of it is in the spec."""
+    place, record = training.place, training.record
+    gpus = place.world if place.device.type == "cuda" else 0
+    reserved = job()["gpus_reserved"]
+    return {
+        "device": place.device.type,
+        "device_name": device_name(place.device),
+        "gpus": gpus,
+        "gpu_hours": round((gpus if reserved is None else reserved) * record.seconds / 3600, 4),
+        "world_size": place.world,
+        "threads": torch.get_num_threads(),
+        "workers": training.settings.workers,
+        "gradient_accumulation": training.settings.gradient_accumulation,
+        "cuda_visible_devices": distributed.visible_devices(),
+        **job(),
+        "resumed_at": record.resumed_at,
+    }
+
+
+def read_arguments(arguments: list[str] | None) -> tuple[RunSpec, ExecutionSettings, Path]:
+    """The command line, checked; every fault of a JSON text in one line."""
+    parser = argparse.ArgumentParser(prog="python -m fbt_core.run", description=__doc__.splitlines()[0])
+    parser.add_argument("--spec", required=True, help="a RunSpec as JSON, or a file that holds one")
+    parser.add_argument(
+        "--settings", default="{}", help="ExecutionSettings as JSON, or a file that holds them"
+    )
+    parser.add_argument(
+        "--runs", type=Path, required=True, help="the folder of all runs, e.g. results/smoke/runs"
+    )
+    chosen = parser.parse_args(arguments)
+    try:
+        spec = parse_spec(_text(chosen.spec))
+        settings = ExecutionSettings.model_validate_json(_text(chosen.settings))
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, fault['loc'])) or 'JSON'}: {fault['msg']}" for fault in error.errors()]
+        raise UserError(", ".join(faults), where=error.title) from None
+    return spec, settings, chosen.runs
+
+
+def _text(value: str) -> str:
+    if value.lstrip().startswith("{"):
+        return value
+    try:
+        return Path(value).read_text()
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", where=value[:200]) from None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    stop = StopRequest()
+    try:
+        with stop.listening():
+            spec, settings, runs = read_arguments(arguments)
+            make_folder(runs)
+            train(spec, settings, runs, stop)
+    except torch.cuda.OutOfMemoryError as error:
+        print(f"error: the GPU's memory is full ({str(error).split('. ')[0]}); {MEMORY}", file=sys.stderr)
+        return UserError.exit_code
+    except (UserError, Interrupted) as error:
+        print(f"{'interrupted' if isinstance(error, Interrupted) else 'error'}: {error}", file=sys.stderr)
+        return error.exit_code
+    finally:
+        distributed.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

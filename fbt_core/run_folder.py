@@ -1,0 +1,97 @@
+"""The folder of one run: its log, history, progress and results, each written whole."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fbt_core.errors import UserError
+from fbt_core.files import make_folder, remove_leftovers, write_bytes, write_json
+from fbt_core.provenance import now
+from fbt_core.spec import RunSpec
+from fbt_core.weights import WEIGHTS_FILE, serialise
+
+METRICS_FILE = "metrics.json"
+PROGRESS_SECONDS = 2.0
+
+
+class RunFolder:
+    """`runs/<run id>`. With `writes` False (every process but the first) nothing is written."""
+
+    def __init__(self, runs: Path, spec: RunSpec, writes: bool = True) -> None:
+        self.path, self.spec, self.writes = runs / spec.id, spec, writes
+        self._progress_written = 0.0
+        self._lock: Any = None
+
+    def open(self) -> None:
+        """Create the folder, take its lock and remove what a killed process left half written."""
+        if not self.writes:
+            return
+        make_folder(self.path)
+        self._take_lock()
+        remove_leftovers(self.path)
+        write_json(self.path / "spec.json", self.spec.model_dump(mode="json"))
+
+    def _take_lock(self) -> None:
+        """Refuse to train a run that another process on this machine is training."""
+        try:
+            self._lock = (self.path / "lock").open("w")
+            # Not flock: loader processes would inherit that one and hold it after the run was killed.
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError("another process is training this run", where=str(self.path)) from None
+        except OSError as error:  # no locks here; a folder that cannot be written is told below
+            self.note(f"no lock: {error}")
+
+    @property
+    def complete(self) -> bool:
+        """Whether both results are there: nothing is left to do."""
+        return (self.path / METRICS_FILE).exists() and (self.path / WEIGHTS_FILE).exists()
+
+    def note(self, text: str, terminal: bool = True) -> None:
+        """One line to the terminal and to log.txt; a full disk does not stop it."""
+        if not self.writes:
+            return
+        if terminal:
+            print(text, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError), (self.path / "log.txt").open("a") as file:
+            file.write(f"{now()} {text}\n")
+
+    def write_history(self, history: list[dict[str, Any]]) -> None:
+        """One line per finished epoch; lines of epochs that are trained again are replaced."""
+        if self.writes:
+            lines = "".join(json.dumps(line, allow_nan=False) + "\n" for line in history)
+            write_bytes(self.path / "history.jsonl", lines.encode())
+
+    def write_progress(self, content: Mapping[str, Any], force: bool = False) -> None:
+        """Where the run stands, at most every two seconds unless forced."""
+        if not self.writes or (not force and time.monotonic() - self._progress_written < PROGRESS_SECONDS):
+            return
+        self._progress_written = time.monotonic()
+        write_json(self.path / "progress.json", {**content, "updated": now(), "pid": os.getpid()})
+
+    def change_progress(self, state: str, error: str | None = None) -> None:
+        """Mark the run as interrupted or failed; never raises, it is called on the way out."""
+        with contextlib.suppress(Exception):
+            path = self.path / "progress.json"
+            content = json.loads(path.read_text()) if path.exists() else {}
+            self.write_progress({**content, "state": state, "error": error}, force=True)
+
+    def publish(self, weights: Mapping[str, Tensor], metrics: Mapping[str, Any]) -> None:
+        """Write the declared results: weights first, metrics last, each by renaming."""
+        if not self.writes:
+            return
+        content = serialise(weights)
+        write_bytes(self.path / WEIGHTS_FILE, content)
+        digest = hashlib.sha256(content).hexdigest()
+        write_json(self.path / METRICS_FILE, {**metrics, "weights_sha256": digest})

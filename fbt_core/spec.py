@@ -1,0 +1,196 @@
+"""RunSpec, its run id and the engine's settings: the contract between planner and engine.
+
+A RunSpec holds everything that can change the measured number and nothing else: no paths, worker
+counts, labels or printed numbers. This module imports neither torch nor timm.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+ENGINE_REVISION = 1
+"""Raise it when a fix in the engine (loop, data, recipe, checkpoint) changes any run's number."""
+FUSION_REVISION = 1
+"""Raise it when a fix in fbt_core/fusion changes the number of runs that use the fused model."""
+
+ID_PATTERN = re.compile(r"^[a-z0-9_]+(-[a-z0-9_]+)*-[0-9a-f]{10}$")
+
+Key = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
+Family = Literal["cnn", "msa", "mlp"]
+Triple = tuple[float, float, float]
+Scalar = bool | int | float | str | None
+Value = Scalar | tuple[Scalar, ...] | tuple[tuple[Scalar, ...], ...]
+
+
+class Strict(BaseModel):
+    """A frozen record that refuses unknown keys and values of the wrong type."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class DatasetSpec(Strict):
+    """Which images a run sees: the loader and all that shapes its output, but not where the files lie."""
+
+    name: Key
+    loader: Literal["fashion_mnist", "cifar100", "image_folder"]
+    variant: str = Field(description="embedded | full for fashion_mnist, else full")
+    classes: int = Field(ge=2)
+    train_images: int = Field(ge=1)
+    test_images: int = Field(ge=1)
+    image_size: int = Field(ge=8, description="pixels of the square network input")
+    mean: Triple
+    std: Triple
+
+
+class NetworkSpec(Strict):
+    """A network in a role: what timm builds, where its weights come from, how it wants its input."""
+
+    architecture: Key
+    family: Family
+    create: str = Field(description="a timm model name, or module:Class for what create_model cannot build")
+    options: dict[str, Value] = Field(description="keyword arguments of the constructor; never num_classes")
+    weights: str = Field(description="none | timm:<tag> | file:<sha256> | run:<run id>")
+    mean: Triple
+    std: Triple
+
+
+class OptimizerSpec(Strict):
+    """Optimiser by timm's name with all of its numbers; no_decay names which parameters are spared decay."""
+
+    name: Literal["sgd", "adamw"]
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(ge=0)
+    momentum: float | None = None
+    no_decay: Literal["one_dimensional", "network_list", "ofa_repository"]
+    clip_gradient: float | None = None
+
+
+class ScheduleSpec(Strict):
+    """Learning rate over epochs: warm-up, then cosine or steps."""
+
+    name: Literal["cosine", "step"]
+    minimum: float = Field(ge=0)
+    warmup_epochs: int = Field(ge=0)
+    warmup_start: float = Field(ge=0)
+    update: Literal["epoch", "step"] = Field(
+        default="epoch", description="when the rate moves: once an epoch (timm's habit) or at every step"
+    )
+    milestones: tuple[int, ...] | None = None
+    factor: float | None = None
+
+
+class AugmentationSpec(Strict):
+    """What happens to a training image; None switches a step off."""
+
+    crop_scale: tuple[float, float] | None
+    flip: float = Field(ge=0, le=1)
+    color_jitter: float | None
+    rand_augment: str | None = Field(description="timm's policy string, e.g. rand-m9-mstd0.5-inc1")
+    mixup: float | None
+    cutmix: float | None
+    erasing: float | None
+
+
+class RecipeEntry(Strict):
+    """One training recipe: optimiser, schedule and augmentation; all of RecipeSpec but its name."""
+
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=2, description="total over all GPUs")
+    normalisation_batch: int | None = Field(
+        default=None, description="images a BatchNorm normalises over; None = the whole batch"
+    )
+    allow_changed_batch: Literal[True] | None = Field(
+        default=None,
+        description="gradient accumulation may change what BatchNorm and losses that compare images see: "
+        "the images of one part instead of the batch",
+    )
+    optimizer: OptimizerSpec
+    schedule: ScheduleSpec
+    augmentation: AugmentationSpec
+    label_smoothing: float = Field(ge=0, lt=1)
+    ema_decay: float | None = None
+    precision: Literal["float32", "bfloat16", "float16"]
+    teacher_normalisation: Literal["own", "student"]
+
+
+class RecipeSpec(RecipeEntry):
+    """A recipe with its name, as a run holds it."""
+
+    name: Key
+
+
+class MethodSpec(Strict):
+    """A distillation method with every parameter it takes, and the revision of its code."""
+
+    name: Key
+    parameters: dict[str, Value]
+    revision: int = Field(ge=1)
+    fusion_revision: int | None = Field(default=None, description="set for methods that use the fused model")
+
+
+class RunSpec(Strict):
+    """Full settings of one training: same spec, same number (on CPU: same bytes)."""
+
+    dataset: DatasetSpec
+    student: NetworkSpec
+    teacher: NetworkSpec | None
+    method: MethodSpec
+    recipe: RecipeSpec
+    seed: int = Field(ge=0)
+    engine_revision: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _check_teacher(self) -> RunSpec:
+        if self.teacher is not None and self.teacher.weights == "none":
+            raise ValueError("a teacher needs weights: timm:<tag>, file:<sha256> or run:<run id>")
+        return self
+
+    @property
+    def id(self) -> str:
+        """Readable slug and the first 10 hex digits of the canonical JSON's sha256."""
+        names = [self.dataset.name, self.method.name]
+        names += [self.teacher.architecture] if self.teacher else []
+        return "-".join([*names, self.student.architecture, self.digest()[:10]])
+
+    def canonical_json(self) -> str:
+        """Sorted keys, no blanks, None left out: a new optional field keeps old ids."""
+        content = self.model_dump(mode="json", exclude_none=True)
+        return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+    def digest(self) -> str:
+        """The sha256 (hex) of the canonical JSON."""
+        return hashlib.sha256(self.canonical_json().encode()).hexdigest()
+
+    def needed_runs(self) -> tuple[str, ...]:
+        """Ids of the runs whose weights this run reads (teacher, initial student)."""
+        networks = [network for network in (self.teacher, self.student) if network]
+        return tuple(n.weights.removeprefix("run:") for n in networks if n.weights.startswith("run:"))
+
+
+def parse_spec(text: str) -> RunSpec:
+    """A RunSpec from its JSON (lists become tuples); raises pydantic.ValidationError when it is not one."""
+    return RunSpec.model_validate_json(text)
+
+
+class ExecutionSettings(Strict):
+    """How a run is executed. None of it may change the number, so none of it is in the spec."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    allow_cpu: bool = Field(
+        default=True, description="False: stop when device auto finds no CUDA (paper scale)"
+    )
+    threads: int | None = Field(default=None, description="torch CPU threads; None = what the job was given")
+    workers: int = Field(default=0, ge=0, description="loader processes per GPU")
+    channels_last: bool = False
+    compile: bool = False
+    gradient_accumulation: int = Field(default=1, ge=1)
+    checkpoint_minutes: float = Field(default=15.0, gt=0)
+    log_steps: int = Field(default=50, ge=1)
+    tensorboard: bool = False
+    data_roots: dict[str, str] = Field(default_factory=dict)
+    weight_files: dict[str, str] = Field(default_factory=dict, description="sha256 -> path")

@@ -1,0 +1,1 @@
+"""One adapter per block structure; files are found by scanning this folder."""

@@ -1,0 +1,18 @@
+"""Swin: a patch embedding and four layers over maps with channels last (B, H, W, C)."""
+
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer_v2 import SwinTransformerV2
+from torch import Tensor, nn
+
+from fbt_core.staged.base import Parts, call, chain, each
+
+
+def recognise(network: nn.Module) -> bool:
+    """timm's Swin and Swin-V2 classes."""
+    return isinstance(network, SwinTransformer | SwinTransformerV2)
+
+
+def cut(network: nn.Module, image: Tensor) -> Parts:
+    """Its own layers; since timm 0.9 a layer opens with patch merging, so stage 4 takes the 14x14 map."""
+    layers = each(network, "layers")
+    return Parts(chain("patch_embed"), layers, call("norm"), call("forward_head"), channels_last=True)

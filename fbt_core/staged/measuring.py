@@ -1,0 +1,56 @@
+"""Look at a network without touching it: modes, statistics and the random state stay as they were."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from fbt_core.staged.base import FeatureShape, Layout, Parts, UnknownStructure
+
+
+@contextmanager
+def dry_run(network: nn.Module, image_size: int) -> Iterator[Tensor]:
+    """Eval mode, no gradient, random state put back; gives one image (1, 3, S, S) where the network is."""
+    modes = [(module, module.training) for module in network.modules()]
+    place = next(network.parameters())
+    image = torch.randn(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    devices = [place.device] if place.device.type == "cuda" else []
+    network.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            yield image.to(place.device, place.dtype)
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def shape_of(x: Tensor, parts: Parts) -> FeatureShape:
+    """The shape of a feature of a square image; raises UnknownStructure when it is neither map nor tokens."""
+    if not isinstance(x, Tensor) or x.dim() not in (3, 4):
+        raise UnknownStructure(f"a feature is neither a map nor tokens: {_describe(x)}")
+    if x.dim() == 4:
+        layout: Layout = "nhwc" if parts.channels_last else "nchw"
+        grid, width = (x.shape[1:3], x.shape[3]) if parts.channels_last else (x.shape[2:4], x.shape[1])
+        return FeatureShape(layout, width, tuple(grid))
+    prefix = 0 if _is_square(x.shape[1]) else parts.prefix_tokens  # class tokens may join on the way
+    side = square_side(x.shape[1] - prefix)
+    return FeatureShape("tokens", x.shape[2], (side, side), prefix)
+
+
+def square_side(positions: int) -> int:
+    """The side of the square grid of this many tokens; raises UnknownStructure when there is none."""
+    if not _is_square(positions):
+        raise UnknownStructure(f"{positions} patch tokens of a square image do not make a square grid")
+    return math.isqrt(positions)
+
+
+def _is_square(positions: int) -> bool:
+    return positions > 0 and math.isqrt(positions) ** 2 == positions
+
+
+def _describe(x: object) -> str:
+    return f"a tensor of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"

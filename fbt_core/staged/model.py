@@ -1,0 +1,205 @@
+"""StagedModel: a timm network as stem, four stages and head, equal to the network bit for bit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fbt_core.staged.base import FeatureShape, Parts, Piece, StagedOutput, UnknownStructure
+from fbt_core.staged.dealing import STAGES, check_split, deal
+from fbt_core.staged.measuring import dry_run, shape_of
+from fbt_core.staged.registry import find_cut
+
+Part = Literal["stem", "head"] | int
+
+
+class StagedModel(nn.Module):
+    """A network cut into stem, four stages and head; `staged(x)` is `network(x)` to the last bit.
+
+    The network is the only registered child. `shapes` are those of the four stages' outputs, derived by a dry
+    run; `width` is that of the pooled feature. Made by `stage`.
+    """
+
+    shapes: tuple[FeatureShape, FeatureShape, FeatureShape, FeatureShape]
+    stem_shape: FeatureShape
+    width: int
+    classes: int
+    adapter: str
+
+    def __init__(self, network: nn.Module, parts: Parts, image: Tensor, split: str) -> None:
+        super().__init__()
+        self.network = network
+        self.image_size, self.split = image.shape[-1], split
+        self._parts, self._frozen = parts, False
+        self._measure(image)
+
+    def _measure(self, image: Tensor) -> None:
+        """Derive ends of stages, shapes and widths from one image, and check the cut against the network."""
+        x = self._parts.stem.run(self.network, image)
+        shapes = [shape_of(x, self._parts)]
+        for piece in self._parts.body:
+            x = piece.run(self.network, x)
+            shapes.append(shape_of(x, self._parts))
+        self._ends = deal([shape.grid for shape in shapes[1:]], self.split)
+        self.stem_shape, *stage_shapes = (shapes[end] for end in self._ends)
+        self.shapes = tuple(stage_shapes)  # type: ignore[assignment]
+        normed = self.norm(x)
+        self._skipped, self._averaged = _pooling(normed, self.shapes[-1])
+        self.width = self.pool(normed).shape[1]
+        logits = self.head(normed)
+        if not _same(logits, self.network(image)):
+            raise UnknownStructure("the stages one after the other do not give the network's own output")
+        self.classes = logits.shape[-1]
+
+    def freeze(self) -> StagedModel:
+        """Eval mode for good (train() changes nothing) and no gradient for any parameter; returns itself."""
+        self._frozen = True
+        self.requires_grad_(False)
+        return self.eval()
+
+    def train(self, mode: bool = True) -> StagedModel:
+        """Train or eval mode; a frozen network stays in eval mode."""
+        return super().train(mode and not self._frozen)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The logits (B, classes), exactly the network's."""
+        return self.head(self.norm(self.run(self.stem(x))[-1]))
+
+    def features(self, x: Tensor) -> StagedOutput:
+        """All four stage features, the pooled feature and the logits of one pass."""
+        stages = self.run(self.stem(x))
+        return StagedOutput(stages, *self.finish(stages[-1]))
+
+    def run(self, x: Tensor, first: int = 0, last: int = STAGES - 1) -> list[Tensor]:
+        """The outputs of stages first..last; x is what stage `first` takes."""
+        outputs = []
+        for index in range(first, last + 1):
+            x = self.stages[index](x)
+            outputs.append(x)
+        return outputs
+
+    def finish(self, last_feature: Tensor) -> tuple[Tensor, Tensor]:
+        """The pooled feature (B, width) and the logits (B, classes) from the fourth stage's output."""
+        normed = self.norm(last_feature)
+        return self.pool(normed), self.head(normed)
+
+    def stem(self, x: Tensor) -> Tensor:
+        """What the network does before its first stage."""
+        return self._run_pieces(self._parts.stem.run(self.network, x), 0, self._ends[0])
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The four stages as callables."""
+        return tuple(Stage(self, index) for index in range(STAGES))
+
+    def norm(self, x: Tensor) -> Tensor:
+        """What the network does between its last stage and its pooling."""
+        return self._parts.norm(self.network, x)
+
+    def head(self, normed: Tensor) -> Tensor:
+        """The logits from the normalised last feature."""
+        return self._parts.head(self.network, normed)
+
+    def pool(self, normed: Tensor) -> Tensor:
+        """The average over positions (B, width); tokens in front of the patches are dropped."""
+        return normed[:, self._skipped :].mean(1) if normed.dim() == 3 else normed.mean(self._averaged)
+
+    def stage_modules(self, part: Part) -> tuple[nn.Module | nn.Parameter, ...]:
+        """The modules and bare parameters that stage 0..3, the "stem" or the "head" uses, none twice."""
+        return tuple(_find(self.network, name) for name in self._owned_names(part))
+
+    def stage_parameters(self, part: Part) -> Iterator[nn.Parameter]:
+        """The parameters of stage 0..3, of the "stem" or of the "head"."""
+        for found in self.stage_modules(part):
+            yield from [found] if isinstance(found, nn.Parameter) else found.parameters()
+
+    def _owned_names(self, part: Part) -> tuple[str, ...]:
+        stem, body = self._parts.stem, self._parts.body
+        if part == "head":
+            return _unowned(self.network, [stem, *body])
+        chosen = (
+            (stem, *body[: self._ends[0]]) if part == "stem" else body[slice(*self._ends[part : part + 2])]
+        )
+        return tuple(name for piece in chosen for name in piece.owns)
+
+    def _run_pieces(self, x: Tensor, start: int, end: int) -> Tensor:
+        for piece in self._parts.body[start:end]:
+            x = piece.run(self.network, x)
+        return x
+
+
+class Stage:
+    """One of the four stages as a callable, and the shape that it gives."""
+
+    def __init__(self, staged: StagedModel, index: int) -> None:
+        self.staged, self.index = staged, index
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The stage's output, in the layout of `shape`."""
+        start, end = self.staged._ends[self.index : self.index + 2]
+        return self.staged._run_pieces(x, start, end)
+
+    @property
+    def shape(self) -> FeatureShape:
+        """The shape of the stage's output."""
+        return self.staged.shapes[self.index]
+
+
+def stage(network: nn.Module, image_size: int, split: str = "even") -> StagedModel:
+    """Cut a timm network into stem, four stages and head for square images of this size.
+
+    `split` deals the blocks of a network without stages of its own: even 3/3/3/3, ofa 2/2/6/2 (of 12).
+    Raises UnknownStructure when no adapter can cut it to the last bit.
+    """
+    check_split(split)
+    with dry_run(network, image_size) as image:
+        name, staged = find_cut(network, image, lambda parts: StagedModel(network, parts, image, split))
+    staged.adapter, staged.training = name, network.training
+    return staged
+
+
+def _pooling(normed: Tensor, last: FeatureShape) -> tuple[int, tuple[int, ...]]:
+    """How many tokens stand in front of the patches, and over which dimensions a map is averaged."""
+    if normed.dim() == 3:
+        return max(normed.shape[1] - math.prod(last.grid), 0), ()
+    if normed.dim() != 4:
+        raise UnknownStructure(f"its last feature of shape {tuple(normed.shape)} has no positions to average")
+    channels_last = last.layout == "nhwc" and normed.shape[1:3] == last.grid
+    return 0, (1, 2) if channels_last else (2, 3)
+
+
+def _same(ours: object, theirs: object) -> bool:
+    return isinstance(ours, Tensor) and isinstance(theirs, Tensor) and torch.equal(ours, theirs)
+
+
+def _find(network: nn.Module, name: str) -> nn.Module | nn.Parameter:
+    parent_name, _, last = name.rpartition(".")
+    return getattr(network.get_submodule(parent_name), last)
+
+
+def _unowned(network: nn.Module, pieces: list[Piece]) -> tuple[str, ...]:
+    """The largest modules and bare parameters that no piece owns: those of norm and head."""
+    owned = {name for piece in pieces for name in piece.owns}
+
+    def collect(module: nn.Module, prefix: str) -> Iterator[str]:
+        for name in [
+            *(n for n, _ in module.named_parameters(recurse=False)),
+            *(n for n, _ in module.named_children()),
+        ]:
+            full = prefix + name
+            if full in owned:
+                continue
+            child = getattr(module, name)
+            if isinstance(child, nn.Module) and any(other.startswith(full + ".") for other in owned):
+                yield from collect(child, full + ".")
+            else:
+                yield full
+
+    return tuple(collect(network, ""))
+
+
+__all__ = ["Stage", "StagedModel", "stage"]

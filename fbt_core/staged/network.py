@@ -1,0 +1,131 @@
+"""Build a timm network from its NetworkSpec: random weights, any size, and nothing but a network.
+
+A spec comes from a file that a user may have been given, so it may only name what timm registers, classes of
+`timm.models` and `fbt_core.staged`, and packages that the user himself lists in FBT_NETWORK_PACKAGES.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import timm
+from timm.layers import get_act_layer
+from timm.models._efficientnet_builder import decode_arch_def
+from torch import nn
+
+from fbt_core.spec import NetworkSpec
+
+PACKAGES_VARIABLE = "FBT_NETWORK_PACKAGES"
+ALLOWED_MODULES = ("timm.models", "timm.layers", "fbt_core.staged")
+LAYER_OPTIONS = (
+    "block_layer",
+    "block_fn",
+    "norm_layer",
+    "mlp_layer",
+    "attn_layer",
+    "embed_layer",
+    "act_layer",
+    "block",
+)
+"""Options that take a class: written `module:Class` in a config."""
+REFUSED_OPTIONS = (
+    "num_classes", "img_size", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path",
+    "cache_dir", "features_only", "in_chans",
+)  # fmt: skip
+"""Options that the run's spec sets elsewhere, or that would read a file."""
+
+
+class NetworkError(ValueError):
+    """A NetworkSpec that cannot be built; the message says what is wrong and how to mend it."""
+
+
+def build_network(spec: NetworkSpec, classes: int, image_size: int) -> nn.Module:
+    """The timm network of a spec for `classes` classes and square images, with random weights.
+
+    Raises NetworkError where `create` or an option is unknown, refused or of the wrong kind.
+    """
+    where = f"network {spec.architecture!r} (create: {spec.create})"
+    _refuse_options(spec.options, where)
+    options = {key: _option_value(key, value, where) for key, value in spec.options.items()}
+    constructor, takes_size = _constructor(spec.create, where)
+    if takes_size:
+        options["img_size"] = image_size
+    try:
+        return constructor(num_classes=classes, **options)
+    except (TypeError, ValueError, AssertionError, RuntimeError, AttributeError, IndexError) as error:
+        raise NetworkError(f"{where}: options {spec.options} do not build: {error}") from error
+
+
+def _refuse_options(options: Iterable[str], where: str) -> None:
+    refused = sorted(set(options) & set(REFUSED_OPTIONS))
+    if refused:
+        raise NetworkError(
+            f"{where}: options {', '.join(refused)} may not be set here; class count and image size "
+            "come from the dataset, weights from `weights`"
+        )
+
+
+def _constructor(create: str, where: str) -> tuple[Callable[..., nn.Module], bool]:
+    """The callable behind `create`, and whether it wants to be told the image size."""
+    if ":" in create:
+        network_class = _named_class(create, where)
+        return network_class, "img_size" in inspect.signature(network_class).parameters
+    if create not in timm.list_models():
+        raise NetworkError(f"{where}: timm has no model {create!r}{_nearest(create, timm.list_models())}")
+    fixed_size = bool(getattr(timm.get_pretrained_cfg(create), "fixed_input_size", False))
+    return lambda **options: timm.create_model(create, pretrained=False, **options), fixed_size
+
+
+def _option_value(key: str, value: Any, where: str) -> Any:
+    """An option as the constructor wants it: classes from their names, block strings decoded."""
+    if key == "block_args":
+        return decode_arch_def([list(stage) for stage in value])
+    if key in LAYER_OPTIONS and isinstance(value, str):
+        return _named_class(value, f"{where}: option {key}") if ":" in value else get_act_or_name(key, value)
+    return value
+
+
+def get_act_or_name(key: str, value: str) -> Any:
+    """An activation by timm's name (classes take no strings everywhere); other layer names stay names."""
+    return get_act_layer(value) if key == "act_layer" else value
+
+
+def _named_class(name: str, where: str) -> Any:
+    """The nn.Module class that `module:Class` names, from an allowed module only."""
+    module_name, _, class_name = name.partition(":")
+    if not _allowed(module_name):
+        raise NetworkError(
+            f"{where}: {name!r} is outside {', '.join(ALLOWED_MODULES)}; to allow a package of your own, "
+            f"name it in the environment variable {PACKAGES_VARIABLE} (comma-separated)"
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise NetworkError(f"{where}: cannot import {module_name!r}: {error}") from error
+    found = getattr(module, class_name, None)
+    if not (inspect.isclass(found) and issubclass(found, nn.Module)):
+        classes = [
+            key for key, item in vars(module).items() if inspect.isclass(item) and issubclass(item, nn.Module)
+        ]
+        raise NetworkError(
+            f"{where}: {module_name} has no network class {class_name!r}{_nearest(class_name, classes)}"
+        )
+    return found
+
+
+def _allowed(module_name: str) -> bool:
+    own = [package.strip() for package in os.environ.get(PACKAGES_VARIABLE, "").split(",") if package.strip()]
+    return any(
+        module_name == allowed or module_name.startswith(allowed + ".")
+        for allowed in (*ALLOWED_MODULES, *own)
+    )
+
+
+def _nearest(word: str, choices: Iterable[str]) -> str:
+    matches = difflib.get_close_matches(word, list(choices), n=3)
+    return f"; did you mean {' or '.join(matches)}?" if matches else ""

@@ -1,0 +1,199 @@
+"""Survey of timm: which networks can be cut exactly, and fused as student and as teacher.
+
+One small network of each timm model file that has `forward_intermediates`, at the smallest size it takes.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models.resnet import BasicBlock, ResNet
+from torch import Tensor, nn
+
+from fbt_core.fusion import FusedModel
+from fbt_core.staged.base import UnknownStructure
+from fbt_core.staged.model import StagedModel, stage
+from fbt_core.staged.registry import first_line
+
+NETWORKS = Path(__file__).with_name("survey_networks.txt")
+SIZES = (64, 96, 112, 128, 160, 192, 224, 240, 256, 384)
+CLASSES = 10
+SECONDS = 60
+BLOCK = {"block": "swin", "block_heads": 6, "block_window": 7, "block_mlp_ratio": 4.0}
+
+
+class _OutOfTime(BaseException):
+    """Not an Exception: no adapter may take it for its own failure."""
+
+
+@dataclass
+class Finding:
+    """What the survey found about one network; `reason` says why it is not all three."""
+
+    file: str
+    network: str
+    image_size: int | None = None
+    adapter: str = ""
+    cut: bool = False
+    student: bool = False
+    teacher: bool = False
+    reason: str = ""
+    seconds: float = 0.0
+
+    @property
+    def passes(self) -> bool:
+        """Cut exactly, fusable as student and as teacher."""
+        return self.cut and self.student and self.teacher
+
+
+def model_files() -> list[str]:
+    """timm's model files that have `forward_intermediates`, by name."""
+    folder = Path(timm.models.__file__).parent
+    files = [path for path in folder.glob("*.py") if "def forward_intermediates" in path.read_text("utf-8")]
+    return sorted(path.stem for path in files)
+
+
+def surveyed_networks() -> dict[str, str]:
+    """File -> the network that stands for it: the listed one, or the smallest where none is listed."""
+    listed = dict(line.split() for line in NETWORKS.read_text("utf-8").splitlines())
+    return {file: listed.get(file) or smallest_network(file) for file in model_files()}
+
+
+def smallest_network(file: str) -> str:
+    """The network of a timm file with the fewest parameters, none of them allocated; no test networks."""
+    names = [name for name in timm.list_models(module=file) if not name.startswith("test_")]
+
+    def count(name: str) -> int:
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in timm.create_model(name).parameters())
+
+    return min(names, key=count)
+
+
+def survey(
+    files: list[str] | None = None, report: Callable[[Finding], None] = lambda _: None
+) -> list[Finding]:
+    """A finding for each file (all of them when none is named); each is reported as it comes."""
+    chosen = {file: name for file, name in surveyed_networks().items() if not files or file in files}
+    findings = []
+    for file, name in chosen.items():
+        findings.append(examine(file, name))
+        report(findings[-1])
+    return findings
+
+
+def examine(file: str, name: str) -> Finding:
+    """Build the network, cut it, fuse it both ways; never raises, gives up after SECONDS."""
+    finding, started = Finding(file, name), time.monotonic()
+    try:
+        with _time_limit(SECONDS):
+            staged = _smallest_staged(finding)
+            _check_equal(staged)
+            finding.cut = True
+            _try_fusion(finding, staged)
+    except UnknownStructure as error:
+        finding.reason = error.tried or first_line(error)
+    except _OutOfTime:
+        finding.reason = f"takes more than {SECONDS} s"
+    except Exception as error:  # a survey reports whatever a network does
+        finding.reason = first_line(error)
+    finding.seconds = time.monotonic() - started
+    return finding
+
+
+def _smallest_staged(finding: Finding) -> StagedModel:
+    """The network, cut at the smallest size that it takes."""
+    config, network = timm.get_pretrained_cfg(finding.network), None
+    fixed, own_size = bool(getattr(config, "fixed_input_size", False)), int(config.input_size[-1])
+    for size in [*(size for size in SIZES if size < own_size), own_size]:
+        if network is None or fixed:
+            network = _build(finding.network, {"img_size": size} if fixed else {})
+        if size == own_size or _takes(network, size):
+            break
+    finding.image_size = size
+    staged = stage(network, size)
+    finding.adapter = staged.adapter
+    return staged
+
+
+def _takes(network: nn.Module, size: int) -> bool:
+    try:
+        with torch.no_grad():
+            network.eval()(torch.zeros(1, 3, size, size))
+    except Exception:  # whatever a network says about too small an image
+        return False
+    return True
+
+
+def _build(name: str, options: dict[str, int]) -> nn.Module:
+    """The network with noise on every parameter: zeros would hide a wrong cut."""
+    torch.manual_seed(0)
+    network = timm.create_model(name, num_classes=CLASSES, **options)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+    return network
+
+
+def _check_equal(staged: StagedModel) -> None:
+    """Raises UnknownStructure unless staged and bare network agree to the last bit, in both modes."""
+    images = torch.randn(2, 3, staged.image_size, staged.image_size)
+    for mode in (False, True):
+        staged.train(mode)
+        outputs = []
+        for model in (staged, staged.network):
+            torch.manual_seed(1)
+            with torch.no_grad():
+                outputs.append(model(images))
+        if not (isinstance(outputs[1], Tensor) and torch.equal(*outputs)):
+            raise UnknownStructure(f"staged and bare network differ in {'train' if mode else 'eval'} mode")
+
+
+def _try_fusion(finding: Finding, staged: StagedModel) -> None:
+    """One forward and backward with a small ResNet on the other side, as its student and as its teacher."""
+    _fuse_once(staged.train(), stage(_partner(), staged.image_size))
+    finding.student = True
+    _fuse_once(stage(_partner(), staged.image_size).train(), staged)
+    finding.teacher = True
+
+
+def _partner() -> nn.Module:
+    sizes = {"layers": (1, 1, 1, 1), "channels": (8, 16, 32, 64), "stem_width": 4, "stem_type": "deep"}
+    return ResNet(BasicBlock, num_classes=CLASSES, **sizes)
+
+
+def _fuse_once(student: StagedModel, teacher: StagedModel) -> None:
+    """Raises UnknownStructure unless the fused loss reaches the student's early stages and is finite."""
+    fused = FusedModel(student, teacher, "teacher_head", stage4="fused", class_token="gradient", **BLOCK)
+    images = torch.randn(2, 3, student.image_size, student.image_size)
+    with torch.no_grad():
+        teacher_output = teacher.features(images)
+    pooled, logits = fused(student.features(images), teacher_output)
+    (logits.square().mean() + pooled.square().mean()).backward()
+    gradients = [parameter.grad for part in ("stem", 0, 1, 2) for parameter in student.stage_parameters(part)]
+    if not all(torch.isfinite(gradient).all() for gradient in gradients if gradient is not None):
+        raise UnknownStructure("the fused loss has a gradient that is not finite")
+    if not any(gradient is not None and gradient.any() for gradient in gradients):
+        raise UnknownStructure("the fused loss does not reach the student's early stages")
+
+
+@contextmanager
+def _time_limit(seconds: int) -> Iterator[None]:
+    def stop(*_: Any) -> None:
+        raise _OutOfTime
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
