@@ -1,0 +1,323 @@
+"""The command `fbt`: what is planned, what it costs, where it stands, what came out."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fbt_paper.config import CONFIG_FOLDER, ConfigError, Problem, nearest
+from fbt_paper.plan import dataset_spec
+from fbt_paper.workflow import Flow
+
+Options = argparse.Namespace
+EXAMPLES = """\
+The paper on a laptop:     snakemake --cores 2
+The paper as published:    snakemake --profile slurm        (see README: data and a GPU cluster)
+One table:                 snakemake --cores 2 results/smoke/tables/table5.md
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0 when it did what it says, 1 with one message where something must be mended."""
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    if not hasattr(options, "command"):
+        parser.print_help()
+        return 0
+    try:
+        command: Callable[[Options], int] = options.command
+        return command(options)
+    except BrokenPipeError:
+        return 0
+    except (ConfigError, ValueError, OSError) as error:
+        print(f"fbt: {error}", file=sys.stderr)
+        return 1
+
+
+# ---------------------------------------------------------------- commands
+
+
+def plan_command(options: Options) -> int:
+    """Per table: cells, runs, runs shared with other tables, estimated training cost."""
+    from fbt_paper.show_plan import render_plan, render_runs
+
+    flow = open_flow(options)
+    tables = choose(options.tables, flow.plan.tables, "table")
+    print(render_runs(flow.plan, tables) if options.runs else render_plan(flow.plan, tables, options.tflops))
+    return 0
+
+
+def spec_command(options: Options) -> int:
+    """Print everything that can change a run's number, as JSON."""
+    flow = open_flow(options)
+    run = find_run(options.run, flow.plan.runs)
+    print(json.dumps(flow.spec(run).model_dump(mode="json"), indent=2))
+    return 0
+
+
+def recipe_command(options: Options) -> int:
+    """Print a recipe: every value a training of this dataset and family takes, and the file it is from."""
+    from fbt_paper.show_plan import render_recipe
+
+    flow = open_flow(options)
+    choose([options.dataset], flow.config.datasets, "dataset")
+    choose([options.family], ["cnn", "msa", "mlp", "teacher"], "family")
+    print(render_recipe(flow.config, options.dataset, options.family))
+    return 0
+
+
+def check_data_command(options: Options) -> int:
+    """Tell whether a dataset is in place and whole; with --out leave the answer in a file."""
+    from fbt_paper.data_roots import find_root
+    from fbt_paper.files import publish
+
+    flow = open_flow(options)
+    root = find_root(flow.config, options.dataset)
+    where = str(root) if root else "shipped with the package"
+    if not options.quick and not check_files(flow, options.dataset, root):
+        return 1
+    print(f"{options.dataset}: in place ({where})")
+    if options.out:
+        publish(options.out, json.dumps({"dataset": options.dataset, "place": where}) + "\n")
+    return 0
+
+
+def build_table_command(options: Options) -> int:
+    """Write one table as CSV, Markdown and LaTeX from the results of its runs."""
+    from fbt_paper.render import write_table
+
+    flow = open_flow(options)
+    (table,) = choose([options.table], flow.plan.tables, "table")
+    for path in write_table(collect_table(flow, table), Path(flow.results, "tables")):
+        print(path)
+    return 0
+
+
+def compare_command(options: Options) -> int:
+    """Write every cell as ours | paper | gap."""
+    from fbt_paper.compare import to_markdown
+    from fbt_paper.files import publish
+
+    flow = open_flow(options)
+    tables = [collect_table(flow, table) for table in flow.compared(options.comparison)]
+    path = options.out or Path(flow.results, f"{options.comparison}.md")
+    publish(path, to_markdown(tables, flow.scale))
+    print(path)
+    return 0
+
+
+def status_command(options: Options) -> int:
+    """Where every run of every table stands, read from files; exit code 1 where one has failed."""
+    from fbt_paper.live import show_status
+
+    watch = options.every if options.watch else None
+    return show_status(open_flow(options), options.tables, options.runs, watch, options.json)
+
+
+def show_command(options: Options) -> int:
+    """One run: its spec, epochs and result."""
+    from fbt_paper.live import show_run
+
+    return show_run(open_flow(options), options.run)
+
+
+def diff_command(options: Options) -> int:
+    """What differs between two runs: settings, scores."""
+    from fbt_paper.live import show_difference
+
+    return show_difference(open_flow(options), options.first, options.second)
+
+
+def draw_command(options: Options) -> int:
+    """Draw one figure as PDF and PNG, with its numbers beside it."""
+    from fbt_paper.figures.draw import draw
+    from fbt_paper.figures.plan import FigurePlan
+
+    figures = FigurePlan(open_flow(options))
+    (name,) = choose([options.figure], figures.drawings, "figure")
+    for path in draw(figures, name):
+        print(path)
+    return 0
+
+
+def build_page_command(options: Options) -> int:
+    """Write the results page: one file with every table, figure and run."""
+    from fbt_paper.page.build import write_page
+
+    print(write_page(open_flow(options), options.page))
+    return 0
+
+
+def fetch_weights_command(options: Options) -> int:
+    """Download the timm weights that the plan's teachers start from (for nodes without a network)."""
+    flow = open_flow(options)
+    networks = [n for run in flow.plan.runs.values() for n in (run.student, run.teacher) if n]
+    tags = sorted({n.weights.removeprefix("timm:") for n in networks if n.weights.startswith("timm:")})
+    if not tags:
+        print(f"scale {flow.scale} needs no downloaded weights")
+        return 0
+    if options.list:
+        print("\n".join(tags))
+        return 0
+    return subprocess.run([sys.executable, "-m", "fbt_core.weights", "fetch", *tags], check=False).returncode
+
+
+def check_cluster_command(options: Options) -> int:
+    """Ask Slurm whether the profile's jobs can run; defined by fbt_paper/cluster.py."""
+    cluster = importlib.import_module("fbt_paper.cluster")
+    return int(cluster.main(["--profile", str(options.profile), "--scale", options.scale or "paper"]))
+
+
+# ---------------------------------------------------------------- what several commands do
+
+
+def open_flow(options: Options) -> Flow:
+    """The plan for the scale and settings given on the command line."""
+    given: dict[str, Any] = json.loads(options.given)
+    for text in options.set:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError([Problem("--set", text, "must be KEY=VALUE, e.g. recipes=as_printed")])
+        given[key] = yaml.safe_load(value)
+    if options.scale:
+        given["scale"] = options.scale
+    return Flow(given, config_folder(options.config))
+
+
+def config_folder(given: Path | None) -> Path:
+    """The configuration named, or ./config, or the one this package was installed from."""
+    if given:
+        return given
+    return Path("config") if Path("config/config.yaml").exists() else CONFIG_FOLDER
+
+
+def collect_table(flow: Flow, table: str) -> Any:
+    """A table's cells from the results on disk."""
+    from fbt_paper.collect import collect
+    from fbt_paper.cost_table import collect_costs
+
+    if flow.plan.tables[table].kind == "cost":
+        return collect_costs(flow.config, table, Path(flow.results, "costs", f"{table}.json"))
+    return collect(flow.config, flow.plan, table, Path(flow.runs))
+
+
+def choose(names: Sequence[str], known: Iterable[str], kind: str) -> list[str]:
+    """The names given, all of which must be known; everything where none is given."""
+    choices = list(known)
+    unknown = [name for name in names if name not in choices]
+    if unknown:
+        raise ConfigError(
+            [Problem(f"fbt: {kind}", name, f"is unknown; {nearest(name, choices)}") for name in unknown]
+        )
+    return list(names) or choices
+
+
+def find_run(name: str, known: Iterable[str]) -> str:
+    """The run whose id is this or contains it."""
+    from fbt_paper.show import find_run as find
+
+    return find(name, known)
+
+
+def check_files(flow: Flow, dataset: str, root: Path | None) -> bool:
+    """Read every file of a dataset and print what is found; the engine's loaders do it, with torch."""
+    check = importlib.import_module("fbt_core.data.check")
+    findings = check.check_data(dataset, dataset_spec(flow.config, dataset), root)
+    for finding in findings:
+        print(finding)
+    return not any(finding.level == "error" for finding in findings)
+
+
+# ---------------------------------------------------------------- the parser
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """All commands with their help."""
+    parser = argparse.ArgumentParser(
+        prog="fbt",
+        description=__doc__.splitlines()[0] if __doc__ else None,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--scale", choices=["smoke", "paper"], help="instead of config.yaml's")
+    parser.add_argument("--config", type=Path, metavar="FOLDER", help="the configuration (default: ./config)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a key of config.yaml"
+    )
+    parser.add_argument("--given", default="{}", help=argparse.SUPPRESS)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    _add_plan_commands(commands)
+    _add_result_commands(commands)
+    _add_machine_commands(commands)
+    return parser
+
+
+def _add(
+    commands: Any, name: str, command: Callable[[Options], int], example: str
+) -> argparse.ArgumentParser:
+    text = (command.__doc__ or "").strip()
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text, epilog=f"example: {example}"
+    )
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _add_plan_commands(commands: Any) -> None:
+    plan = _add(commands, "plan", plan_command, "fbt --scale paper plan")
+    plan.add_argument("tables", nargs="*", metavar="TABLE", help="only these tables")
+    plan.add_argument(
+        "--runs", action="store_true", help="list the run ids instead, in an order they can be run"
+    )
+    plan.add_argument("--tflops", type=float, default=40.0, help="TFLOP/s that one GPU sustains (default 40)")
+    spec = _add(commands, "spec", spec_command, "fbt spec fbt-swin_t-resnet18-54eeb9c91e")
+    spec.add_argument("run", metavar="RUN", help="a run id or a part of it")
+    recipe = _add(commands, "recipe", recipe_command, "fbt --scale paper recipe cifar100 cnn")
+    recipe.add_argument("dataset", metavar="DATASET")
+    recipe.add_argument("family", metavar="FAMILY", help="cnn, msa, mlp, or teacher (fine-tuning)")
+
+
+def _add_result_commands(commands: Any) -> None:
+    status = _add(commands, "status", status_command, "fbt status table5 --watch")
+    status.add_argument("tables", nargs="*", metavar="TABLE", help="only these tables")
+    status.add_argument("--runs", action="store_true", help="one line for each run, of all tables")
+    status.add_argument("--watch", action="store_true", help="look again and again until all is done")
+    status.add_argument("--every", type=float, default=5.0, metavar="SECONDS", help="how often (default 5)")
+    status.add_argument("--json", action="store_true", help="one JSON object, for scripts")
+    show = _add(commands, "show", show_command, "fbt show fbt-swin_t-resnet18")
+    show.add_argument("run", metavar="RUN", help="a run id or a part of it")
+    diff = _add(commands, "diff", diff_command, "fbt diff 54eeb9c91e 04f9d4a4ef")
+    diff.add_argument("first", metavar="RUN")
+    diff.add_argument("second", metavar="RUN")
+    table = _add(commands, "build-table", build_table_command, "fbt build-table table5")
+    table.add_argument("table", metavar="TABLE")
+    figure = _add(commands, "draw", draw_command, "fbt draw figure1")
+    figure.add_argument("figure", metavar="FIGURE")
+    page = _add(commands, "build-page", build_page_command, "fbt build-page index")
+    page.add_argument("page", choices=["index", "grid"])
+    compare = _add(commands, "compare", compare_command, "fbt compare comparison")
+    compare.add_argument("comparison", choices=["comparison", "comparison_grid"], metavar="comparison[_grid]")
+    compare.add_argument("--out", type=Path, metavar="FILE")
+
+
+def _add_machine_commands(commands: Any) -> None:
+    data = _add(commands, "check-data", check_data_command, "fbt check-data cifar100")
+    data.add_argument("dataset", metavar="DATASET")
+    data.add_argument("--out", type=Path, metavar="FILE")
+    data.add_argument("--quick", action="store_true", help="only look whether the folder is there")
+    cluster = _add(commands, "check-cluster", check_cluster_command, "fbt check-cluster")
+    cluster.add_argument("--profile", type=Path, default=Path("profiles/slurm"), metavar="FOLDER")
+    fetch = _add(commands, "fetch-weights", fetch_weights_command, "fbt --scale paper fetch-weights")
+    fetch.add_argument("--list", action="store_true", help="print the tags, download nothing")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""What every figure shares: style, page widths, and saving with the numbers beside the picture."""
+
+from __future__ import annotations
+
+import csv
+import os
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "COLUMN_WIDTH",
+    "OURS",
+    "PAGE_WIDTH",
+    "PAPER",
+    "QUIET",
+    "fit_note",
+    "new_panels",
+    "pyplot",
+    "save_figure",
+    "styled",
+    "write_numbers",
+]
+
+COLUMN_WIDTH = 3.3
+"""Inches of one column of a two-column page."""
+PAGE_WIDTH = 6.9
+NOTE_LETTERS = 19
+"""Letters of a note (6.5 points) that fit on an inch."""
+STYLE = Path(__file__).with_name("style.mplstyle")
+OURS, PAPER, QUIET = "#0072B2", "#D55E00", "#666666"
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Draw inside this block in the project's style; figures made in it are closed at its end."""
+    with pyplot.style.context(STYLE):
+        try:
+            yield
+        finally:
+            pyplot.close("all")
+
+
+def new_panels(rows: int, columns: int, size: tuple[float, float], **options: Any) -> tuple[Figure, Any]:
+    """A figure of `size` inches with rows x columns axes, as a 2-D array."""
+    found: tuple[Figure, Any] = pyplot.subplots(rows, columns, figsize=size, squeeze=False, **options)
+    return found
+
+
+def save_figure(figure: Figure, stem: Path) -> tuple[Path, Path]:
+    """Write `<stem>.pdf` and `<stem>.png`, each whole or not at all; the same figure gives the same bytes."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    _lay_out(figure)
+    return _save(figure, stem, "pdf", {"CreationDate": None}), _save(figure, stem, "png", {"Software": None})
+
+
+def _lay_out(figure: Any) -> None:
+    """Place everything once (180 panels take half a minute), rounded: the solver's last digits vary."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        axes.set_position([round(value, 4) for value in axes.get_position(original=True).bounds])
+    for title in (figure._suptitle, figure._supxlabel, figure._supylabel):
+        if title is not None:
+            title.set_position([round(value, 4) for value in title.get_position()])
+
+
+def _save(figure: Figure, stem: Path, kind: str, metadata: Mapping[str, Any]) -> Path:
+    path = stem.with_name(f"{stem.name}.{kind}")
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, format=kind, metadata=dict(metadata))
+    os.replace(temporary, path)
+    return path
+
+
+def fit_note(note: str, width: float) -> str:
+    """The note on as many lines as it needs to stay within a figure of `width` inches."""
+    return textwrap.fill(note, int(width * NOTE_LETTERS))
+
+
+def write_numbers(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
+    """The plotted numbers as CSV, so that anyone can draw them again; None is an empty field."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows([["" if value is None else _plain(value) for value in row] for row in rows])
+    os.replace(temporary, path)
+    return path
+
+
+def _plain(value: object) -> object:
+    return f"{value:.6g}" if isinstance(value, float) else value

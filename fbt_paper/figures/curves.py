@@ -1,0 +1,183 @@
+"""Training curves of a table: accuracy by epoch, and every loss term by epoch; seeds as a band."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from matplotlib import ticker
+
+from fbt_paper.figures.canvas import COLUMN_WIDTH, PAGE_WIDTH, fit_note, new_panels, pyplot
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+HEADER = ("row", "column", "run", "seed", "epoch", "quantity", "value")
+History = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One cell's trainings: the history of each of its runs, by (run id, seed)."""
+
+    row: str
+    column: str
+    histories: Mapping[tuple[str, int], History]
+
+
+@dataclass(frozen=True)
+class Band:
+    """Mean, least and largest value over seeds at every epoch that at least one seed has reached."""
+
+    epochs: tuple[int, ...]
+    mean: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+
+def band_over_seeds(histories: Sequence[History], quantity: str) -> Band:
+    """A quantity (top1, or term:<name>) over the seeds' histories, epoch by epoch."""
+    by_epoch: dict[int, list[float]] = {}
+    for history in histories:
+        for record in history:
+            value = read_quantity(record, quantity)
+            if value is not None:
+                by_epoch.setdefault(int(record["epoch"]), []).append(value)
+    epochs = tuple(sorted(by_epoch))
+    values = [by_epoch[epoch] for epoch in epochs]
+    return Band(
+        epochs,
+        tuple(statistics.fmean(v) for v in values),
+        tuple(min(v) for v in values),
+        tuple(max(v) for v in values),
+    )
+
+
+def read_quantity(record: Mapping[str, Any], quantity: str) -> float | None:
+    """One epoch's value of top1, loss, ..., or of a loss term as term:<name>; None where it is not there."""
+    name = quantity.removeprefix("term:")
+    value = (record.get("terms") or {}).get(name) if quantity.startswith("term:") else record.get(name)
+    return None if value is None else float(value)
+
+
+def list_terms(curves: Sequence[Curve]) -> list[str]:
+    """Names of all loss terms of these trainings, in the order they first appear."""
+    records = [record for curve in curves for history in curve.histories.values() for record in history]
+    return list(dict.fromkeys(term for record in records for term in record.get("terms") or {}))
+
+
+def curve_rows(curves: Sequence[Curve]) -> list[tuple[object, ...]]:
+    """Every plotted value as a row of a table (HEADER names the columns)."""
+    quantities = ["top1", *(f"term:{term}" for term in list_terms(curves))]
+    return [
+        (curve.row, curve.column, run, seed, record["epoch"], quantity, read_quantity(record, quantity))
+        for curve in curves
+        for (run, seed), history in curve.histories.items()
+        for record in history
+        for quantity in quantities
+        if read_quantity(record, quantity) is not None
+    ]
+
+
+def draw_accuracy(curves: Sequence[Curve], note: str) -> Figure:
+    """One panel per column of the table, one line per row; the band spans the seeds."""
+    rows, columns = _keys(curves)
+    across = min(len(columns), 3)
+    down = -(-len(columns) // across)
+    legend_lines = -(-len(rows) // (3 if across > 1 else 1))
+    size = (COLUMN_WIDTH if across == 1 else PAGE_WIDTH, 1.75 * down + 0.14 * legend_lines + 0.3)
+    figure, grid = new_panels(down, across, size, sharex=True, sharey=True)
+    styles = _styles(rows)
+    for axes, column in zip(grid.flat, columns, strict=False):
+        for curve in (curve for curve in curves if curve.column == column):
+            _draw_band(axes, band_over_seeds(list(curve.histories.values()), "top1"), styles[curve.row])
+        axes.set_title(column, loc="left", weight="bold")
+    _label(list(grid.flat), len(columns), across, "top-1 accuracy (%)")
+    _add_legend(figure, styles, 3 if across > 1 else 1, note)
+    return figure
+
+
+def draw_losses(curves: Sequence[Curve], note: str) -> Figure:
+    """One panel per cell, one line per loss term, on a logarithmic scale where all values are above zero."""
+    rows, columns = _keys(curves)
+    terms = list_terms(curves)
+    legend_lines = -(-len(terms) // 4)
+    width = max(COLUMN_WIDTH, min(PAGE_WIDTH, 2.3 * len(columns)), 1.1 * len(columns))
+    size = (width, 1.05 * len(rows) + 0.14 * legend_lines + 0.5)
+    figure, grid = new_panels(len(rows), len(columns), size, sharex=True)
+    styles, cells = _styles(terms), {(curve.row, curve.column): curve for curve in curves}
+    for i, row in enumerate(rows):
+        for j, column in enumerate(columns):
+            _draw_terms(grid[i][j], cells.get((row, column)), terms, styles)
+            grid[i][j].set_title(row if len(columns) == 1 else f"{row}\n{column}", loc="left", fontsize=6)
+    _label(list(grid.flat), len(rows) * len(columns), len(columns), "")
+    figure.supylabel("weighted loss term", fontsize=7)
+    _add_legend(figure, styles, max(1, int(width // 1.6)), note)
+    return figure
+
+
+def _draw_terms(
+    axes: Axes, curve: Curve | None, terms: Sequence[str], styles: Mapping[str, Mapping[str, Any]]
+) -> None:
+    if curve is None or not any(curve.histories.values()):
+        axes.text(0.5, 0.5, "no run", ha="center", va="center", transform=axes.transAxes, color="#666666")
+        return
+    bands = {term: band_over_seeds(list(curve.histories.values()), f"term:{term}") for term in terms}
+    drawn = {term: band for term, band in bands.items() if band.epochs}
+    for term, band in drawn.items():
+        _draw_band(axes, band, styles[term])
+    if drawn and min(min(band.low) for band in drawn.values()) > 0:
+        _use_log_scale(axes)
+
+
+def _use_log_scale(axes: Axes) -> None:
+    """A logarithmic axis with plain numbers at 1, 2 and 5."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(ticker.NullLocator())
+
+
+def _draw_band(axes: Axes, band: Band, style: Mapping[str, Any]) -> None:
+    axes.plot(band.epochs, band.mean, marker="." if len(band.epochs) < 12 else None, **style)
+    if band.low != band.high:
+        axes.fill_between(band.epochs, band.low, band.high, color=style["color"], alpha=0.2, linewidth=0)
+
+
+def _keys(curves: Sequence[Curve]) -> tuple[list[str], list[str]]:
+    return list(dict.fromkeys(c.row for c in curves)), list(dict.fromkeys(c.column for c in curves))
+
+
+def _styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    cycle = list(pyplot.rcParams["axes.prop_cycle"])
+    return {name: dict(cycle[index % len(cycle)]) for index, name in enumerate(names)}
+
+
+def _label(grid: Sequence[Axes], used: int, across: int, ylabel: str) -> None:
+    """Axis labels on the outer panels only; panels without a column are hidden."""
+    for index, axes in enumerate(grid):
+        if index >= used:
+            axes.set_visible(False)
+            continue
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+        if index >= used - across:
+            axes.set_xlabel("epoch")
+            axes.xaxis.set_tick_params(labelbottom=True)
+        if index % across == 0 and ylabel:
+            axes.set_ylabel(ylabel)
+
+
+def _add_legend(figure: Figure, styles: Mapping[str, Mapping[str, Any]], columns: int, note: str) -> None:
+    handles = [pyplot.Line2D([], [], **style) for style in styles.values()]
+    figure.legend(
+        handles,
+        list(styles),
+        loc="outside upper left",
+        ncols=columns,
+        title=fit_note(note, figure.get_size_inches()[0]),
+        title_fontsize=6.5,
+        alignment="left",
+    )

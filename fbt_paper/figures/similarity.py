@@ -1,0 +1,82 @@
+"""CKA between the stages of teacher, fused model and student, before and after distillation.
+
+Reads what `python -m fbt_core.features similarity` wrote (an .npz); nothing here knows torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fbt_paper.figures.canvas import PAGE_WIDTH, fit_note, new_panels
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Array = np.ndarray[Any, Any]
+HEADER = ("when", "rows", "columns", "row_stage", "column_stage", "cka")
+MOMENTS = ("before", "after")
+PAIRS = (("teacher", "student"), ("teacher", "fused"), ("fused", "student"))
+LABELS = {"fused": "fused model"}
+
+
+def stage_names(model: str, count: int) -> list[str]:
+    """S1..S4; the fused model's third feature passes through L2G before its S4."""
+    if model == "fused":
+        return ["S1", "S2", "S3", "L2G", "S4"][:count]
+    return [f"S{stage}" for stage in range(1, count + 1)]
+
+
+def similarity_rows(arrays: Mapping[str, Array]) -> list[tuple[object, ...]]:
+    """Every value of every matrix as rows of a table (HEADER names the columns)."""
+    rows: list[tuple[object, ...]] = []
+    for when in MOMENTS:
+        for first, second in PAIRS:
+            matrix = arrays.get(f"{when}.{first}.{second}")
+            if matrix is None:
+                continue
+            for i, j in np.ndindex(matrix.shape):
+                names = stage_names(first, matrix.shape[0])[i], stage_names(second, matrix.shape[1])[j]
+                rows.append((when, first, second, *names, float(matrix[i, j])))
+    return rows
+
+
+def draw_similarity(arrays: Mapping[str, Array], note: str) -> Figure:
+    """Two rows (before, after) of three matrices with their values written in."""
+    figure, grid = new_panels(2, len(PAIRS), (PAGE_WIDTH, 4.1))
+    image = None
+    for i, when in enumerate(MOMENTS):
+        for j, (first, second) in enumerate(PAIRS):
+            matrix = arrays.get(f"{when}.{first}.{second}")
+            if matrix is None:
+                grid[i][j].set_axis_off()
+                continue
+            image = _draw_matrix(grid[i][j], matrix, first, second)
+            grid[i][j].set_title(f"{when} distillation", loc="left")
+    if image is not None:
+        figure.colorbar(image, ax=grid, shrink=0.6, aspect=30, label="linear CKA", pad=0.01)
+    figure.suptitle(fit_note(note, PAGE_WIDTH), fontsize=6.5, x=0.01, ha="left")
+    return figure
+
+
+def _draw_matrix(axes: Axes, matrix: Array, first: str, second: str) -> Any:
+    image = axes.imshow(matrix, vmin=0, vmax=1, origin="lower", aspect="auto")
+    axes.grid(False)
+    for i, j in np.ndindex(matrix.shape):
+        colour = "white" if matrix[i, j] < 0.6 else "black"
+        axes.text(j, i, f"{matrix[i, j]:.2f}", ha="center", va="center", fontsize=6, color=colour)
+    axes.set_xticks(range(matrix.shape[1]), stage_names(second, matrix.shape[1]))
+    axes.set_yticks(range(matrix.shape[0]), stage_names(first, matrix.shape[0]))
+    axes.set(xlabel=LABELS.get(second, second), ylabel=LABELS.get(first, first))
+    return image
+
+
+def mean_change(arrays: Mapping[str, Array], pair: Sequence[str]) -> float | None:
+    """After minus before, averaged over equal stages (S1-S1 ... S4-S4); None where one is missing."""
+    before, after = (arrays.get(f"{when}.{pair[0]}.{pair[1]}") for when in MOMENTS)
+    if before is None or after is None or before.shape != after.shape or before.shape[0] != before.shape[1]:
+        return None
+    return float(np.diagonal(after - before).mean())

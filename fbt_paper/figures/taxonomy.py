@@ -1,0 +1,142 @@
+"""Figure 1: how the methods differ, drawn from what each method's own file declares in its TRAITS."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.font_manager import FontProperties
+from matplotlib.patches import Circle, FancyArrowPatch, Rectangle
+from matplotlib.textpath import TextPath
+
+from fbt_paper.figures.canvas import OURS, PAPER, QUIET, new_panels, pyplot
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Traits = Mapping[str, Any]
+
+HEADER = ("method", "transfers", "levels", "losses", "generic", "extra_parameters", "uses_fusion", "citation")
+TITLES = ("method", "levels", "transfers", "losses", "any pair", "adds")
+LEVELS_WIDTH, GAP, ROW_HEIGHT = 1.05, 0.16, 0.19
+"""Inches of the drawn chain, between columns, and of a line."""
+
+
+def list_methods(traits: Mapping[str, Traits]) -> list[tuple[str, Traits]]:
+    """Distillation methods in drawing order: by levels, then by what they transfer, then by name."""
+    methods = [(name, entry) for name, entry in traits.items() if entry.get("needs_teacher", True)]
+    return sorted(methods, key=lambda item: (item[1]["levels"], str(item[1]["transfers"]), item[0]))
+
+
+def taxonomy_rows(traits: Mapping[str, Traits]) -> list[tuple[object, ...]]:
+    """The figure as rows of a table, in drawing order (HEADER names the columns)."""
+    return [(name, *(_plain(entry.get(key)) for key in HEADER[1:])) for name, entry in list_methods(traits)]
+
+
+def _plain(value: object) -> object:
+    return "; ".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+def draw_taxonomy(traits: Mapping[str, Traits]) -> Figure:
+    """One line per method: its levels as a chain of nodes, what it transfers, its losses, generic or not."""
+    methods = [entry for _, entry in list_methods(traits)]
+    cells = [_cells(entry) for entry in methods]
+    columns, width = _place_columns(cells)
+    height = ROW_HEIGHT * (len(methods) + 2.4)
+    figure, ((axes,),) = new_panels(1, 1, (width, height))
+    figure.set_layout_engine("constrained", w_pad=0, h_pad=0)
+    axes.set(xlim=(0, width), ylim=(height, 0))
+    axes.set_axis_off()
+    _draw_header(axes, columns, width)
+    for index, entry in enumerate(methods):
+        _draw_method(
+            axes, ROW_HEIGHT * (index + 1.8), entry, cells[index], columns, width if index % 2 == 0 else 0
+        )
+    _draw_key(axes, height - 0.45 * ROW_HEIGHT)
+    return figure
+
+
+def _cells(entry: Traits) -> dict[str, str]:
+    return {
+        "method": str(entry["title"]),
+        "transfers": str(entry["transfers"]),
+        "losses": ", ".join(map(str, entry["losses"])),
+        "adds": "parameters" if entry["extra_parameters"] else "nothing",
+    }
+
+
+def _place_columns(cells: Sequence[Mapping[str, str]]) -> tuple[dict[str, float], float]:
+    """Where each column starts, and the whole width, in inches: as wide as the widest text in it."""
+    columns, x = {}, 0.08
+    for title in TITLES:
+        columns[title] = x
+        widest = max([text_width(title), *(text_width(cell[title]) for cell in cells if title in cell)])
+        x += max(widest, LEVELS_WIDTH if title == "levels" else 0.0) + GAP
+    return columns, x
+
+
+def text_width(text: str) -> float:
+    """Inches of a text in bold at the style's size (bold is the widest it is drawn)."""
+    size = pyplot.rcParams["font.size"]
+    path = TextPath((0, 0), text, size=size, prop=FontProperties(weight="bold"))
+    return float(path.get_extents().width) / 72.0 if text else 0.0
+
+
+def _draw_header(axes: Axes, columns: Mapping[str, float], width: float) -> None:
+    for title, x in columns.items():
+        axes.text(x, 0.7 * ROW_HEIGHT, title, va="center", weight="bold")
+    axes.plot([0.03, width - 0.03], [1.25 * ROW_HEIGHT] * 2, color="black", linewidth=0.6)
+
+
+def _draw_method(
+    axes: Axes, y: float, entry: Traits, cells: Mapping[str, str], columns: Mapping[str, float], shade: float
+) -> None:
+    if shade:
+        corner = (0.03, y - ROW_HEIGHT / 2)
+        axes.add_patch(Rectangle(corner, shade - 0.06, ROW_HEIGHT, color="#f3f3f3", linewidth=0))
+    levels = int(entry["levels"])
+    for title, text in cells.items():
+        axes.text(columns[title], y, text, va="center", weight="bold" if levels >= 3 else "normal")
+    _draw_levels(axes, columns["levels"], y, levels)
+    _draw_mark(axes, columns["any pair"] + 0.2, y, bool(entry["generic"]))
+
+
+def _draw_levels(axes: Axes, x: float, y: float, levels: int) -> None:
+    """Teacher -> student, or teacher -> fused model -> student with the direct way below."""
+    names = ("T", "F", "S") if levels >= 3 else ("T", "S")
+    centres = [x + 0.07 + 0.85 * index / (len(names) - 1) for index in range(len(names))]
+    for start, end in zip(centres, centres[1:], strict=False):
+        axes.add_patch(_arrow((start + 0.08, y), (end - 0.08, y)))
+    for name, centre in zip(names, centres, strict=True):
+        colour = PAPER if name == "F" else OURS if name == "T" else "black"
+        axes.add_patch(Circle((centre, y), 0.075, facecolor="white", edgecolor=colour, linewidth=0.8))
+        axes.text(centre, y, name, ha="center", va="center_baseline", fontsize=5.5, color=colour)
+
+
+def _arrow(start: tuple[float, float], end: tuple[float, float]) -> FancyArrowPatch:
+    return FancyArrowPatch(
+        start, end, arrowstyle="-|>", mutation_scale=5, linewidth=0.7, color=QUIET, shrinkA=0, shrinkB=0
+    )
+
+
+def _draw_mark(axes: Axes, x: float, y: float, yes: bool) -> None:
+    """A filled square for yes, an open one for no: told apart without colour."""
+    corner = (x - 0.05, y - 0.05)
+    axes.add_patch(
+        Rectangle(corner, 0.1, 0.1, facecolor="black" if yes else "white", edgecolor="black", linewidth=0.7)
+    )
+
+
+def _draw_key(axes: Axes, y: float) -> None:
+    _draw_mark(axes, 0.13, y, True)
+    axes.text(0.23, y, "made for any pair", va="center", color=QUIET, fontsize=6)
+    _draw_mark(axes, 1.15, y, False)
+    axes.text(1.25, y, "made for similar architectures, adapted here", va="center", color=QUIET, fontsize=6)
+    axes.text(3.4, y, "T teacher, F fused model, S student", va="center", color=QUIET, fontsize=6)
+
+
+def describe(rows: Sequence[tuple[object, ...]]) -> str:
+    """The figure in one sentence, for its alternative text."""
+    three = [str(row[0]) for row in rows if int(str(row[2])) >= 3]
+    return f"{len(rows)} distillation methods compared; three-level: {', '.join(three) or 'none'}."

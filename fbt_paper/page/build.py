@@ -1,0 +1,61 @@
+"""`fbt build-page`: the results page from the results on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from fbt_paper.files import publish
+from fbt_paper.page.content import as_json_ready, describe_page
+from fbt_paper.run_folder import Record
+from fbt_paper.workflow import Flow
+
+FOLDER = Path(__file__).parent
+
+
+def write_page(flow: Flow, page: str) -> Path:
+    """Write results/<scale>/<page>.html whole; returns its path."""
+    path = Path(flow.results, f"{page}.html")
+    publish(path, render_page(describe_page(flow, page)))
+    return path
+
+
+def render_page(content: Record) -> str:
+    """The page's HTML: style, script, pictures and data are all inside it."""
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = lambda value: "" if value is None else f"{value:.2f}"
+    html: str = environment.get_template("page.html.j2").render(
+        **content,
+        style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
+        script=Markup((FOLDER / "page.js").read_text(encoding="utf-8")),
+        data=embed({"runs": content["runs"], "results": content["results"], "copies": copies(content)}),
+    )
+    return html
+
+
+def copies(content: Record) -> dict[str, dict[str, str]]:
+    """The text of each table's copy buttons."""
+    return {table["key"]: {kind: table[kind] for kind in ("latex", "csv")} for table in content["tables"]}
+
+
+def embed(value: object) -> Markup:
+    """JSON that may stand inside a script element whatever text it holds."""
+    text = json.dumps(as_json_ready(value), ensure_ascii=False, separators=(",", ":"))
+    for sign, code in (
+        ("<", "\\u003c"),
+        (">", "\\u003e"),
+        ("&", "\\u0026"),
+        ("\u2028", "\\u2028"),
+        ("\u2029", "\\u2029"),
+    ):
+        text = text.replace(sign, code)
+    return Markup(text)
