@@ -1,0 +1,81 @@
+"""The head process (the Snakemake a user started): who it is, so that its lock can be explained."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from snakemake_executor_plugin_submitit.journal import Journal
+from snakemake_executor_plugin_submitit.record import write_json
+
+__all__ = ["FOLDER", "forget_head", "note_head", "report_lock"]
+
+FOLDER = Path(".snakemake") / "submitit"
+
+
+def note_head(folder: Path) -> None:
+    """Write down which process works in this folder now."""
+    content = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "started": started(os.getpid()),
+        "since": time.time(),
+    }
+    write_json(folder / "head.json", content)
+
+
+def forget_head(folder: Path) -> None:
+    """The head ends in order and leaves no lock."""
+    (folder / "head.json").unlink(missing_ok=True)
+
+
+def started(pid: int) -> float | None:
+    """When a process started, None if there is none: pids are used again."""
+    import psutil  # type: ignore[import-untyped, unused-ignore]
+
+    try:
+        return float(psutil.Process(pid).create_time())
+    except psutil.Error:
+        return None
+
+
+def report_lock() -> None:
+    """If Snakemake will refuse to start because of a lock, say whose it is and how to mend it."""
+    message = explain_lock(Path.cwd())
+    if message and not {"--unlock", "--nolock", "--cleanup-metadata"} & set(sys.argv):
+        print(message, file=sys.stderr, flush=True)
+
+
+def explain_lock(folder: Path) -> str | None:
+    """Whose lock lies in a folder and what to do about it; None if there is none."""
+    locks = folder / ".snakemake" / "locks"
+    head = read_head(folder / FOLDER / "head.json")
+    if head is None or not locks.is_dir() or not any(locks.iterdir()):
+        return None
+    who = f"process {head.get('pid')} on {head.get('host')}"
+    if head.get("host") != socket.gethostname():
+        return (
+            f"submitit: this folder is in use by or was left locked by {who}: "
+            "look there before `snakemake --unlock`."
+        )
+    if started(int(head.get("pid", 0))) == head.get("started"):
+        return f"submitit: another snakemake works in this folder ({who}); wait for it or end it first."
+    count = sum(entry.active for entry in Journal(folder / FOLDER / "journal").entries())
+    return (
+        f"submitit: the lock in this folder is stale: {who} is gone. Mend: `snakemake --unlock`, then the "
+        f"same command again; it will find its {count} submitted jobs and submit none of them twice."
+    )
+
+
+def read_head(path: Path) -> dict[str, Any] | None:
+    """The note of the last head, or None."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None

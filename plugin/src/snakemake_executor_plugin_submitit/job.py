@@ -1,0 +1,340 @@
+"""What runs on the node: an inner Snakemake, guarded so that its program can save its state and go on later.
+
+The contract with the rule's program: it handles SIGUSR2 (the time limit or a preemption is near) and SIGTERM,
+saves its state and ends with an exit code that is not 0; a rerun of the same command continues. Programs that
+know nothing of this work too: they just run on until they are done or Slurm kills them.
+
+- SIGUSR2 is ignored by everything between this process and the program; the program installs its own handler.
+- At SIGUSR2 submitit calls `checkpoint`: it waits until the program has ended, then submitit requeues the
+  job.
+- After SIGTERM (`scontrol requeue`, preemption without warning, `scancel`) no result is written, because
+  Slurm may run the job again: this process waits to be killed, and the head process asks Slurm what became of
+  the job.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from snakemake_executor_plugin_submitit.record import Record
+
+__all__ = ["RuleError", "SnakemakeJob", "TooManyTimeoutsError"]
+
+POLL_S = 0.2
+HEARTBEAT_S = 30.0
+SIGNAL_GRACE_S = 2.0
+WAIT_FOR_KILL_S = 900.0
+REQUEUE_S = 90.0
+
+
+class RuleError(RuntimeError):
+    """The rule's command ended with an error."""
+
+
+class TooManyTimeoutsError(RuntimeError):
+    """The job met its time limit more often than allowed."""
+
+
+class _EndedWellError(Exception):
+    """The rule's command ended well although a signal had asked it to stop."""
+
+
+class SnakemakeJob:
+    """A submitted job: the inner Snakemake's script, and what is needed to interrupt and continue it."""
+
+    def __init__(
+        self,
+        script: Path,
+        workdir: Path,
+        record: Path,
+        *,
+        cluster: str,
+        runtime_s: float,
+        signal_s: float,
+        max_timeouts: int,
+        gpus: int,
+        launcher: str,
+        submitted: float,
+    ) -> None:
+        self.script = script
+        self.workdir = workdir
+        self.record_path = record
+        self.cluster = cluster
+        self.runtime_s = runtime_s
+        self.signal_s = signal_s
+        self.max_timeouts = max_timeouts
+        self.gpus = gpus
+        self.launcher = launcher
+        self.submitted = submitted
+        self._forget_process()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle the settings, not the running process."""
+        running = ("_child", "_record", "_terminated", "_started", "_sampled")
+        return {name: value for name, value in self.__dict__.items() if name not in running}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget_process()
+
+    def _forget_process(self) -> None:
+        self._child: subprocess.Popen[bytes] | None = None
+        self._record = Record(submitted=self.submitted)
+        self._terminated = False
+        self._started = time.time()
+        self._sampled = 0.0
+
+    def __call__(self) -> dict[str, Any]:
+        """Run the inner Snakemake to its end; called by submitit on the node."""
+        done = Record.load(self.record_path)
+        if (
+            done is not None and done.exit_code == 0
+        ):  # requeued after its end: running again would undo its work
+            return {"exit_code": 0}
+        self._begin(done)
+        try:
+            with self._sigterm_noted():
+                exit_code = self._run()
+        except _EndedWellError:
+            exit_code = 0
+        except subprocess.SubprocessError as refusal:  # submitit's `scontrol requeue`
+            self._requeue_again(refusal)
+        if self._child is not None:
+            self._child.wait()
+        if self._terminated:
+            self._wait_to_be_killed()
+        return self._finish(exit_code)
+
+    def _begin(self, record: Record | None) -> None:
+        self._record = record or Record(submitted=self.submitted)
+        self._started = time.time()
+        self._record.start(os.environ.get("SLURMD_NODENAME") or socket.gethostname(), job_id())
+        self._record.save(self.record_path)
+
+    def _requeue_again(self, refusal: Exception) -> NoReturn:
+        """Slurm refuses to requeue a job that it requeues itself, or when it is busy: go on until killed."""
+        deadline = time.monotonic() + REQUEUE_S
+        while time.monotonic() < deadline:
+            time.sleep(2.0)
+            subprocess.run(["scontrol", "requeue", job_id()], capture_output=True, timeout=60, check=False)
+        raise RuleError(f"the job was interrupted, but Slurm does not requeue it: {refusal}") from None
+
+    def _finish(self, exit_code: int) -> dict[str, Any]:
+        self._record.end(exit_code)
+        self._record.save(self.record_path)
+        if exit_code != 0:
+            raise RuleError(f"the job's command ended with exit code {exit_code}")
+        return {"exit_code": exit_code}
+
+    def _run(self) -> int:
+        self._child = start_deaf(self._command(), self.workdir, self._environment())
+        exit_code = self._watch()
+        if exit_code != 0:  # the signal that ended the program may be a moment later here
+            deadline = time.monotonic() + SIGNAL_GRACE_S
+            while not self._terminated and time.monotonic() < deadline:
+                time.sleep(POLL_S)
+        return exit_code
+
+    def _watch(self) -> int:
+        """Wait for the command by polling: a signal handler may interrupt this and wait for it too."""
+        assert self._child is not None
+        while (exit_code := ended(self._child.pid)) is None:
+            self._sample()
+            wait_for_end(self._child.pid, POLL_S)
+        return exit_code
+
+    def _command(self) -> list[str]:
+        return ["/bin/sh", str(self.script)] if first_line(self.script) == "#!/bin/sh" else [str(self.script)]
+
+    def _environment(self) -> dict[str, str]:
+        """Tell the rule's program who it is; metrics are accounted from these."""
+        environment = dict(os.environ)
+        environment.pop(
+            "SNAKEMAKE_PROFILE", None
+        )  # the head's profile would make the inner Snakemake submit jobs
+        if user_file := environment.get("BASH_ENV"):
+            environment["SNAKEMAKE_SUBMITIT_USER_BASH_ENV"] = user_file
+        environment["BASH_ENV"] = str(Path(__file__).with_name("shell_init.sh"))
+        environment["SNAKEMAKE_SUBMITIT_JOB_ID"] = job_id()
+        environment["SNAKEMAKE_SUBMITIT_RESTARTS"] = str(self._record.restarts)
+        environment["SNAKEMAKE_SUBMITIT_QUEUE_WAIT_S"] = f"{self._record.queue_wait_s:.1f}"
+        environment["SNAKEMAKE_SUBMITIT_GPUS"] = str(self.gpus)
+        environment["SNAKEMAKE_SUBMITIT_LAUNCHER"] = self.launcher
+        return environment
+
+    @contextmanager
+    def _sigterm_noted(self) -> Iterator[None]:
+        if (
+            threading.current_thread() is not threading.main_thread()
+        ):  # cluster debug runs in the head's poller
+            yield
+            return
+        before = signal.signal(signal.SIGTERM, self._on_sigterm)
+        try:
+            yield
+        finally:
+            if not self._terminated:
+                signal.signal(signal.SIGTERM, before)
+
+    def _on_sigterm(self, *_: object) -> None:
+        if not self._terminated:
+            self._terminated = True
+            self._record.interrupt("SIGTERM")
+            self._record.seen()
+            self._record.save(self.record_path)
+        self._forward(signal.SIGTERM)
+
+    def _forward(self, number: signal.Signals) -> None:
+        """Pass a signal on where nobody else does (Slurm itself signals every process of the step)."""
+        if self.cluster != "slurm" and self._child is not None:
+            for process in family(self._child.pid):
+                try:
+                    process.send_signal(number)
+                except Exception:  # it has just ended
+                    continue
+
+    def _wait_to_be_killed(self) -> None:
+        """Write no result: Slurm may start the job again, and the head process asks Slurm."""
+        print("submitit: ended after SIGTERM; what becomes of the job is up to Slurm", flush=True)
+        if self.cluster == "slurm":
+            time.sleep(WAIT_FOR_KILL_S)
+        sys.exit(143)
+
+    def checkpoint(self) -> Any:
+        """Wait until the program has saved its state and ended; called by submitit at SIGUSR2."""
+        from submitit.helpers import DelayedSubmission
+
+        cause = self._cause()
+        self._record.interrupt(cause)
+        self._record.save(self.record_path)
+        self._forward(signal.SIGUSR2)
+        exit_code = None if self._child is None else self._watch()
+        if exit_code == 0:
+            raise _EndedWellError
+        self._record.seen()
+        self._record.save(self.record_path)
+        if cause == "time limit" and self._record.timeouts > self.max_timeouts:
+            self._record.end(75)
+            self._record.save(self.record_path)
+            raise TooManyTimeoutsError(f"the time limit was met {self._record.timeouts} times")
+        print(f"submitit: interrupted by {cause}; the job is queued again and will continue", flush=True)
+        return DelayedSubmission(self)
+
+    def _cause(self) -> str:
+        """Tell a time limit from a preemption: Slurm knows; without Slurm the clock does."""
+        if self.cluster == "slurm" and preempted(job_id()):
+            return "preemption"
+        almost_over = self.runtime_s - self.signal_s - 90.0
+        return "time limit" if time.time() - self._started >= almost_over else "preemption"
+
+    def _sample(self) -> None:
+        """Note memory and life sign: often in the first seconds, then every half minute."""
+        now = time.time()
+        age = now - self._started
+        if now - self._sampled < min(HEARTBEAT_S, max(1.0, age / 10)):
+            return
+        self._sampled = now
+        assert self._child is not None
+        memory = memory_mb(self._child.pid)
+        grown = memory > 1.05 * self._record.peak_memory_mb
+        self._record.peak_memory_mb = max(memory, self._record.peak_memory_mb)
+        if grown or now - (self._record.last_seen or 0.0) > HEARTBEAT_S - 1:
+            self._record.seen()
+            self._record.save(self.record_path)
+
+
+def job_id() -> str:
+    """The job's id as Slurm prints it: 12, or 12_3 for a task of an array."""
+    environment = os.environ
+    if "SLURM_ARRAY_JOB_ID" in environment:
+        return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
+    return (
+        environment.get("SUBMITIT_LOCAL_JOB_ID") or environment.get("SLURM_JOB_ID") or f"debug-{os.getpid()}"
+    )
+
+
+def preempted(identifier: str) -> bool:
+    """Ask Slurm whether a job is being preempted; no answer counts as no."""
+    command = ["scontrol", "--oneliner", "show", "job", identifier]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout
+    except (OSError, subprocess.SubprocessError):
+        return False
+    fields = dict(word.split("=", 1) for word in answer.split() if "=" in word)
+    return fields.get("PreemptTime", "None") not in ("None", "Unknown", "")
+
+
+def start_deaf(command: list[str], workdir: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start a process that ignores SIGUSR2 and SIGTERM until a program in it installs its own handlers."""
+    guarded = {signal.SIGUSR2, signal.SIGTERM}
+
+    def ignore() -> None:
+        for number in guarded:
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, guarded)
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, guarded)
+    try:
+        return subprocess.Popen(command, cwd=workdir, env=environment, preexec_fn=ignore)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def ended(pid: int) -> int | None:
+    """The exit code of a child, None while it runs; not reaped, so that a signal handler may ask as well."""
+    status = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    if status is None:
+        return None
+    return status.si_status if status.si_code == os.CLD_EXITED else 128 + status.si_status
+
+
+def wait_for_end(pid: int, longest_s: float) -> None:
+    """Wait until a child has ended, or for a while; at once where the kernel can tell (Linux >= 5.3)."""
+    try:
+        handle = os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        time.sleep(longest_s)
+        return
+    try:
+        select.select([handle], [], [], longest_s)
+    finally:
+        os.close(handle)
+
+
+def first_line(path: Path) -> str:
+    """The first line of a file, without its end."""
+    with path.open() as stream:
+        return stream.readline().strip()
+
+
+def family(pid: int) -> list[Any]:
+    """A process and all its descendants."""
+    import psutil  # type: ignore[import-untyped, unused-ignore]
+
+    try:
+        parent = psutil.Process(pid)
+        return [parent, *parent.children(recursive=True)]
+    except psutil.Error:
+        return []
+
+
+def memory_mb(pid: int) -> float:
+    """Memory of a process and all its descendants, in MB."""
+    total = 0
+    for process in family(pid):
+        try:
+            total += process.memory_info().rss
+        except Exception:  # it has just ended
+            continue
+    return total / 1e6

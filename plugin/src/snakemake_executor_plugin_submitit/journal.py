@@ -1,0 +1,140 @@
+"""The journal: one small JSON file per job in `.snakemake/submitit/journal/`; nothing is submitted twice.
+
+A job is known by its declared outputs, not by Snakemake's or Slurm's numbers: the next call of Snakemake
+builds the same key and finds the job that an earlier call has submitted. `fbt status` and any other reader
+may read the files without this package; each is always whole (written to a temporary name, then renamed).
+Fields:
+
+    key             first 20 hex digits of the sha256 of the declared outputs (of rule and wildcards where
+    there are none)
+    name            rule and wildcards, for people
+    rule, wildcards, outputs
+    cluster         slurm | local | debug
+    state           SUBMITTING, PENDING, RUNNING, then Slurm's word for the end: COMPLETED, FAILED, TIMEOUT,
+                    OUT_OF_MEMORY, NODE_FAIL, CANCELLED
+    job_id          12, or 12_3 for a task of an array; null while SUBMITTING
+    token, index    mark of the submission (sbatch --comment) and place in its array; null if it is no array
+    script          the script with the inner Snakemake;  submission: the script given to sbatch
+    log, error_log  what the job prints
+    record          JSON file that the job itself keeps on its node (see record.py); newer than this one while
+    no
+                    head process runs: restarts, queue wait, peak memory
+    result          file that exists when submitit's function has returned
+    submitted, started, ended     seconds since 1970, or null
+    reason          why the job waits, in Slurm's word (PartitionTimeLimit, ...), or null
+    restarts, timeouts, queue_wait_s, peak_memory_mb, gpus, gpu_hours, node
+    exit_code       of the rule's command, or null
+    message         what the user was told when it failed, or null
+    fingerprint     sha256 of the rule's shell command and parameters
+    resources       what was asked of the cluster
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from snakemake_executor_plugin_submitit.record import Record, write_json
+
+__all__ = ["ACTIVE_STATES", "Entry", "Journal", "make_key"]
+
+ACTIVE_STATES = frozenset({"SUBMITTING", "PENDING", "RUNNING"})
+
+
+@dataclass
+class Entry:
+    """All that is known of one job; see the module's docstring for the fields."""
+
+    key: str
+    name: str
+    rule: str
+    wildcards: dict[str, str]
+    outputs: list[str]
+    cluster: str
+    token: str
+    script: str
+    record: str
+    submitted: float
+    fingerprint: str = ""
+    state: str = "SUBMITTING"
+    job_id: str | None = None
+    index: int | None = None
+    submission: str | None = None
+    log: str | None = None
+    error_log: str | None = None
+    result: str | None = None
+    started: float | None = None
+    ended: float | None = None
+    reason: str | None = None
+    restarts: int = 0
+    timeouts: int = 0
+    queue_wait_s: float = 0.0
+    peak_memory_mb: float | None = None
+    gpus: int = 0
+    gpu_hours: float = 0.0
+    node: str | None = None
+    exit_code: int | None = None
+    message: str | None = None
+    resources: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def active(self) -> bool:
+        """Whether the job may still be in the queue, as far as the journal knows."""
+        return self.state in ACTIVE_STATES
+
+    def absorb(self, record: Record) -> None:
+        """Take over what the job itself has noted on its node."""
+        if record.starts:
+            self.started = record.starts[0]["time"]
+            self.node = record.starts[-1]["host"]
+        self.restarts, self.timeouts = record.restarts, record.timeouts
+        self.queue_wait_s = round(record.queue_wait_s, 1)
+        self.peak_memory_mb = round(record.peak_memory_mb, 1) or None
+        self.gpu_hours = round(self.gpus * record.run_s / 3600, 4)
+        self.ended, self.exit_code = record.ended, record.exit_code
+
+
+def make_key(outputs: Iterable[str], rule: str, wildcards: dict[str, str]) -> str:
+    """Name a job by what it makes, or by its rule and wildcards if it declares nothing."""
+    named = sorted(outputs) or [rule, *(f"{name}={value}" for name, value in sorted(wildcards.items()))]
+    return hashlib.sha256("\n".join(named).encode()).hexdigest()[:20]
+
+
+class Journal:
+    """The folder with one file per job."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, key: str) -> Path:
+        """The file of one job."""
+        return self.folder / f"{key}.json"
+
+    def write(self, entry: Entry) -> None:
+        """Publish what is known of a job."""
+        write_json(self.path(entry.key), asdict(entry))
+
+    def read(self, key: str) -> Entry | None:
+        """What is known of a job, or None."""
+        return read_entry(self.path(key))
+
+    def entries(self) -> Iterator[Entry]:
+        """All jobs that were ever submitted from this folder."""
+        for path in sorted(self.folder.glob("*.json")):
+            if (entry := read_entry(path)) is not None:
+                yield entry
+
+
+def read_entry(path: Path) -> Entry | None:
+    """Read one file of the journal; a file that cannot be read counts as no entry."""
+    try:
+        content = json.loads(path.read_text())
+        known = {name: value for name, value in content.items() if name in Entry.__dataclass_fields__}
+        return Entry(**known)
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None

@@ -1,0 +1,141 @@
+"""The state of all jobs by one squeue per interval, whatever their number, patient when Slurm is silent."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from snakemake_executor_plugin_submitit.slurm import Backoff, SlurmBusyError, SlurmRefusedError, ask
+
+__all__ = ["ENDED_STATES", "Line", "Queue", "read_lines"]
+
+FORMAT = "%i|%T|%N|%k|%r"
+ENDED_STATES = frozenset(
+    {
+        "COMPLETED",
+        "FAILED",
+        "TIMEOUT",
+        "OUT_OF_MEMORY",
+        "NODE_FAIL",
+        "CANCELLED",
+        "BOOT_FAIL",
+        "DEADLINE",
+        "PREEMPTED",
+    }
+)
+"""States after which a job does not run again (NODE_FAIL and PREEMPTED only if Slurm does not requeue it)."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One job as squeue shows it."""
+
+    job_id: str
+    state: str
+    reason: str
+    node: str = ""
+    comment: str = ""
+
+    @property
+    def ended(self) -> bool:
+        """Whether Slurm says that the job is over."""
+        return self.state in ENDED_STATES
+
+
+class Queue:
+    """What squeue said last, asked again when the interval is over."""
+
+    def __init__(
+        self, interval: float, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.interval = interval
+        self.say = say
+        self.clock = clock
+        self.backoff = Backoff(first=max(2.0, interval), longest=max(60.0, interval))
+        self.lines: dict[str, Line] = {}
+        self.answers = 0
+        self._next = 0.0
+
+    def refresh(self) -> bool:
+        """Ask squeue if it is time to; True if it has answered just now."""
+        if self.clock() < self._next:
+            return False
+        try:
+            answer = ask(squeue_command())
+        except (SlurmBusyError, SlurmRefusedError) as error:
+            self._note_silence(error)
+            return False
+        if self.backoff.answered():
+            self.say("Slurm answers again.")
+        self.lines = {line.job_id: line for line in read_lines(answer)}
+        self.answers += 1
+        self._next = self.clock() + self.interval
+        return True
+
+    def hurry(self) -> None:
+        """Ask again at the next occasion, unless Slurm is silent."""
+        if self.backoff.failures == 0:
+            self._next = 0.0
+
+    def _note_silence(self, error: Exception) -> None:
+        if self.backoff.failures == 0:
+            self.say(f"Slurm does not answer ({error}). The jobs go on; asking again until it does.")
+        self._next = self.clock() + self.backoff.failed()
+
+
+def squeue_command() -> list[str]:
+    """All jobs of this user, array tasks one by one, those that ended a short while ago included."""
+    return [
+        "squeue",
+        "--noheader",
+        "--array",
+        "--all",
+        "--states=all",
+        f"--user={os.getuid()}",
+        f"--format={FORMAT}",
+    ]
+
+
+def read_lines(answer: str) -> Iterator[Line]:
+    """Read squeue's lines; an array that Slurm still prints as a range counts for all its tasks."""
+    for text in answer.splitlines():
+        fields = text.split("|", 4)
+        if len(fields) < 5:
+            continue
+        identifiers, state, node, comment, reason = (field.strip() for field in fields)
+        for job_id in expand(identifiers):
+            yield Line(job_id, state, reason, node, comment)
+
+
+def expand(identifiers: str) -> Iterable[str]:
+    """12, 12_3 or 12_[0-2,5%4] as single ids."""
+    match = re.fullmatch(r"(\d+)_\[([\d,-]+)(?:%\d+)?\]", identifiers)
+    if match is None:
+        return [identifiers]
+    found = []
+    for part in match[2].split(","):
+        low, _, high = part.partition("-")
+        found += [f"{match[1]}_{number}" for number in range(int(low), int(high or low) + 1)]
+    return found
+
+
+def ended_states(job_ids: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """State and cancelling user of jobs that squeue no longer shows, from the accounting."""
+    wanted = ",".join(job_ids)
+    command = [
+        "sacct",
+        "--allocations",
+        "--noheader",
+        "--parsable2",
+        f"--jobs={wanted}",
+        "--format=JobID,State",
+    ]
+    found = {}
+    for text in ask(command).splitlines():
+        job_id, _, words = text.partition("|")
+        state, _, rest = words.partition(" ")
+        found[job_id] = (state.rstrip("+"), rest.removeprefix("by ").strip())
+    return found

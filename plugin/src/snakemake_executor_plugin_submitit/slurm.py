@@ -1,0 +1,283 @@
+"""Talking to Slurm: commands that may fail because Slurm is busy, and what the cluster has to offer."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from snakemake_executor_plugin_submitit.requests import Request, nearest
+
+__all__ = [
+    "Backoff",
+    "ClusterFacts",
+    "Partition",
+    "SlurmBusyError",
+    "SlurmRefusedError",
+    "ask",
+    "ask_patiently",
+    "read_facts",
+]
+
+COMMAND_TIMEOUT_S = 40.0
+BUSY_WORDS = (
+    "unable to contact slurm controller",
+    "socket timed out",
+    "connection refused",
+    "connection reset",
+    "temporarily unable to accept job",
+    "resource temporarily unavailable",
+    "zero bytes were transmitted or received",
+    "unexpected message received",
+    "slurm_persist_conn",
+    "slurmctld is in standby",
+    "communication connection failure",
+    "communication shutdown failure",
+    "unable to connect to slurm",
+    "transport endpoint is not connected",
+    "network is unreachable",
+    "no route to host",
+    "timed out after",
+)
+
+
+class SlurmBusyError(RuntimeError):
+    """Slurm did not answer this time; asking again later makes sense."""
+
+
+class SlurmRefusedError(RuntimeError):
+    """Slurm answered, and the answer is no."""
+
+
+def ask(command: Sequence[str], timeout: float = COMMAND_TIMEOUT_S) -> str:
+    """Run one of Slurm's commands and return what it prints. Raises SlurmBusyError or SlurmRefusedError."""
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+    except subprocess.TimeoutExpired:
+        raise SlurmBusyError(f"{command[0]} timed out after {timeout:.0f} s") from None
+    except FileNotFoundError:
+        raise SlurmRefusedError(f"the command {command[0]} is not there") from None
+    if answer.returncode == 0:
+        return answer.stdout
+    raise classify(f"{answer.stderr.strip() or answer.stdout.strip()}", command[0])
+
+
+def classify(message: str, command: str) -> SlurmBusyError | SlurmRefusedError:
+    """Tell an answer 'not now' from an answer 'no'."""
+    short = f"{command}: {' '.join(message.split())}"
+    if any(word in message.lower() for word in BUSY_WORDS):
+        return SlurmBusyError(short)
+    return SlurmRefusedError(short)
+
+
+def queue_full(message: str) -> bool:
+    """Whether Slurm refused only because the user has too many jobs in the queue at the moment."""
+    return "maxsubmit" in message.lower()
+
+
+@dataclass
+class Backoff:
+    """Waiting times that double up to a limit while Slurm does not answer."""
+
+    first: float = 2.0
+    longest: float = 60.0
+    failures: int = 0
+
+    def failed(self) -> float:
+        """Count a failure and return the seconds to wait."""
+        self.failures += 1
+        return float(min(self.longest, self.first * 2 ** (self.failures - 1)))
+
+    def answered(self) -> bool:
+        """Forget the failures; True if there were any."""
+        was_silent, self.failures = self.failures > 0, 0
+        return was_silent
+
+
+def ask_patiently(command: Sequence[str], say: Callable[[str], None], give_up_after: float = 1800.0) -> str:
+    """Ask until Slurm answers, saying once that it does not; SlurmBusyError after `give_up_after` seconds."""
+    backoff, deadline = Backoff(), time.monotonic() + give_up_after
+    while True:
+        try:
+            return ask(command)
+        except SlurmBusyError as error:
+            if time.monotonic() > deadline:
+                raise
+            if backoff.failures == 0:
+                say(f"Slurm does not answer ({error}); asking again until it does.")
+            time.sleep(backoff.failed())
+
+
+@contextmanager
+def outside_of_jobs() -> Iterator[None]:
+    """Hide the variables of the Slurm job that Snakemake itself may run in; SLURM_CONF stays."""
+    hidden = {name: os.environ.pop(name) for name in list(os.environ) if inherited(name)}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def inherited(name: str) -> bool:
+    """Whether a variable describes the surrounding Slurm job."""
+    return name.startswith(("SLURM_", "SRUN_", "SLURMD_")) and name != "SLURM_CONF"
+
+
+@dataclass(frozen=True)
+class Partition:
+    """What the largest node of a partition has, and how long a job may run there."""
+
+    name: str
+    default: bool
+    available: bool
+    minutes: int | None
+    usual_minutes: int | None
+    cpus: int
+    mem_mb: int
+    gpus: dict[str, int] = field(default_factory=dict)
+
+    def most_gpus(self, model: str | None = None) -> int:
+        """GPUs (of a type) on the node that has most of them."""
+        return max((count for name, count in self.gpus.items() if model in (None, name)), default=0)
+
+
+@dataclass(frozen=True)
+class ClusterFacts:
+    """What the plugin must know of a cluster before it submits anything."""
+
+    partitions: dict[str, Partition]
+    max_array_size: int
+    accounting: bool
+
+    def problems(self, request: Request) -> list[str]:
+        """Why a request can never run here, one line each."""
+        partition = self._partition(request.slurm_partition)
+        if partition is None:
+            valid = ", ".join(sorted(self.partitions))
+            name = request.slurm_partition
+            if name is None:
+                return [f"the cluster has no default partition: set slurm_partition to one of {valid}"]
+            return [f"partition {name!r} does not exist{nearest(name, self.partitions)}; valid are {valid}"]
+        return [problem for problem, wrong in too_much(partition, request) if wrong]
+
+    def minutes(self, request: Request) -> int | None:
+        """The time limit that a job will have; None for no limit."""
+        if request.runtime is not None:
+            return request.runtime
+        partition = self._partition(request.slurm_partition)
+        return None if partition is None else partition.usual_minutes
+
+    def _partition(self, name: str | None) -> Partition | None:
+        if name is None:
+            return next((one for one in self.partitions.values() if one.default), None)
+        if "," in name:  # several partitions: Slurm takes the first that can start the job
+            known = [self.partitions[one] for one in name.split(",") if one in self.partitions]
+            return max(known, key=lambda one: one.most_gpus(), default=None)
+        return self.partitions.get(name)
+
+
+def too_much(partition: Partition, request: Request) -> Iterator[tuple[str, bool]]:
+    """Each limit of a partition with a line about it and whether the request breaks it."""
+    where = f"partition {partition.name!r}"
+    if request.gpu_model and request.gpu_model not in partition.gpus:
+        valid = ", ".join(sorted(name for name in partition.gpus if name)) or "none named"
+        yield f"{where} has no GPU of type {request.gpu_model!r}; types: {valid}", True
+        return
+    most = partition.most_gpus(request.gpu_model)
+    yield (
+        f"gpu: {request.gpus_per_node} per node asked, but no node of {where} has more than {most}",
+        request.gpus_per_node > most,
+    )
+    yield (
+        f"cpus: {request.cpus} asked, but no node of {where} has more than {partition.cpus}",
+        (request.cpus > partition.cpus),
+    )
+    yield (
+        f"mem_mb: {request.mem_mb} asked, but no node of {where} has more than {partition.mem_mb}",
+        ((request.mem_mb or 0) > partition.mem_mb),
+    )
+    yield (
+        f"runtime: {request.runtime} minutes asked, but {where} allows {partition.minutes}",
+        (partition.minutes is not None and (request.runtime or 0) > partition.minutes),
+    )
+
+
+def read_facts(say: Callable[[str], None]) -> ClusterFacts:
+    """Ask Slurm for its partitions and limits, waiting if it does not answer."""
+    listing = ask_patiently(["sinfo", "--all", "--noheader", "--format=%P|%l|%L|%a|%G|%c|%m"], say)
+    config = ask_patiently(["scontrol", "show", "config"], say)
+    values = dict(re.findall(r"^(\w+)\s*=\s*(.*?)\s*$", config, flags=re.MULTILINE))
+    return ClusterFacts(
+        partitions=read_partitions(listing),
+        max_array_size=int(values.get("MaxArraySize", "1001")),
+        accounting="slurmdbd" in values.get("AccountingStorageType", "")
+        and shutil.which("sacct") is not None,
+    )
+
+
+def read_partitions(listing: str) -> dict[str, Partition]:
+    """Read sinfo's lines; a partition with several kinds of nodes has several."""
+    found: dict[str, Partition] = {}
+    for line in listing.splitlines():
+        name, minutes, usual, available, gres, cpus, memory = line.split("|")
+        one = Partition(
+            name=name.rstrip("*"),
+            default=name.endswith("*"),
+            available=available == "up",
+            minutes=read_minutes(minutes),
+            usual_minutes=read_minutes(usual) or read_minutes(minutes),
+            cpus=leading_number(cpus),
+            mem_mb=leading_number(memory),
+            gpus=read_gpus(gres),
+        )
+        found[one.name] = larger(found[one.name], one) if one.name in found else one
+    return found
+
+
+def larger(one: Partition, other: Partition) -> Partition:
+    """One partition out of two lines of sinfo: the most that any of its nodes has."""
+    gpus = {name: max(one.gpus.get(name, 0), other.gpus.get(name, 0)) for name in {*one.gpus, *other.gpus}}
+    return Partition(
+        name=one.name,
+        default=one.default,
+        available=one.available,
+        minutes=one.minutes,
+        usual_minutes=one.usual_minutes,
+        cpus=max(one.cpus, other.cpus),
+        mem_mb=max(one.mem_mb, other.mem_mb),
+        gpus=gpus,
+    )
+
+
+def read_gpus(gres: str) -> dict[str, int]:
+    """GPUs of a node by type (may be empty), from Slurm's notation: gpu:2, gpu:a100:4(S:0-1), (null)."""
+    gpus: dict[str, int] = {}
+    for model, count in re.findall(r"\bgpu(?::([^:,()]+))?:(\d+)", gres):
+        gpus[model] = gpus.get(model, 0) + int(count)
+    return gpus
+
+
+def read_minutes(text: str) -> int | None:
+    """Minutes of Slurm's time notation (days-hours:minutes:seconds); None for infinite."""
+    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", text):
+        return None
+    days, _, clock = text.rpartition("-")
+    parts = [int(part) for part in clock.split(":")]
+    if days:
+        hours, minutes, seconds = (*parts, 0, 0)[:3]
+    else:
+        hours, minutes, seconds = (
+            [0, *parts] if len(parts) == 2 else [0, *parts, 0] if len(parts) == 1 else parts
+        )
+    return int(days or 0) * 1440 + hours * 60 + minutes + (1 if seconds else 0)
+
+
+def leading_number(text: str) -> int:
+    """The number at the start of a field such as `64+`."""
+    match = re.match(r"\d+", text)
+    return int(match.group()) if match else 0

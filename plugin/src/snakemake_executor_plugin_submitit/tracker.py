@@ -1,0 +1,156 @@
+"""What becomes of submitted jobs: results first, then what the cluster says, and never a hasty verdict."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from snakemake_executor_plugin_submitit.backends import Backend, Look, Result
+from snakemake_executor_plugin_submitit.journal import Entry, Journal
+from snakemake_executor_plugin_submitit.messages import (
+    as_list,
+    explain_failure,
+    explain_reason,
+    ordinary_reason,
+)
+from snakemake_executor_plugin_submitit.record import Record
+
+__all__ = ["Tracker", "Verdict"]
+
+GRACE_S = {"NODE_FAIL": 60.0, "BOOT_FAIL": 60.0, "PREEMPTED": 60.0, "COMPLETED": 30.0}
+"""How long a job that looks ended may still be requeued, or its result be on its way."""
+USUAL_GRACE_S = 4.0
+WAITING_STATES = frozenset(
+    {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a job has ended."""
+
+    ok: bool
+    state: str
+    message: str = ""
+
+
+class Tracker:
+    """Follows jobs through starts, interruptions and requeues until they have ended."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        journal: Journal,
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.backend = backend
+        self.journal = journal
+        self.say = say
+        self.clock = clock
+        self._present: set[str] = set()
+        self._ended_since: dict[str, tuple[str, float]] = {}
+        self._waiting: dict[str, list[Entry]] = defaultdict(list)
+        self._reported: set[tuple[str, str]] = set()
+
+    def look_around(self) -> None:
+        """Learn which results are there, and the state of the queue if it is time to ask."""
+        self._present = self.backend.results_present()
+        self.backend.refresh()
+
+    def judge(self, entry: Entry) -> Verdict | None:
+        """How the job has ended; None if it has not, or nobody knows yet."""
+        if self._has_result(entry) and (result := self.backend.result(entry)) is not None:
+            return self._judge_result(entry, result)
+        look = self.backend.look(entry)
+        if look is None:
+            return None
+        if not look.ended:
+            self._ended_since.pop(entry.key, None)
+            self._follow(entry, look)
+            return None
+        if (result := self.backend.result(entry)) is not None:
+            return self._judge_result(entry, result)
+        return self._fail(entry, look.state, look.by_whom) if self._surely_ended(entry, look) else None
+
+    def _has_result(self, entry: Entry) -> bool:
+        return entry.result is not None and Path(entry.result).name in self._present
+
+    def _surely_ended(self, entry: Entry, look: Look) -> bool:
+        state, since = self._ended_since.setdefault(entry.key, (look.state, self.clock()))
+        if state != look.state:
+            self._ended_since[entry.key] = (look.state, self.clock())
+            return False
+        if self.backend.name != "slurm":
+            return self.clock() - since >= 1.0
+        return self.clock() - since >= GRACE_S.get(look.state, USUAL_GRACE_S)
+
+    def _judge_result(self, entry: Entry, result: Result) -> Verdict:
+        if result.error is None:
+            return self._succeed(entry)
+        self._absorb(entry)
+        if "TooManyTimeoutsError" in result.error:
+            return self._fail(entry, "TIMEOUT")
+        look = self.backend.look(entry)
+        known = look is not None and look.state == "OUT_OF_MEMORY"
+        return self._fail(entry, "OUT_OF_MEMORY" if known else "FAILED")
+
+    def _succeed(self, entry: Entry) -> Verdict:
+        self._absorb(entry)
+        entry.state, entry.reason = "COMPLETED", None
+        entry.ended = entry.ended or time.time()
+        self.journal.write(entry)
+        self.backend.forget(entry)
+        return Verdict(True, "COMPLETED")
+
+    def _fail(self, entry: Entry, state: str, by_whom: str = "") -> Verdict:
+        record = self._absorb(entry)
+        message = explain_failure(entry, state, record, by_whom)
+        entry.state = "OUT_OF_MEMORY" if "(OUT_OF_MEMORY)" in message.split("\n")[0] else state
+        entry.reason, entry.message = None, message
+        entry.ended = entry.ended or time.time()
+        self.journal.write(entry)
+        return Verdict(False, entry.state, message)
+
+    def _absorb(self, entry: Entry) -> Record | None:
+        record = Record.load(Path(entry.record))
+        if record is not None:
+            entry.absorb(record)
+        return record
+
+    def _follow(self, entry: Entry, look: Look) -> None:
+        """Note changes of a job that goes on; say when it was requeued or cannot start."""
+        state = "PENDING" if look.state in WAITING_STATES else "RUNNING"
+        reason = look.reason if state == "PENDING" and not ordinary_reason(look.reason) else None
+        if (state, reason) == (entry.state, entry.reason):
+            return
+        requeued = entry.state == "RUNNING" and state == "PENDING"
+        entry.state, entry.reason, entry.node = state, reason, look.node or entry.node
+        record = self._absorb(entry) if requeued or state == "RUNNING" else None
+        self.journal.write(entry)
+        if requeued:
+            self.say(
+                f"{entry.name}: job {entry.job_id} was requeued ({requeue_cause(record)}); it will continue."
+            )
+        if reason is not None and (entry.key, reason) not in self._reported:
+            self._reported.add((entry.key, reason))
+            self._waiting[reason].append(entry)
+
+    def report_waiting(self) -> None:
+        """Say once per job and reason why jobs cannot start, many jobs in one line."""
+        for reason, entries in self._waiting.items():
+            jobs = as_list([f"{entry.name} ({entry.job_id})" for entry in entries])
+            self.say(f"cannot start: {jobs}: {explain_reason(reason)}")
+        self._waiting.clear()
+
+
+def requeue_cause(record: Record | None) -> str:
+    """Why a job was requeued, as far as the job itself could tell."""
+    last = record.interruptions[-1]["cause"] if record and record.interruptions else None
+    last_start = record.starts[-1]["time"] if record and record.starts else 0.0
+    if last is None or (record and record.interruptions[-1]["time"] < last_start):
+        return "node failure, or preemption or scontrol requeue without warning"
+    return "preemption or scontrol requeue" if last == "SIGTERM" else last
