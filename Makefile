@@ -1,0 +1,64 @@
+# make demo: the paper on this machine, tiny.  make test: fast tests and the smoke workflow.
+# VENV may point outside the clone (CI keeps one between runs); PYTHON picks the interpreter.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(abspath $(VENV))/bin
+INSTALLED := $(VENV)/.installed
+INSTALLED_DEV := $(VENV)/.installed-dev
+CORES ?= 2
+PYTEST := PATH="$(BIN):$$PATH" $(BIN)/python -m pytest
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:  ## what can be made
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(INSTALLED): pyproject.toml plugin/pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "FBT-Repro needs Python >= 3.11; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12 ..."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e plugin -e .
+	@touch $@
+
+$(INSTALLED_DEV): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet -e plugin -e '.[dev]'
+	@touch $@
+
+.PHONY: install
+install: $(INSTALLED)  ## set up .venv with this project in it
+
+.PHONY: install-dev
+install-dev: $(INSTALLED_DEV)  ## the same with what the tests and checks need
+
+.PHONY: demo
+demo: install  ## every table and figure at scale smoke, on this machine
+	PATH="$(BIN):$$PATH" snakemake --cores $(CORES)
+
+.PHONY: test
+test: install-dev  ## fast tests and the smoke workflow (<= 12 minutes)
+	$(PYTEST) -n $(CORES) -m "not smoke and not slow and not slurm"
+	$(PYTEST) -m "smoke and not slow and not slurm"
+
+.PHONY: packages
+packages:  ## Debian packages that the slow tests need (Slurm, Chromium, LaTeX); says so when it cannot
+	@sh scripts/install_test_packages.sh
+
+.PHONY: test-all
+test-all: packages lint test  ## every test: real Slurm, browser, survey of timm, series of kills (<= 60 minutes)
+	$(PYTEST) -n $(CORES) -m "slow and not slurm"
+	@# a real Slurm on a busy machine: a test that failed once is tried once more, and the report names it
+	$(PYTEST) --reruns 1 -m slurm
+
+.PHONY: lint
+lint: install-dev  ## the checks of pre-commit
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+.PHONY: clean
+clean:  ## remove smoke results and caches (never the paper's runs)
+	rm -rf results/smoke .snakemake .pytest_cache

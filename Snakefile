@@ -1,0 +1,36 @@
+# The whole paper: config/ -> runs -> tables and figures. `snakemake --cores 2` does it at scale smoke.
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+configfile: "config/config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/tables.smk"
+include: "workflow/rules/figures.smk"
+
+
+report: "workflow/report/workflow.rst"
+
+
+rule all:
+    default_target: True
+    input:
+        FLOW.tables_target,
+        FIGURES.target("index"),
+        f"{FLOW.results}/index.html",
+
+
+rule tables:
+    input:
+        FLOW.tables_target,
+
+
+rule grid:
+    input:
+        FLOW.grid_target,
+        FIGURES.target("grid"),
+        f"{FLOW.results}/grid.html",

@@ -1,0 +1,20 @@
+# The plan as files. FLOW answers every question the rules have (fbt_paper/workflow.py).
+from pathlib import Path
+
+from fbt_paper.workflow import Flow
+
+FLOW = Flow(config, Path("config"))
+
+
+wildcard_constraints:
+    run="[a-z0-9_]+(-[a-z0-9_]+)*-[0-9a-f]{10}",
+    table="[a-z][a-z0-9_]*",
+    comparison="comparison|comparison_grid",
+
+
+localrules:
+    all,
+    tables,
+    grid,
+    build_table,
+    compare_with_paper,
