@@ -1,0 +1,201 @@
+"""What a step costs beyond the parts a method cannot do without: CPU seconds and memory at 224 px.
+
+    OMP_NUM_THREADS=1 python benchmarks/engine.py [--batch 4] [--rounds 5] [--pairs swin_t__resnet18 ...]
+
+For each pair and method: a whole step of the engine (mixing, forward, backward, clipping, update, loss log)
+against the sum of the bare parts, each timed alone: the teacher's forward pass, the student's step (forward,
+backward, update), and what the method adds, likewise (FBT: L2G and its fourth stage; OFA: its branches; FCFD:
+its bridges and mixed paths). Rounds are interleaved; medians of the rounds are printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import yaml
+from torch import Tensor
+
+from fbt_core.data.feed import Raw
+from fbt_core.data.order import STEP, BatchKey, seed_everything
+from fbt_core.distributed import Place
+from fbt_core.loop import StopRequest, Training
+from fbt_core.methods.base import Batch, Context, Method
+from fbt_core.methods.registry import build_method, method_traits
+from fbt_core.optimisation import Optimisation
+from fbt_core.provenance import peak_memory_mb
+from fbt_core.run_folder import RunFolder
+from fbt_core.spec import ExecutionSettings, RunSpec
+from fbt_core.staged import StagedOutput, build_network, stage
+
+CONFIG = Path(__file__).resolve().parents[1] / "config"
+METHODS = ("kd", "ofa", "fcfd", "fbt")
+PAIRS = ("swin_t__resnet18", "convnext_t__deit_t", "mixer_b16__mobilenetv2")
+CPU = Place(torch.device("cpu"), 0, 1)
+CLASSES, SIZE = 100, 224
+
+
+def read(name: str) -> dict:
+    return yaml.safe_load((CONFIG / name).read_text())
+
+
+def network(name: str, weights: str = "none") -> dict:
+    entry = read("architectures.yaml")[name]
+    normalisation = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
+    options = {"create": entry["create"], "family": entry["family"], "options": entry["options"]}
+    return {"architecture": name, **options, "weights": weights, **normalisation}
+
+
+def make_spec(pair: str, method: str, batch: int) -> RunSpec:
+    """The pair's CIFAR-100 run with a small batch."""
+    teacher, student = (network(name) for name in pair.split("__"))
+    recipe = read("recipes.yaml")["ofa"]["cifar100"][student["family"]] | {
+        "name": "bench",
+        "batch_size": batch,
+    }
+    parameters = {key: entry["value"] for key, entry in read("methods.yaml")[method]["parameters"].items()}
+    data = {"name": "cifar100", "loader": "cifar100", "variant": "full", "classes": CLASSES}
+    data |= {"train_images": 50_000, "test_images": 10_000, "image_size": SIZE}
+    data |= {"mean": student["mean"], "std": student["std"]}
+    traits = method_traits(method)
+    chosen = {"name": method, "parameters": parameters, "revision": traits["revision"]}
+    chosen |= {"fusion_revision": 1} if traits["uses_fusion"] else {}
+    content = {"dataset": data, "student": student, "teacher": {**teacher, "weights": f"file:{'0' * 64}"}}
+    content |= {"method": chosen, "recipe": recipe, "seed": 0, "engine_revision": 1}
+    return RunSpec.model_validate(content, strict=False)
+
+
+def make_training(spec: RunSpec) -> Training:
+    """The engine's own objects, with random weights in place of the teacher's file."""
+    split = str(spec.method.parameters.get("split", "even"))
+    networks = [stage(build_network(n, CLASSES, SIZE), SIZE, split) for n in (spec.student, spec.teacher)]
+    labels = torch.arange(spec.dataset.train_images) % CLASSES
+    method = build_method(spec.method, *networks, Context.of(spec, labels))
+    method.set_normalisation(spec.student.mean, spec.student.std, spec.teacher.mean, spec.teacher.std)
+    folder = RunFolder(Path("/nonexistent"), spec, writes=False)
+    return Training(spec, ExecutionSettings(), CPU, method, (None, None), folder, StopRequest())
+
+
+class Bare:
+    """The parts, each alone, on the same networks as the whole step uses."""
+
+    def __init__(self, training: Training, batch: Batch) -> None:
+        self.method, self.batch = training.method, batch
+        self.optimisation = Optimisation(self.method.student, training.spec.recipe, 10, CPU.device)
+        extras = self.method.extras
+        has_more = any(parameter.requires_grad for parameter in extras.parameters())
+        self.added = Optimisation(extras, training.spec.recipe, 10, CPU.device) if has_more else None
+        with torch.no_grad():
+            self.student_output = self.method.student.features(batch.images)
+            self.teacher_output = self.method.observe_teacher(batch.images)
+
+    def teacher_forward(self) -> None:
+        with torch.no_grad():
+            self.method.teacher(self.batch.images)
+
+    def student_step(self) -> None:
+        logits = self.method.student(self.batch.images)
+        self.optimisation.backward(self.method.label_loss(logits, self.batch))
+        self.optimisation.step(1)
+
+    def extra(self) -> None:
+        """What the method adds (forward, backward, update), from features that are there already."""
+        outputs = EXTRAS[self.method.name](self.method, *self.detached())
+        if outputs:
+            torch.stack([output.float().square().mean() for output in outputs]).sum().backward()
+            self.added.step(1)
+            self.method.trainable_module.zero_grad(set_to_none=True)
+
+    def detached(self) -> tuple[StagedOutput, StagedOutput]:
+        """Outputs of both networks; the student's features are leaves: its own stages stay out of it."""
+        student = self.student_output
+        stages = [feature.detach().requires_grad_() for feature in student.stages]
+        return StagedOutput(stages, student.pooled, student.logits), self.teacher_output
+
+
+def fused_path(method: Method, student: StagedOutput, teacher: StagedOutput) -> list[Tensor]:
+    return list(method.extras["fused"](student, teacher))
+
+
+def branches(method: Method, student: StagedOutput, teacher: StagedOutput) -> list[Tensor]:
+    return [branch(feature) for branch, feature in zip(method.extras.values(), student.stages, strict=True)]
+
+
+def mixed_paths(method: Method, student: StagedOutput, teacher: StagedOutput) -> list[Tensor]:
+    """The bridges of all stages and as many paths as a step draws, half of them in each direction."""
+    bridged = [method.extras[f"student_to_teacher{i + 1}"](x) for i, x in enumerate(student.stages)]
+    drawn = method._draw_paths()
+    return [*bridged, *(method._run_path(path, student, teacher, bridged).logits for path in drawn)]
+
+
+EXTRAS: dict[str, Callable[..., list[Tensor]]] = {
+    "kd": lambda method, student, teacher: [],
+    "ofa": branches,
+    "fcfd": mixed_paths,
+    "fbt": fused_path,
+}
+
+
+def cpu_seconds(part: Callable[[], None]) -> float:
+    start = time.process_time()
+    part()
+    return time.process_time() - start
+
+
+def measure(pair: str, name: str, batch: int, rounds: int) -> None:
+    """One line: seconds of the step, of its parts, of teacher and student alone, and the two ratios."""
+    seed_everything(0)
+    training = make_training(make_spec(pair, name, batch))
+    images, numbers = torch.randint(0, 256, (batch, 3, SIZE, SIZE), dtype=torch.uint8), torch.arange(batch)
+    raw, key = Raw(images, numbers, numbers), BatchKey(tuple(range(batch)), tuple(range(batch)), batch, 0, 0)
+    training.method.train()
+    bare = Bare(training, training.preparation.train(raw))
+
+    def step() -> None:
+        training.train_step(key, raw)
+
+    def extra() -> None:
+        seed_everything(training.spec.seed, STEP, 0, 0)  # FCFD draws the same paths as in the step
+        bare.extra()
+
+    parts = [step, bare.teacher_forward, bare.student_step, extra]
+    for part in parts:
+        part()
+    rows = [[cpu_seconds(part) for part in parts] for _ in range(rounds)]
+    training.losses.read(pair, 0.0)
+    print(line(pair, name, rows), flush=True)
+
+
+def line(pair: str, name: str, rows: list[list[float]]) -> str:
+    columns = [
+        [row[0] for row in rows],
+        [sum(row[1:]) for row in rows],
+        [row[0] / sum(row[1:]) for row in rows],
+        [row[0] / sum(row[1:3]) for row in rows],
+    ]
+    step, parts, ratio, to_networks = (statistics.median(column) for column in columns)
+    memory = peak_memory_mb(CPU.device)
+    return f"| {pair} | {name} | {step:.2f} | {parts:.2f} | {ratio:.3f} | {to_networks:.2f} | {memory:.0f} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--pairs", nargs="+", default=PAIRS)
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    print("| pair | method | step, s | parts, s | step / parts | step / networks | peak MB so far |")
+    print("|---|---|---|---|---|---|---|")
+    for pair in chosen.pairs:
+        for name in chosen.methods:
+            measure(pair, name, chosen.batch, chosen.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,244 @@
+"""The executor's cost: wall time of small jobs, calls to Slurm, and what the head process needs.
+
+    python benchmarks/executor.py [--parts wall calls head] [--repeats 3] [--write]
+
+Needs Slurm with accounting (packages: tests/test_plugin/cluster.py). A Slurm of one node with four CPUs is
+started in a temporary folder. `snakemake-executor-plugin-slurm` is installed into an environment of its own
+outside the clone (--official FOLDER): beside this plugin it would slow down every start of Snakemake.
+`--write` puts the figures into benchmarks/README.md, section "Executor".
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from collections import Counter
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tests.test_plugin.cluster import Cluster, wait_for  # noqa: E402
+
+README = Path(__file__).with_name("README.md")
+SLOTS = 4
+COUNTED = ("sbatch", "squeue", "sacct", "scontrol", "sinfo", "scancel", "srun")
+OFFICIAL = "snakemake-executor-plugin-slurm==2.8.0"
+WORKFLOW = """\
+rule all:
+    input: expand("out/{{number}}", number=range({jobs}))
+
+rule work:
+    output: "out/{{number}}"
+    resources: mem_mb=1500, runtime=10
+    shell: "sleep {seconds}; touch {{output}}"
+"""
+RATE = ["--max-jobs-per-timespan", "1000/1s"]
+SUBMITIT = ["--executor", "submitit", "--jobs", "1100", *RATE]
+SINGLE = [*SUBMITIT, "--submitit-array-size", "1"]
+DEFAULT = ["--executor", "slurm", "--jobs", "1100"]
+TUNED = [
+    *DEFAULT,
+    *RATE,
+    "--seconds-between-status-checks",
+    "1",
+    "--slurm-init-seconds-before-status-checks",
+    "1",
+]
+LOCAL = ["--cores", str(SLOTS)]
+ONCE = ("official plugin, default", "submitit, single jobs")
+"""Ways that are measured once: they are there for comparison only."""
+
+
+def make_official(folder: Path) -> Path:
+    """An environment with the official plugin, made once; returns its python."""
+    python = folder / "bin" / "python"
+    if not python.exists():
+        venv.create(folder, with_pip=True)
+        snakemake = subprocess.run(
+            [sys.executable, "-m", "snakemake", "--version"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        subprocess.run(
+            [python, "-m", "pip", "install", "-q", f"snakemake=={snakemake}", OFFICIAL], check=True
+        )
+    return python
+
+
+def make_workflow(folder: Path, jobs: int, seconds: float) -> None:
+    """Independent jobs that sleep."""
+    folder.mkdir(parents=True)
+    (folder / "Snakefile").write_text(WORKFLOW.format(jobs=jobs, seconds=seconds))
+
+
+def environment(cluster: Cluster, python: Path, folder: Path | None = None) -> dict[str, str]:
+    """A login shell in which calls to Slurm's commands are counted if a folder for that is given."""
+    path = f"{python.parent}:{cluster.environment['PATH']}"
+    if folder is not None:
+        path = f"{count_calls(folder, cluster.conf)}:{path}"
+    return {**cluster.environment, "PATH": path}
+
+
+def count_calls(folder: Path, conf: Path) -> Path:
+    """Commands of Slurm that note their name; the official plugin strips SLURM_CONF, so they set it again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in COUNTED:
+        script = folder / name
+        lines = [
+            f"echo {name} >> {folder}/calls",
+            f"export SLURM_CONF={conf}",
+            f'exec {shutil.which(name)} "$@"',
+        ]
+        script.write_text("\n".join(["#!/bin/sh", *lines, ""]))
+        script.chmod(0o755)
+    return folder
+
+
+def run(
+    python: Path, options: Iterable[str], folder: Path, variables: dict[str, str], timeout: float
+) -> float:
+    """Wall time in seconds of one workflow."""
+    start = time.monotonic()
+    answer = subprocess.run(
+        [python, "-m", "snakemake", *options], cwd=folder, env=variables, capture_output=True, text=True,
+        timeout=timeout, check=False,
+    )  # fmt: skip
+    if answer.returncode:
+        raise SystemExit(f"{' '.join(options)} failed:\n{answer.stdout[-2000:]}{answer.stderr[-4000:]}")
+    return time.monotonic() - start
+
+
+def measure_walls(cluster: Cluster, folder: Path, official: Path, repeats: int) -> list[str]:
+    """20 jobs of 2 s on four slots, median of some runs each."""
+    own = Path(sys.executable)
+    ways = {
+        "submitit, arrays": (own, SUBMITIT),
+        "official plugin, tuned (checks every second)": (official, TUNED),
+        f"local, {SLOTS} cores": (own, LOCAL),
+        "submitit, single jobs": (own, SINGLE),
+        "official plugin, default": (official, DEFAULT),
+    }
+    lines = ["| 20 jobs of 2 s, 4 slots | wall, median | runs |", "|---|---|---|"]
+    for number, (name, (python, options)) in enumerate(ways.items()):
+        walls = []
+        for repeat in range(repeats if name not in ONCE else 1):
+            place = folder / f"wall{number}-{repeat}"
+            make_workflow(place, 20, 2)
+            walls.append(run(python, options, place, environment(cluster, python, folder / "commands"), 1200))
+            print(f"{name}: {walls[-1]:.1f} s", flush=True)
+        lines.append(
+            f"| {name} | {statistics.median(walls):.1f} s | {', '.join(f'{wall:.1f}' for wall in walls)} |"
+        )
+    return lines
+
+
+def measure_calls(cluster: Cluster, folder: Path, official: Path) -> list[str]:
+    """200 jobs of 1 s: how often Slurm is asked."""
+    ways = {"submitit, arrays": (Path(sys.executable), SUBMITIT), "official plugin, tuned": (official, TUNED)}
+    shown = ("sbatch", "squeue", "sacct", "scontrol", "sinfo", "srun")
+    lines = [f"| 200 jobs of 1 s | wall | {' | '.join(shown)} |", "|---" * (len(shown) + 2) + "|"]
+    for number, (name, (python, options)) in enumerate(ways.items()):
+        place, counter = folder / f"calls{number}", folder / f"counter{number}"
+        make_workflow(place, 200, 1)
+        wall = run(python, options, place, environment(cluster, python, counter), 2400)
+        calls = Counter((counter / "calls").read_text().split())
+        print(name, f"{wall:.0f} s", dict(calls), flush=True)
+        lines.append(f"| {name} | {wall:.0f} s | {' | '.join(str(calls[command]) for command in shown)} |")
+    return lines
+
+
+def measure_head(cluster: Cluster, folder: Path) -> list[str]:
+    """Memory and CPU of the head while 1,000 jobs wait."""
+    cluster.run("scontrol", "update", "PartitionName=main", "State=DOWN")
+    place = folder / "head"
+    make_workflow(place, 1000, 1)
+    with (place / "log").open("w") as log:
+        head = subprocess.Popen(
+            [sys.executable, "-m", "snakemake", *SUBMITIT, "--submitit-shared-folder-check", "no"], cwd=place,
+            env=environment(cluster, Path(sys.executable)), stdout=log, stderr=log,
+        )  # fmt: skip
+    start = time.monotonic()
+    try:
+        wait_for(
+            lambda: (place / "log").read_text().count("submitit: submitted") > 0, 300, "1,000 jobs submitted"
+        )
+        submitted = time.monotonic() - start
+        line = watch(psutil.Process(head.pid), submitted)
+    finally:
+        head.kill()
+        cluster.run("scancel", "--user", str(os.getuid()))
+        cluster.run("scontrol", "update", "PartitionName=main", "State=UP")
+    return ["| head with 1,000 queued jobs | submitted after | memory | CPU |", "|---|---|---|---|", line]
+
+
+def watch(head: psutil.Process, submitted: float, seconds: float = 60.0) -> str:
+    """Memory and CPU of a process over a minute."""
+    before = sum(head.cpu_times()[:4])
+    time.sleep(seconds)
+    cpu = (sum(head.cpu_times()[:4]) - before) / seconds * 100
+    memory = head.memory_info().rss / 1e6
+    print(f"head: {memory:.0f} MB, {cpu:.1f} % CPU", flush=True)
+    return f"| submitit, arrays | {submitted:.0f} s | {memory:.0f} MB | {cpu:.1f} % of a core |"
+
+
+def write(lines: list[str]) -> None:
+    """Replace the section "Executor" of the README and keep the others."""
+    text = README.read_text() if README.exists() else "# Benchmarks\n"
+    section = "## Executor\n\n" + "\n".join(lines) + "\n"
+    found = re.search(r"^## Executor\n.*?(?=^## |\Z)", text, flags=re.MULTILINE | re.DOTALL)
+    text = text.replace(found[0], section + "\n") if found else f"{text.rstrip()}\n\n{section}"
+    README.write_text(text.rstrip() + "\n")
+
+
+def describe(cluster: Cluster, repeats: int) -> str:
+    """Where and with what the figures were measured."""
+    version = cluster.run("sinfo", "--version").strip()
+    load = os.getloadavg()[0]
+    return (
+        f"`python benchmarks/executor.py`, {datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, {version}, "
+        f"one node with {SLOTS} slots, accounting on, official plugin {OFFICIAL.partition('==')[2]}, "
+        f"{repeats} runs each, load of the machine before: {load:.1f}."
+    )
+
+
+def main() -> None:
+    """Measure and print, or write into the README."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--parts", nargs="+", choices=["wall", "calls", "head"], default=["wall", "calls", "head"]
+    )
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--official", type=Path, default=Path(tempfile.gettempdir()) / "official-slurm-plugin"
+    )
+    parser.add_argument("--write", action="store_true")
+    options = parser.parse_args()
+    official = make_official(options.official) if {"wall", "calls"} & set(options.parts) else Path()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        with Cluster(folder / "slurm", accounting=True, cpus=SLOTS) as cluster:
+            lines = [describe(cluster, options.repeats)]
+            if "wall" in options.parts:
+                lines += ["", *measure_walls(cluster, folder, official, options.repeats)]
+            if "head" in options.parts:
+                lines += ["", *measure_head(cluster, folder)]
+            if "calls" in options.parts:
+                lines += ["", *measure_calls(cluster, folder, official)]
+    print("\n".join(lines))
+    if options.write:
+        write(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Image folders: real photographs in ImageNet's tree, checked completely, and files that vanish."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from fbt_core.data import image_folder
+from fbt_core.data.check import check_data
+from fbt_core.data.order import BatchKey
+from fbt_core.data.transforms import test_pipeline as make_test_pipeline
+from fbt_core.data.transforms import training_pipeline
+from fbt_core.errors import UserError
+from fbt_core.spec import AugmentationSpec, DatasetSpec
+from tests.test_core.engine_runs import EVERYTHING, arguments, in_child, make_spec, network
+from tests.test_core.photographs import IMAGENET, photographs
+
+CLASSES = ("bird", "cat", "dog", "fish")
+
+
+def spec(train: int = 12, test: int = 8) -> DatasetSpec:
+    return DatasetSpec(
+        name="photos",
+        loader="image_folder",
+        variant="full",
+        classes=4,
+        train_images=train,
+        test_images=test,
+        image_size=64,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+    )
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """Twenty photographs dealt to four classes: twelve to train, eight to test."""
+    for i, (path, _) in enumerate(photographs(IMAGENET)):
+        folder = tmp_path / "photos" / ("train" if i < 12 else "val") / CLASSES[i % 4]
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folder / f"{i:02}{path.suffix}")
+    return tmp_path / "photos"
+
+
+def load(root: Path, split: str = "train", count: int = 12):
+    return image_folder.load_split(root, split, 4, count)
+
+
+def test_labels_are_the_places_of_the_sorted_class_names(root):
+    split = load(root)
+    assert [split.path(i).parent.name for i in range(12)] == [CLASSES[label] for label in split.labels]
+    assert len(load(root, "test", 8)) == 8
+    assert split.picture(0).mode == "RGB"
+
+
+def test_batches_of_photographs(root):
+    augmentation = AugmentationSpec(**EVERYTHING)
+    pipeline = training_pipeline(load(root), spec(), augmentation, seed=0)
+    key = BatchKey((0, 5, 11), (0, 1, 2), 3, epoch=0, step=0)
+    batch = pipeline(load(root), key)
+    assert batch.shape == (3, 3, 64, 64)
+    assert batch.dtype == torch.uint8
+    assert torch.equal(batch, pipeline(load(root), key))
+    alone = BatchKey((11,), (2,), 3, epoch=0, step=0)
+    assert torch.equal(pipeline(load(root), alone)[0], batch[2])
+    assert make_test_pipeline(load(root), spec())(load(root), key).shape == (3, 3, 64, 64)
+
+
+def test_complete_root_has_no_errors(root):
+    findings = check_data("photos", spec(), root, processes=2)
+    assert [finding.level for finding in findings] == ["good", "good"]
+
+
+def spoil_image(root: Path) -> None:
+    path = next((root / "train" / "cat").iterdir())
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def empty_class(root: Path) -> None:
+    for path in (root / "train" / "dog").iterdir():
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda root: shutil.rmtree(root / "val" / "fish"), ["3 class folders, expected 4", "missing: fish"]),
+        (lambda root: (root / "val" / "owl").mkdir(), ["5 class folders, expected 4", "unknown", "owl"]),
+        (empty_class, ["1 class folders hold no image: dog", "9 images, expected 12"]),
+        (spoil_image, ["1 images cannot be decoded: cat/"]),
+        (lambda root: shutil.rmtree(root / "val"), ["no folder 'val'"]),
+    ],
+)
+def test_check_says_exactly_what_is_wrong(root, spoil, words):
+    spoil(root)
+    text = "\n".join(map(str, check_data("photos", spec(), root, processes=1)))
+    assert all(word in text for word in words), text
+
+
+def test_imagenet_classes_are_known_by_name(root):
+    (root / "train" / "n01440764").mkdir()
+    many = spec().model_copy(update={"classes": 1000})
+    text = "\n".join(map(str, check_data("imagenet", many, root, processes=1)))
+    assert "999 class folders are missing: n01443537" in text
+    assert "unknown class folders: bird, cat" in text
+
+
+def test_missing_root_names_the_setting(tmp_path):
+    (finding,) = check_data("imagenet", spec(), tmp_path / "nowhere")
+    assert (finding.level, finding.where) == ("error", "data_roots.imagenet")
+
+
+def test_loader_refuses_wrong_counts_and_unlike_classes(root):
+    with pytest.raises(UserError, match="found 12 images, expected 13"):
+        load(root, count=13)
+    (root / "val" / "fish").rename(root / "val" / "owl")
+    with pytest.raises(UserError, match="class folders differ.*fish, owl"):
+        load(root, "test", 8)
+
+
+def test_image_that_vanishes_in_mid_epoch_stops_the_run_and_a_rerun_continues(root, tmp_path, capfd):
+    run = make_spec(EVERYTHING, dataset=spec().model_dump(), student=network(), recipe__batch_size=6)
+    command = arguments(run, tmp_path / "runs", root, workers=1)
+    command[3] = command[3].replace('"squares"', '"photos"')
+    victim = next((root / "train" / "cat").iterdir())
+
+    def vanish():
+        from fbt_core.loop import Training
+
+        resume = Training.resume
+        Training.resume = lambda training: (victim.rename(victim.with_suffix(".gone")), resume(training))
+
+    assert in_child(command, vanish) == 1
+    error = capfd.readouterr().err.strip().splitlines()
+    assert error[-1].startswith(f"error: {victim}: image file is gone"), error
+    assert not (tmp_path / "runs" / run.id / "metrics.json").exists()
+    victim.with_suffix(".gone").rename(victim)
+    assert in_child(command) == 0

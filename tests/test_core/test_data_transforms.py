@@ -1,0 +1,168 @@
+"""Augmentation: the same distribution and pixels as timm's, and a policy that no Pillow can crash."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+from scipy.stats import ks_2samp
+from timm.data.transforms import RandomResizedCropAndInterpolation, ToNumpy
+
+from fbt_core.data import transforms
+from fbt_core.data.crops import INTERPOLATIONS, draw_boxes, resize_crops, resize_whole
+from fbt_core.data.feed import Feed, Preparation, Raw
+from fbt_core.data.order import BatchKey, Order
+from fbt_core.data.splits import InMemory
+from fbt_core.spec import AugmentationSpec, DatasetSpec
+from tests.test_core.engine_runs import EVERYTHING, PLAIN, make_spec
+
+DRAWS = 4000
+CROPPED = {**PLAIN, "crop_scale": (0.08, 1.0)}
+
+
+def pictures(count: int = 32, channels: int = 3, enlarge: str = "bicubic") -> InMemory:
+    images = np.random.default_rng(1).integers(0, 256, (count, 32, 32, channels)).astype(np.uint8)
+    return InMemory(images, torch.arange(count) % 10, enlarge)
+
+
+def dataset(size: int = 64) -> DatasetSpec:
+    return make_spec().dataset.model_copy(update={"image_size": size})
+
+
+def train_keys(split: InMemory, batch: int = 16, **place: int) -> list[BatchKey]:
+    return Order(len(split), batch, seed=0, **place).keys(epoch=2)
+
+
+@pytest.mark.parametrize("scale", [(0.08, 1.0), (0.9, 1.0), (0.02, 0.05)])
+@pytest.mark.parametrize("side", [(32, 32), (20, 48)])
+def test_boxes_have_timms_distribution(scale, side):
+    random.seed(0)
+    picture = Image.new("RGB", side[::-1])
+    draw = RandomResizedCropAndInterpolation.get_params
+    theirs = np.array([draw(picture, scale, (3 / 4, 4 / 3)) for _ in range(DRAWS)])
+    ours = draw_boxes(np.random.default_rng(0), DRAWS, side, scale)
+    assert (ours >= 0).all()
+    assert (ours[:, 0] + ours[:, 2] <= side[0]).all()
+    assert (ours[:, 1] + ours[:, 3] <= side[1]).all()
+    for column in range(4):
+        assert ks_2samp(ours[:, column], theirs[:, column]).pvalue > 1e-3, column
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_crops_are_pillows_to_the_pixel(channels):
+    split = pictures(6, channels)
+    boxes = draw_boxes(np.random.default_rng(0), 6, (32, 32), (0.08, 1.0))
+    kinds = np.array([0, 1, 0, 1, 0, 1])
+    ours = resize_crops(split.images, boxes, 48, kinds)
+    for i, (top, left, high, wide) in enumerate(boxes.tolist()):
+        crop = split.picture(i).crop((left, top, left + wide, top + high))
+        theirs = ToNumpy()(crop.resize((48, 48), INTERPOLATIONS[kinds[i]])).transpose(1, 2, 0)
+        assert np.array_equal(np.broadcast_to(ours[i], theirs.shape), theirs)
+
+
+def test_uncropped_grey_images_are_doubled_pixel_by_pixel():
+    split = pictures(3, 1, "nearest")
+    doubled = resize_whole(split.images, 64, "nearest")
+    assert np.array_equal(doubled[:, ::2, ::2], split.images)
+    assert np.array_equal(doubled[:, 1::2, 1::2], split.images)
+    assert resize_whole(split.images, 48, "nearest").shape == (3, 48, 48, 1)
+
+
+def test_quick_and_timm_pipelines_flip_and_interpolate_alike():
+    """The mean image over many draws agrees: same boxes, same filters, same flips."""
+    split, spec = pictures(1), dataset()
+    quick = transforms.QuickTraining(AugmentationSpec(**CROPPED), 64, seed=0)
+    slow = transforms.Pictures(transforms._timm_training(spec, AugmentationSpec(**CROPPED)), seed=0)
+    key = BatchKey((0,) * 3000, tuple(range(3000)), 3000, epoch=0, step=0)
+    ours, theirs = (pipeline(split, key).float().mean(0) for pipeline in (quick, slow))
+    assert (ours - theirs).abs().max() < 8
+    assert (ours - theirs).abs().mean() < 2
+
+
+@pytest.mark.parametrize("augmentation", [PLAIN, CROPPED, EVERYTHING])
+def test_batches_depend_on_seed_epoch_and_place_only(augmentation):
+    split = pictures()
+    pipeline = transforms.training_pipeline(split, dataset(), AugmentationSpec(**augmentation), seed=0)
+    whole = [pipeline(split, key) for key in train_keys(split)]
+    for key, batch in zip(train_keys(split), whole, strict=True):
+        torch.manual_seed(99)  # the state of the generators beforehand does not matter
+        assert torch.equal(pipeline(split, key), batch)
+    for rank in range(2):
+        for key, batch in zip(train_keys(split, rank=rank, world=2), whole, strict=True):
+            assert torch.equal(pipeline(split, key), batch[list(key.rows)])
+
+
+def test_loader_processes_give_the_same_batches():
+    split = pictures()
+    pipeline = transforms.training_pipeline(split, dataset(), AugmentationSpec(**EVERYTHING), seed=0)
+    keys, cpu = train_keys(split), torch.device("cpu")
+    alone, helped = (list(Feed(split, pipeline, workers, cpu)(keys)) for workers in (0, 2))
+    for one, other in zip(alone, helped, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.labels, other.labels)
+        assert torch.equal(one.indices, other.indices)
+
+
+def test_mixing_on_two_processes_is_mixing_of_the_whole_batch():
+    recipe = make_spec({**PLAIN, "mixup": 0.8, "cutmix": 1.0}).recipe
+    prepare = Preparation(recipe, 10, (0.3,) * 3, (0.3,) * 3, torch.device("cpu"))
+    split = pictures(16)
+    pipeline = transforms.training_pipeline(split, dataset(32), recipe.augmentation, seed=0)
+
+    def batch(**place):
+        (key,) = train_keys(split, **place)
+        np.random.seed(5)
+        indices = torch.tensor(key.indices)
+        return prepare.train(Raw(pipeline(split, key), split.labels[indices], indices)), list(key.rows)
+
+    whole, _ = batch()
+    for rank in range(2):
+        part, rows = batch(rank=rank, world=2)
+        assert torch.equal(part.images, whole.images[rows])
+        assert torch.equal(part.target, whole.target[rows])
+
+
+def test_images_are_normalised_and_get_three_channels():
+    prepare = Preparation(make_spec().recipe, 10, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7), torch.device("cpu"))
+    images = torch.randint(0, 256, (2, 1, 4, 4), dtype=torch.uint8)
+    ours = prepare.images(Raw(images, torch.zeros(2), torch.zeros(2)))
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7)))
+    theirs = (images / 255 - mean) / std
+    assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_table_1s_policy_survives_pillow_13_on_2000_images(monkeypatch):
+    """rand-m9-mstd0.5-inc1 keeps 0 bits now and then, which Pillow 13 refuses."""
+    mended, original, bits = transforms.posterize, ImageOps.posterize, []
+
+    def pillow_13(picture, bits_to_keep):
+        if not 1 <= bits_to_keep <= 8:
+            raise ValueError("bits must be between 1 and 8")
+        return original(picture, bits_to_keep)
+
+    def counted(picture, bits_to_keep, **options):
+        bits.append(bits_to_keep)
+        return mended(picture, bits_to_keep, **options)
+
+    monkeypatch.setattr(ImageOps, "posterize", pillow_13)
+    monkeypatch.setattr(transforms, "posterize", counted)
+    split = pictures(50)
+    transform = transforms._timm_training(dataset(32), AugmentationSpec(**EVERYTHING))
+    random.seed(0)
+    np.random.seed(0)
+    for i in range(2000):
+        assert transform(split.picture(i % 50)).shape == (3, 32, 32)
+    assert 0 in bits, "the policy never asked for 0 bits: this test shows nothing"
+
+
+def test_mended_posterize_is_the_older_pillows():
+    picture = pictures(1).picture(0)
+    black = transforms.posterize(picture, 0)
+    assert not np.asarray(black).any()
+    assert black.size == picture.size
+    for bits in range(1, 8):
+        assert transforms.posterize(picture, bits).tobytes() == ImageOps.posterize(picture, bits).tobytes()
+    assert transforms.posterize(picture, 8) is picture

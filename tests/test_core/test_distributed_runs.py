@@ -1,0 +1,143 @@
+"""Two processes train what one trains: the same losses at each step, the same scores, one interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from fbt_core.data.order import seed_everything
+from fbt_core.loss_log import LossLog
+from fbt_core.methods.registry import method_names, method_traits
+from fbt_core.run import main
+from fbt_core.spec import RunSpec
+from fbt_core.staged import build_network
+from fbt_core.weights import file_sha256, serialise
+from tests.test_core.engine_runs import arguments, make_spec, measured, network, write_images
+
+METHODS = yaml.safe_load((Path(__file__).parents[2] / "config" / "methods.yaml").read_text())
+VIT = {
+    "create": "vit_small_patch16_224",
+    "family": "msa",
+    "options": {"patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 2},
+}
+OTHER_VIT = {**VIT, "options": {**VIT["options"], "embed_dim": 32}}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return write_images(tmp_path_factory.mktemp("data"), train=64)
+
+
+def parameters(name: str) -> dict[str, Any]:
+    """A method's parameters at scale smoke."""
+    given = METHODS[name]["parameters"]
+    return {key: entry.get("by_scale", {}).get("smoke", entry["value"]) for key, entry in given.items()}
+
+
+def method_spec(
+    name: str, folder: Path, student: dict[str, Any], **changes: Any
+) -> tuple[RunSpec, dict[str, str]]:
+    """A run of 20 steps with a random teacher kept in a file, and where that file is."""
+    traits = method_traits(name)
+    method = {"name": name, "parameters": parameters(name), "revision": traits["revision"]}
+    method |= {"fusion_revision": 1} if traits["uses_fusion"] else {}
+    teacher, files = None, {}
+    if traits["needs_teacher"]:
+        draft = make_spec(student={**network("teacher"), **OTHER_VIT}).student
+        seed_everything(7, 0)
+        path = folder / "teacher.safetensors"
+        path.write_bytes(serialise(build_network(draft, 4, 32).state_dict()))
+        sha = file_sha256(path)
+        teacher, files = {**network("teacher"), **OTHER_VIT, "weights": f"file:{sha}"}, {sha: str(path)}
+    spec = make_spec(
+        student=student,
+        teacher=teacher,
+        method=method,
+        dataset__train_images=64,
+        recipe__epochs=5,
+        recipe__optimizer__learning_rate=0.005,
+        **changes,
+    )
+    return spec, files
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def run_together(
+    command: list[str], world: int, prepare: Callable[[int], None] = lambda rank: None
+) -> list[int]:
+    """Run the engine in forked processes that find each other as torchrun's would; their exit codes."""
+    port, children = free_port(), []
+    for rank in range(world):
+        child = os.fork()
+        if not child:
+            code = 99
+            try:
+                place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+                os.environ.update({key: str(value) for key, value in place.items()})
+                os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
+                prepare(rank)
+                code = main(command)
+            finally:
+                os._exit(code)
+        children.append(child)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def losses_of(command: list[str], world: int, file: Path) -> torch.Tensor:
+    """The loss and its terms at every step, (steps, 1 + terms)."""
+
+    def prepare(rank: int) -> None:
+        check = LossLog._check
+
+        def noting(log, rows, where, rate):
+            if rank == 0:
+                with file.open("a") as lines:
+                    lines.writelines(json.dumps(row) + "\n" for row in rows.tolist())
+            check(log, rows, where, rate)
+
+        LossLog._check = noting
+
+    assert run_together(command, world, prepare) == [0] * world
+    return torch.tensor([json.loads(line) for line in file.read_text().splitlines()], dtype=torch.float64)
+
+
+def compare(spec: RunSpec, files: dict[str, str], folder: Path, root: Path, tolerance: float) -> None:
+    """One and two processes: 20 steps with the same losses, the same test scores."""
+    one, two = folder / "one", folder / "two"
+    options = {"weight_files": files, "log_steps": 1}
+    single = losses_of(arguments(spec, one, root, **options), 1, folder / "one.jsonl")
+    double = losses_of(arguments(spec, two, root, **options), 2, folder / "two.jsonl")
+    assert single.shape[0] == 20
+    assert not torch.equal(single[0], single[-1]), "nothing was learned: the comparison shows nothing"
+    assert (single - double).abs().max() <= tolerance, (single - double).abs().max(1).values
+    for line, other in zip(measured(one, spec), measured(two, spec), strict=True):
+        assert line[4] == pytest.approx(other[4], abs=100 / 30 + 1e-9)
+
+
+FAST = ("kd", "rkd", "fbt")
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in method_names()]
+)
+def test_two_processes_have_the_losses_of_one(name, root, tmp_path):
+    spec, files = method_spec(name, tmp_path, {**network("student"), **VIT})
+    compare(spec, files, tmp_path, root, 1e-5)
+
+
+def test_batch_norm_shared_by_two_processes_is_that_of_one(root, tmp_path):
+    spec, files = method_spec("kd", tmp_path, network("student"))
+    compare(spec, files, tmp_path, root, 1e-4)

@@ -1,0 +1,249 @@
+"""What can go wrong in a run: one clear line, an exit code, no half result, and a rerun that continues."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fbt_core import checkpoint
+from fbt_core.data import feed
+from fbt_core.methods.base import Method
+from tests.test_core.engine_runs import (
+    EVERYTHING,
+    arguments,
+    at_step,
+    in_child,
+    make_spec,
+    weights_of,
+    write_images,
+)
+
+SPEC = make_spec()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return write_images(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def expected(root, tmp_path_factory) -> bytes:
+    runs = tmp_path_factory.mktemp("whole")
+    assert in_child(arguments(SPEC, runs, root)) == 0
+    return weights_of(runs, SPEC)
+
+
+@pytest.fixture
+def stopped(root, tmp_path) -> Path:
+    """A folder of runs with one run stopped in its second epoch, both checkpoints there."""
+    command = arguments(SPEC, tmp_path, root, checkpoint_minutes=1e-9)
+    assert in_child(command, at_step(8, lambda: os.kill(os.getpid(), signal.SIGUSR2))) == 75
+    return tmp_path
+
+
+def one_line(capfd, *words: str) -> None:
+    """The last line on stderr holds all the words, and there is no traceback."""
+    text = capfd.readouterr().err
+    assert "Traceback" not in text
+    last = text.strip().splitlines()[-1]
+    assert all(word in last for word in words), last
+
+
+def assert_no_result(runs: Path, spec=SPEC) -> None:
+    names = {path.name for path in (runs / spec.id).glob("*")}
+    assert not names & {"metrics.json", "weights.safetensors"}
+
+
+def damage(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    middle = len(content) // 2
+    changed = {"cut": content[:middle], "empty": b"", "flipped": bytearray(content)}[how]
+    if how == "flipped":
+        changed[middle] ^= 1
+    path.write_bytes(bytes(changed))
+
+
+@pytest.mark.parametrize("how", ["cut", "empty", "flipped"])
+def test_damaged_last_checkpoint_falls_back_to_the_one_before(stopped, root, expected, how):
+    folder = stopped / SPEC.id
+    damage(folder / "last.pt", how)
+    assert in_child(arguments(SPEC, stopped, root)) == 0
+    assert "last.pt is truncated or damaged" in (folder / "log.txt").read_text()
+    assert weights_of(stopped, SPEC) == expected
+
+
+def test_both_checkpoints_damaged_is_an_error_that_overwrites_nothing(stopped, root, capfd):
+    folder = stopped / SPEC.id
+    for name in ("last.pt", "previous.pt"):
+        damage(folder / name, "cut")
+    before = {name: (folder / name).read_bytes() for name in ("last.pt", "previous.pt")}
+    assert in_child(arguments(SPEC, stopped, root)) == 1
+    one_line(capfd, "last.pt", "previous.pt", "nothing was overwritten")
+    assert before == {name: (folder / name).read_bytes() for name in before}
+    assert_no_result(stopped)
+
+
+def test_checkpoint_of_another_spec_is_refused(stopped, root, capfd):
+    other = make_spec(seed=4)
+    (stopped / SPEC.id).rename(stopped / other.id)
+    assert in_child(arguments(other, stopped, root)) == 1
+    one_line(capfd, "checkpoint of another run", SPEC.id, other.id)
+
+
+def test_run_killed_between_the_two_renames_continues_from_the_new_state(stopped, root, expected):
+    folder = stopped / SPEC.id
+    (folder / "last.pt").rename(folder / "next.pt")
+    state, faults = checkpoint.load(folder, SPEC)
+    assert state["position"] == {"epoch": 1, "step": 2, "updates": 8}
+    assert not faults
+    assert in_child(arguments(SPEC, stopped, root)) == 0
+    assert weights_of(stopped, SPEC) == expected
+
+
+def test_non_finite_loss_names_term_step_and_rate(root, tmp_path, capfd, expected):
+    def poison():
+        forward, calls = Method.forward, iter(range(1, 1000))
+
+        def poisoned(method, batch):
+            result = forward(method, batch)
+            if next(calls) == 9:
+                result["terms"] = {name: term * torch.nan for name, term in result["terms"].items()}
+                result["loss"] = result["loss"] * torch.nan
+            return result
+
+        Method.forward = poisoned
+
+    assert in_child(arguments(SPEC, tmp_path, root), poison) == 1
+    one_line(capfd, "not finite", "nan", "epoch 2", "step 3", "learning rate", "last good checkpoint is kept")
+    assert_no_result(tmp_path)
+    assert '"failed"' in (tmp_path / SPEC.id / "progress.json").read_text()
+    assert in_child(arguments(SPEC, tmp_path, root)) == 0
+    assert weights_of(tmp_path, SPEC) == expected
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_full_disk(root, tmp_path, capfd, expected):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", disk], check=False).returncode:
+        pytest.skip("a tmpfs cannot be mounted here")
+    try:
+        assert in_child(arguments(SPEC, disk, root)) == 1
+        one_line(capfd, "cannot be written", "No space left on device", "free some space")
+        assert_no_result(disk)
+        assert not list((disk / SPEC.id).glob(".*.part"))
+        subprocess.run(["mount", "-o", "remount,size=20m", disk], check=True)
+        assert in_child(arguments(SPEC, disk, root)) == 0
+        assert weights_of(disk, SPEC) == expected
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_folder_that_cannot_be_written(root, tmp_path, capfd):
+    blocked = tmp_path / "runs"
+    blocked.write_text("a file where the folder should be")
+    assert in_child(arguments(SPEC, blocked, root)) == 1
+    one_line(capfd, "runs", "cannot be written")
+
+
+def test_loader_process_that_dies(root, tmp_path, capfd):
+    spec = make_spec(EVERYTHING)
+
+    def prepare():
+        made, parent = feed.Batches.__getitem__, os.getpid()
+
+        def deadly(batches, key):
+            if os.getpid() != parent and key.step == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return made(batches, key)
+
+        feed.Batches.__getitem__ = deadly
+
+    assert in_child(arguments(spec, tmp_path, root, workers=1), prepare) == 1
+    one_line(capfd, "a loader process died", "run the same command again")
+    assert_no_result(tmp_path, spec)
+    assert in_child(arguments(spec, tmp_path, root, workers=1)) == 0
+
+
+def test_two_processes_cannot_train_one_run(root, tmp_path, capfd):
+    command = arguments(SPEC, tmp_path, root)
+    codes = []
+    assert in_child(command, at_step(2, lambda: codes.append(in_child(command)) or check(codes))) == 0
+    assert "another process is training this run" in capfd.readouterr().err
+
+
+def check(codes: list[int]) -> None:
+    if codes != [1]:
+        os._exit(98)
+
+
+def test_complete_run_is_left_alone(root, tmp_path, capfd):
+    assert in_child(arguments(SPEC, tmp_path, root)) == 0
+    before = (tmp_path / SPEC.id / "metrics.json").stat().st_mtime_ns
+    assert in_child(arguments(SPEC, tmp_path, root)) == 0
+    assert (tmp_path / SPEC.id / "metrics.json").stat().st_mtime_ns == before
+    one_line(capfd, "is complete")
+
+
+def test_results_deleted_after_the_end_come_back_without_training(root, tmp_path, expected):
+    command = arguments(SPEC, tmp_path, root)
+    assert in_child(command) == 0
+    for name in ("metrics.json", "weights.safetensors"):
+        (tmp_path / SPEC.id / name).unlink()
+    assert in_child(command, at_step(1, lambda: os._exit(97))) == 0
+    assert weights_of(tmp_path, SPEC) == expected
+
+
+def test_data_root_missing_stops_before_anything_is_written(tmp_path, capfd):
+    for given in ("", str(tmp_path / "nowhere")):
+        command = arguments(SPEC, tmp_path / "runs", Path(given) if given else Path())
+        command[3] = command[3].replace('"squares":"."', '"squares":""')
+        assert in_child(command) == 1
+        one_line(capfd, "data_roots.squares")
+        assert not (tmp_path / "runs" / SPEC.id).exists()
+
+
+def test_paper_scale_without_cuda_names_the_setting(root, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert in_child(arguments(SPEC, tmp_path, root, allow_cpu=False)) == 1
+    one_line(capfd, "device: auto", "device: cpu")
+    assert not (tmp_path / SPEC.id).exists()
+    assert in_child(arguments(SPEC, tmp_path, root, allow_cpu=False, device="cpu")) == 0
+
+
+def test_missing_teacher_run_is_named(root, tmp_path, capfd):
+    from tests.test_core.engine_runs import KD, network
+
+    method = {"name": "kd", "parameters": KD, "revision": 1}
+    spec = make_spec(method=method, teacher=network(weights=f"run:{SPEC.id}"))
+    assert in_child(arguments(spec, tmp_path, root)) == 1
+    one_line(capfd, SPEC.id, "weights of this run are missing")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", ["RunSpec"]),
+        ('{"seed": "3"}', ["seed", "dataset"]),
+        ("no/such/file.json", ["no/such/file.json", "cannot be read"]),
+    ],
+)
+def test_bad_command_line(tmp_path, capfd, text, words):
+    assert in_child(["--spec", text, "--runs", str(tmp_path)]) == 1
+    one_line(capfd, *words)
+
+
+def test_command_line_in_a_process_of_its_own(root, tmp_path, expected):
+    done = subprocess.run(
+        [sys.executable, "-m", "fbt_core.run", *arguments(SPEC, tmp_path, root)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert weights_of(tmp_path, SPEC) == expected

@@ -1,0 +1,73 @@
+"""How a run is started on the GPUs of its job."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fbt_core.errors import UserError
+from fbt_core.launch import command, main
+
+ROOT = Path(__file__).parents[2]
+SRUN = {"SNAKEMAKE_SUBMITIT_LAUNCHER": "srun --overlap --nodes=2 --ntasks=2", "SLURM_JOB_NUM_NODES": "2"}
+
+
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_one_gpu_or_none_is_one_plain_process(gpus):
+    assert command(gpus, ["--spec", "{}"], {}, "n1") == [sys.executable, "-m", "fbt_core.run", "--spec", "{}"]
+
+
+def test_several_gpus_are_one_torchrun_process_each():
+    started = command(8, ["--spec", "{}"], {"SNAKEMAKE_SUBMITIT_LAUNCHER": ""}, "n1")
+    assert started[1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=8"]
+    assert started[5:] == ["-m", "fbt_core.run", "--spec", "{}"]
+
+
+def test_several_nodes_are_one_torchrun_each_that_meet_on_the_first():
+    started = command(8, [], {**SRUN, "SLURM_JOB_ID": "17"}, "n1")
+    assert started[:4] == ["srun", "--overlap", "--nodes=2", "--ntasks=2"]
+    assert {"--nnodes=2", "--nproc-per-node=4", "--rdzv-endpoint=n1:29417"} <= set(started)
+
+
+@pytest.mark.parametrize("gpus", ["1", "2"])
+def test_torchrun_survives_the_signal_that_its_processes_save_at(monkeypatch, gpus):
+    kept = signal.getsignal(signal.SIGUSR2)
+    signal.signal(signal.SIGUSR2, signal.SIG_DFL)
+    found = []
+    monkeypatch.setattr(os, "execvp", lambda *_: found.append(signal.getsignal(signal.SIGUSR2)) or 0)
+    try:
+        assert main([gpus]) == 0
+    finally:
+        signal.signal(signal.SIGUSR2, kept)
+    assert found == [signal.SIG_IGN if gpus == "2" else signal.SIG_DFL]
+
+
+def test_gpus_that_do_not_divide_by_the_nodes_are_an_error():
+    with pytest.raises(UserError, match="7 GPUs cannot be divided by 2 nodes"):
+        command(7, [], SRUN, "n1")
+
+
+def test_the_exit_code_and_the_message_are_the_runs_own():
+    started = [sys.executable, "-m", "fbt_core.launch", "0", "--spec", json.dumps({}), "--runs", "x"]
+    done = subprocess.run(started, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: RunSpec")
+
+
+def test_without_a_number_of_gpus_it_says_how_it_is_used():
+    done = subprocess.run([sys.executable, "-m", "fbt_core.launch"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "usage" in done.stderr
+
+
+def test_what_the_job_reserved_is_kept(monkeypatch):
+    from fbt_core.provenance import job
+
+    monkeypatch.setenv("SNAKEMAKE_SUBMITIT_GPUS", "4")
+    monkeypatch.setenv("SNAKEMAKE_SUBMITIT_RESTARTS", "2")
+    monkeypatch.delenv("SNAKEMAKE_SUBMITIT_JOB_ID", raising=False)
+    kept = job()
+    assert (kept["gpus_reserved"], kept["restarts"], kept["job_id"]) == (4, 2, None)

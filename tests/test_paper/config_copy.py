@@ -1,0 +1,48 @@
+"""A copy of config/ that a test may break."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fbt_paper.config import CONFIG_FOLDER, Config, ConfigError, load
+from fbt_paper.plan import Plan, plan
+
+
+class ConfigCopy:
+    """config/ in a temporary folder, edited by replacing text that must be there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "config"
+        shutil.copytree(CONFIG_FOLDER, self.folder)
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def replace(self, name: str, old: str, new: str) -> None:
+        text = self.path(name).read_text()
+        assert old in text, f"{name} holds no {old!r}"
+        self.path(name).write_text(text.replace(old, new, 1))
+
+    def append(self, name: str, text: str) -> None:
+        with self.path(name).open("a") as file:
+            file.write(text)
+
+    def write(self, name: str, text: str) -> None:
+        self.path(name).write_text(text)
+
+    def load(self, overrides: Mapping[str, Any] | None = None) -> Config:
+        return load(self.folder, overrides)
+
+    def plan(self, scale: str = "smoke", **overrides: Any) -> Plan:
+        return plan(self.load({"scale": scale, **overrides}))
+
+    def problems(self) -> list[str]:
+        """The problems that planning reports; none where it works."""
+        try:
+            plan(self.load())
+        except ConfigError as error:
+            return [str(problem) for problem in error.problems]
+        return []

@@ -1,0 +1,152 @@
+"""The command `fbt`: what each subcommand prints, and how it fails."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fbt_paper.bill import estimate, read_macs
+from fbt_paper.cli import main
+from fbt_paper.config import load
+from fbt_paper.plan import plan
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = ["plan", "spec", "recipe", "check-data", "check-cluster", "fetch-weights", "status", "show"]
+COMMANDS += ["diff", "build-table", "compare"]
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def lines_of(capsys, *arguments: str) -> list[str]:
+    assert main(arguments) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_fbt_alone_says_what_it_can_do(capsys):
+    text = "\n".join(lines_of(capsys))
+    assert all(command in text for command in COMMANDS)
+    assert "snakemake --cores 2" in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    assert re.search(r"example: fbt .*" + command, capsys.readouterr().out)
+
+
+def test_plan_counts_cells_runs_and_shared_runs(capsys):
+    lines = lines_of(capsys, "--scale", "smoke", "plan", "table4", "table5")
+    row = next(line.split() for line in lines if line.startswith("table4"))
+    assert row[1:3] == ["6", "16"]
+    assert "all different runs" in "\n".join(lines)
+
+
+def test_plan_at_paper_scale_states_the_bill_and_what_it_assumes(capsys):
+    def gpu_hours(tflops: str) -> int:
+        lines = lines_of(capsys, "--scale", "paper", "plan", "imagenet", "--tflops", tflops)
+        assert any(f"{tflops} TFLOP/s sustained" in line for line in lines)
+        row = next(line for line in lines if line.startswith("imagenet"))
+        return int(row.split()[-1].replace(",", ""))
+
+    assert gpu_hours("20") == pytest.approx(2 * gpu_hours("40"), abs=2)
+
+
+def test_the_bill_of_one_run_by_hand():
+    run = next(r for r in plan(load(overrides={"scale": "paper"})).runs.values() if r.teacher)
+    macs = {run.student.architecture: 10**9, run.teacher.architecture: 2 * 10**9}
+    images, tests = run.dataset.train_images, run.dataset.test_images
+    by_hand = run.recipe.epochs * (images * (3 * 2e9 + 4e9) + tests * 2e9) / 1e15
+    assert estimate([run], macs).pflops == pytest.approx(by_hand)
+    assert estimate([run], {}).uncounted == (run.student.architecture, run.teacher.architecture)
+
+
+def test_every_architecture_is_counted():
+    """Of the paper's thirteen; one that is added is named by `fbt plan` until it is counted."""
+    assert set(read_macs()) <= set(load().architectures)
+
+
+def test_plan_lists_runs_in_an_order_they_can_be_run(capsys):
+    lines = lines_of(capsys, "plan", "table3", "--runs")
+    ids = [line.split()[0] for line in lines]
+    whole = plan(load())
+    assert all(ids.index(needed) < ids.index(run) for run in ids for needed in whole.runs[run].needed_runs())
+
+
+def test_spec_finds_a_run_by_a_part_of_its_id(capsys):
+    run = plan(load()).tables["table5"].runs[0]
+    printed = json.loads("\n".join(lines_of(capsys, "spec", run[-10:])))
+    assert printed["method"]["name"] == "fbt"
+    assert printed["student"]["architecture"] == "resnet18"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["spec", "no-such-run"], "no run is called 'no-such-run'"),
+        (["plan", "tabel5"], "is unknown; valid: ablation,"),
+        (["recipe", "cifar10", "cnn"], "did you mean 'cifar100'?"),
+        (["recipe", "cifar100", "cnm"], "did you mean 'cnn'?"),
+        (["check-data", "cifar10"], "did you mean 'cifar100'?"),
+        (["--set", "recipes", "plan"], "must be KEY=VALUE"),
+        (["--set", "recipes=offa", "plan"], "did you mean 'ofa'?"),
+        (["--config", "nowhere", "plan"], "config.yaml: the file is missing"),
+        (["--scale", "paper", "build-table", "table5"], "the run is not finished"),
+    ],
+)
+def test_a_mistake_gives_one_message_and_exit_code_1(arguments, message, capsys):
+    assert main(arguments) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert message in output.err and output.err.startswith("fbt: ")
+
+
+def test_recipe_shows_value_and_source(capsys):
+    lines = lines_of(capsys, "--scale", "paper", "recipe", "imagenet", "msa")
+    row = next(line for line in lines if line.startswith("ema_decay"))
+    assert row.split(maxsplit=2)[1:] == ["0.99996", "paper's Table 1"]
+    assert not [line for line in lines if line.endswith("not stated")], "every setting has a source"
+    assert lines[-1].startswith("read from config/recipes.yaml: ofa.imagenet.msa")
+
+
+def test_the_other_reading_of_the_recipes_is_one_setting_away(capsys):
+    lines = lines_of(capsys, "--scale", "paper", "--set", "recipes=as_printed", "recipe", "imagenet", "cnn")
+    assert next(line for line in lines if line.startswith("epochs")).split()[1] == "300"
+
+
+def test_a_dataset_that_is_not_set_names_the_setting(capsys):
+    assert main(["check-data", "cifar100"]) == 1
+    error = capsys.readouterr().err
+    assert "config/config.yaml: data_roots.cifar100: is not set; fill in the folder of CIFAR-100" in error
+
+
+def test_a_dataset_that_is_not_there_names_the_setting(capsys, tmp_path):
+    roots = f"data_roots={{cifar100: {tmp_path}/gone, imagenet: null}}"
+    assert main(["--set", roots, "check-data", "cifar100"]) == 1
+    assert f"the folder {tmp_path}/gone does not exist" in capsys.readouterr().err
+
+
+def test_the_shipped_dataset_is_in_place(capsys, tmp_path):
+    out = tmp_path / "answer.json"
+    assert "fashion_mnist: in place (shipped with the package)" in lines_of(
+        capsys, "check-data", "fashion_mnist", "--quick", "--out", str(out)
+    )
+    assert json.loads(out.read_text())["dataset"] == "fashion_mnist"
+
+
+def test_fetch_weights_lists_the_teachers_tags(capsys):
+    tags = lines_of(capsys, "--scale", "paper", "fetch-weights", "--list")
+    assert "swin_tiny_patch4_window7_224.ms_in1k" in tags and len(tags) == len(set(tags)) == 7
+    assert "needs no downloaded weights" in lines_of(capsys, "--scale", "smoke", "fetch-weights")[0]
+
+
+def test_the_module_runs_as_a_command():
+    done = subprocess.run([sys.executable, "-m", "fbt_paper.cli"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "COMMAND" in done.stdout

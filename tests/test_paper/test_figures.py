@@ -1,0 +1,347 @@
+"""Figures: the numbers they draw, no text over another, vector text in the PDF, and which files there are."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib import pyplot
+from matplotlib.text import Text
+
+from fbt_core.methods.registry import method_names, method_traits
+from fbt_paper.collect import collect
+from fbt_paper.config import CONFIG_FOLDER, ConfigError
+from fbt_paper.figures import curves, dots, draw, features, similarity, taxonomy
+from fbt_paper.figures.canvas import PAGE_WIDTH, save_figure, styled
+from fbt_paper.figures.plan import FigurePlan
+from fbt_paper.workflow import Flow
+from tests.test_paper.made_up_results import make_history
+from tests.test_paper.page_results import write_results
+
+LONG = [
+    r"$\mathcal{L}_{MSE}$ in all intermediate features",
+    r"$\mathcal{L}_{MSE}$ in the final features",
+    "L in the final features after average pooling",
+    "Student from scratch (Swin-P)",
+]
+PAIRS = ["Swin-T → ResNet18", "ViT-S → ResNet18", "ConvNeXt-T → Swin-P"]
+
+
+def overlaps(figure) -> list[tuple[str, str]]:
+    """Pairs of texts that a figure draws whose boxes meet, and texts that leave the figure."""
+    texts = drawn_texts(figure)
+    renderer = figure.canvas.get_renderer()
+    boxes = [(text.get_text(), text.get_window_extent(renderer).shrunk(0.98, 0.8)) for text in texts]
+    whole = figure.bbox.padded(1)
+    outside = [(name, "the edge") for name, box in boxes if not _inside(box, whole)]
+    met = [(a, b) for (a, first), (b, second) in itertools.combinations(boxes, 2) if first.overlaps(second)]
+    return outside + met
+
+
+def drawn_texts(figure) -> list[Text]:
+    """The texts that really are drawn (not the labels of ticks outside the view)."""
+    drawn: dict[int, Text] = {}
+    draw_text = Text.draw
+
+    def record(text: Text, *arguments, **options):
+        if text.get_visible() and text.get_text().strip():
+            drawn[id(text)] = text
+        return draw_text(text, *arguments, **options)
+
+    figure.canvas.draw()  # lays the figure out; texts are recorded when it is drawn as it stays
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Text, "draw", record)
+        figure.canvas.draw()
+    return list(drawn.values())
+
+
+def _inside(box, whole) -> bool:
+    return box.x0 >= whole.x0 and box.y0 >= whole.y0 and box.x1 <= whole.x1 and box.y1 <= whole.y1
+
+
+def made_up_dots(columns: int = 3) -> list[dots.Dot]:
+    return [
+        dots.Dot(row, column, 70.0 + 2 * i, 0.6 if i else None, 3, None if (i, j) == (1, 1) else 68.0 + 5 * i)
+        for j, column in enumerate(PAIRS[:columns])
+        for i, row in enumerate(LONG)
+    ]
+
+
+def made_up_curves(seeds: int = 3, epochs: int = 5) -> list[curves.Curve]:
+    terms = (
+        "labels",
+        "teacher_to_student_logits",
+        "teacher_to_student_features",
+        "fused_to_student_features",
+    )
+    return [
+        curves.Curve(
+            row,
+            column,
+            {(f"{i}-{j}-{s}", s): make_history(epochs, 80 - 3 * i, s, terms) for s in range(seeds)},
+        )
+        for j, column in enumerate(PAIRS)
+        for i, row in enumerate(LONG)
+    ]
+
+
+SHOWN = [
+    features.Shown("resnet18", "A", "ResNet18", "cnn", True),
+    features.Shown("swin_t", "C", "Swin-T", "msa", True),
+    features.Shown("mixer_b16", "F", "Mixer-B/16", "mlp", False),
+]
+
+
+def made_up_arrays(images: int = 2) -> dict[str, np.ndarray]:
+    draws = np.random.default_rng(0)
+    arrays: dict[str, np.ndarray] = {"images": draws.integers(0, 255, (images, 64, 64, 3), dtype=np.uint8)}
+    for network in SHOWN:
+        sides = (16, 8, 4, 2) if network.hierarchical else (4, 4, 4, 4)
+        for stage, side in enumerate(sides, start=1):
+            arrays[f"{network.key}.stage{stage}"] = draws.random((images, side, side))
+        arrays[f"{network.key}.groups"] = draws.random((images, 3, sides[-1], sides[-1]))
+        arrays[f"{network.key}.entropy"] = draws.random(4)
+        arrays[f"{network.key}.locality"] = draws.random(4)
+        arrays[f"{network.key}.group_similarity"] = np.array(0.5)
+        arrays[f"{network.key}.stage_similarity"] = np.full((4, 4), 0.25) + 0.75 * np.eye(4)
+    return arrays
+
+
+def made_up_matrices() -> dict[str, np.ndarray]:
+    sizes = {"teacher": 4, "student": 4, "fused": 5}
+    return {
+        f"{when}.{a}.{b}": np.linspace(0, 1, sizes[a] * sizes[b]).reshape(sizes[a], sizes[b])
+        for when in similarity.MOMENTS
+        for a, b in similarity.PAIRS
+    }
+
+
+NOTE = "Table 4: training curves (scale smoke: tiny networks on Fashion-MNIST, not the paper's data)"
+FIGURES = {
+    "taxonomy": lambda: taxonomy.draw_taxonomy({name: method_traits(name) for name in method_names()}),
+    "dots": lambda: dots.draw_dots(made_up_dots(), NOTE),
+    "dots of one column": lambda: dots.draw_dots(made_up_dots(1), NOTE),
+    "accuracy": lambda: curves.draw_accuracy(made_up_curves(), NOTE),
+    "accuracy of one pair": lambda: curves.draw_accuracy(made_up_curves()[:4], NOTE),
+    "losses": lambda: curves.draw_losses(made_up_curves(), NOTE),
+    "losses of one pair": lambda: curves.draw_losses(made_up_curves()[:4], NOTE),
+    "features": lambda: features.draw_features(SHOWN, made_up_arrays(), [0, 1], NOTE),
+    "numbers": lambda: features.draw_numbers(SHOWN, made_up_arrays(), NOTE),
+    "similarity": lambda: similarity.draw_similarity(made_up_matrices(), NOTE),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_no_text_meets_another_or_leaves_the_figure(name):
+    with styled():
+        figure = FIGURES[name]()
+        assert figure.get_size_inches()[0] <= PAGE_WIDTH + 0.01
+        assert overlaps(figure) == []
+
+
+def test_the_overlap_check_finds_an_overlap():
+    with styled():
+        figure, axes = pyplot.subplots()
+        axes.text(0.5, 0.5, "one over the other")
+        axes.text(0.52, 0.5, "two over the other")
+        assert ("one over the other", "two over the other") in overlaps(figure)
+
+
+def test_pdf_holds_text_and_the_same_figure_gives_the_same_bytes(tmp_path):
+    for stem in ("a", "b"):
+        with styled():
+            save_figure(dots.draw_dots(made_up_dots(), NOTE), tmp_path / stem)
+    pdf = (tmp_path / "a.pdf").read_bytes()
+    assert b"/Type0" in pdf or b"/CIDFontType2" in pdf  # embedded TrueType: text can be searched and edited
+    assert b"/Type3" not in pdf
+    assert pdf == (tmp_path / "b.pdf").read_bytes()
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_colours_are_told_apart_without_colour():
+    with styled():
+        cycle = list(pyplot.rcParams["axes.prop_cycle"])
+    assert len({(entry["color"], entry["linestyle"]) for entry in cycle}) == len(cycle) == 21
+    assert {entry["color"] for entry in cycle} >= {"0072B2", "D55E00", "009E73"} or {
+        entry["color"].lstrip("#") for entry in cycle
+    } >= {"0072B2", "D55E00", "009E73"}
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def test_band_is_mean_and_range_over_seeds():
+    histories = [[{"epoch": 1, "top1": 10.0, "terms": {"a": 1.0}}, {"epoch": 2, "top1": 30.0, "terms": {}}]]
+    histories.append([{"epoch": 1, "top1": 20.0, "terms": {"a": 3.0}}])
+    band = curves.band_over_seeds(histories, "top1")
+    assert (band.epochs, band.mean, band.low, band.high) == ((1, 2), (15.0, 30.0), (10.0, 30.0), (20.0, 30.0))
+    assert curves.band_over_seeds(histories, "term:a").mean == (2.0,)
+
+
+def test_every_plotted_value_is_in_the_rows():
+    rows = curves.curve_rows(made_up_curves(seeds=2, epochs=3))
+    assert len(rows) == 12 * 2 * 3 * 5  # cells, seeds, epochs, accuracy and four terms
+    assert ("top1" in {row[5] for row in rows}) and ("term:labels" in {row[5] for row in rows})
+
+
+def test_gap_needs_both_numbers():
+    assert dots.Dot("r", "c", 80.5, None, 1, 81.61).gap == pytest.approx(-1.11)
+    assert dots.Dot("r", "c", 80.5, None, 1, None).gap is None
+    assert dots.Dot("r", "c", None, None, 0, 81.61).gap is None
+
+
+def test_taxonomy_lists_every_method_with_a_teacher_and_fbt_last():
+    traits = {name: method_traits(name) for name in method_names()}
+    rows = taxonomy.taxonomy_rows(traits)
+    assert {row[0] for row in rows} == set(method_names()) - {"scratch"}
+    assert rows[-1][0] == "fbt" and rows[-1][2] == 3
+
+
+def test_a_new_method_appears_by_itself(tmp_path):
+    traits = {**method_traits("kd"), "title": "Mine", "losses": ["my loss"]}
+    with styled():
+        figure = taxonomy.draw_taxonomy({"kd": method_traits("kd"), "mine": traits})
+        texts = {text.get_text() for text in figure.findobj(Text)}
+    assert {"Mine", "my loss", "KD"} <= texts
+
+
+def test_feature_maps_are_drawn_from_0_to_1():
+    assert features.normalise(np.array([[2.0, 4.0], [3.0, 2.0]])).tolist() == [[0.0, 1.0], [0.5, 0.0]]
+    assert features.normalise(np.full((2, 2), 7.0)).tolist() == [[0.0, 0.0], [0.0, 0.0]]
+
+
+def test_drawn_maps_are_the_extracted_ones():
+    arrays = made_up_arrays(1)
+    with styled():
+        figure = features.draw_features(SHOWN, arrays, [0], NOTE)
+        drawn = [np.asarray(axes.images[0].get_array()) for axes in figure.axes if axes.images]
+    assert len(drawn) == len(SHOWN) * 8
+    assert np.array_equal(drawn[0], arrays["images"][0])
+    assert np.allclose(drawn[1], features.normalise(arrays["resnet18.stage1"][0]))
+    assert np.allclose(drawn[8 + 7], features.normalise(arrays["swin_t.groups"][0, 2]))
+
+
+def test_numbers_and_claims():
+    arrays = made_up_arrays()
+    arrays["resnet18.locality"] = np.array([0.9] * 4)
+    arrays["swin_t.locality"] = arrays["mixer_b16.locality"] = np.array([0.1] * 4)
+    arrays["mixer_b16.stage_similarity"] = np.full((4, 4), 0.9)
+    rows = features.number_rows(SHOWN, arrays)
+    assert len(rows) == 3 * (4 + 4 + 2)
+    local, uniform, groups = features.check_claims(SHOWN, arrays)
+    assert (local.first, local.second, local.holds) == (pytest.approx(0.9), pytest.approx(0.1), True)
+    assert (uniform.first, uniform.second, uniform.holds) == (pytest.approx(0.9), pytest.approx(0.25), True)
+    assert not groups.holds  # all alike: the claim does not hold
+
+
+def test_similarity_rows_hold_every_value():
+    rows = similarity.similarity_rows(made_up_matrices())
+    assert len(rows) == 2 * (16 + 20 + 20)
+    assert ("after", "teacher", "fused", "S4", "L2G", pytest.approx(18 / 19)) in rows
+
+
+# ---------------------------------------------------------------- plan and files
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> FigurePlan:
+    return FigurePlan(write_results(tmp_path_factory.mktemp("figures"), pictures=False))
+
+
+def test_drawing_a_table_writes_pictures_and_numbers_that_agree_with_the_table(plan):
+    written = draw.draw(plan, "curves_table4")
+    assert sorted(path.name for path in written) == sorted(
+        [f"curves_table4{part}.{end}" for part in ("", "_losses", "_gaps") for end in ("pdf", "png")]
+        + ["curves_table4.csv", "curves_table4_gaps.csv"]
+    )
+    table = collect(plan.flow.config, plan.flow.plan, "table4", Path(plan.flow.runs))
+    with Path(plan.folder, "curves_table4_gaps.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    shown = {row["row"]: row for row in rows}
+    entry = table.entry("student_from_scratch", "top1")
+    row = shown["Student from scratch (Swin-P)"]
+    assert float(row["ours"]) == pytest.approx(entry.mean, abs=1e-3)
+    assert float(row["gap"]) == pytest.approx(entry.gap, abs=1e-3)
+    assert row["seeds"] == "3"
+
+
+def test_drawing_figure_2_and_similarity_from_their_arrays(plan):
+    keys = {network.architecture for network in plan.figure_of("figure2").networks}
+    arrays = made_up_arrays(1)
+    for key in keys:
+        arrays |= {
+            f"{key}.{name.split('.')[1]}": v for name, v in arrays.items() if name.startswith("mixer_b16.")
+        }
+    Path(plan.folder).mkdir(parents=True, exist_ok=True)
+    np.savez(Path(plan.folder, "figure2.npz"), **arrays)
+    assert {path.suffix for path in draw.draw(plan, "figure2")} == {".pdf", ".png", ".csv"}
+    (name, *_) = plan.names("similarity")
+    np.savez(Path(plan.folder, f"{name}.npz"), **made_up_matrices())
+    assert Path(plan.folder, f"{name}.png") in draw.draw(plan, name)
+
+
+def test_missing_arrays_are_named_with_their_mend(plan):
+    name = plan.names("similarity")[-1]
+    with pytest.raises(ConfigError, match=rf"{name}\.npz.*cannot be read.*`snakemake"):
+        draw.draw(plan, name)
+
+
+def test_figures_need_only_runs_that_some_table_plans(plan):
+    for drawing in plan.drawings.values():
+        assert set(drawing.runs) <= set(plan.flow.plan.runs)
+    assert len(plan.drawings["figure2"].runs) == 7
+
+
+@pytest.mark.parametrize("scale", ["smoke", "paper"])
+def test_both_scales_have_all_figures(scale):
+    plan = FigurePlan(Flow({"scale": scale}, CONFIG_FOLDER))
+    names = plan.drawn("index")
+    assert {"figure1", "figure2", "curves_table4"} <= set(names)
+    assert any(name.startswith("similarity_") for name in names)
+    assert ("curves_cifar100" in names) == (scale == "paper")
+    assert plan.extraction("figure2").startswith(f"stages --runs results/{scale}/runs")
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        (
+            "figure2.yaml",
+            "architecture: swin_t,",
+            "architecture: swin_q,",
+            r"networks\[2\].architecture.*swin_t",
+        ),
+        ("figure2.yaml", "dataset: cifar100", "dataset: cifar10", "unknown dataset 'cifar10'.*did you mean"),
+        (
+            "figure2.yaml",
+            "kind: features",
+            "kind: feature",
+            "'feature' is not valid here.*did you mean 'features'",
+        ),
+        (
+            "similarity.yaml",
+            "row: fbt, column: swin_t__resnet18",
+            "row: fbt, column: x",
+            "has no cell 'fbt, x'",
+        ),
+        ("figure1.yaml", "title: Figure 1", "heading: Figure 1", "heading"),
+    ],
+)
+def test_mistakes_in_a_figures_file_are_named(tmp_path, file, old, new, message):
+    shutil.copytree(CONFIG_FOLDER, tmp_path / "config")
+    path = tmp_path / "config" / "figures" / file
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(ConfigError, match=message):
+        FigurePlan(Flow({}, tmp_path / "config"))
+
+
+def test_labels_become_mathematics():
+    assert draw.pretty("L_MSE in K_t -> x") == r"$\mathcal{L}_{MSE}$ in $K_t$ → x"
+    assert not re.search(r"[<>]", draw.pretty("Swin -> ResNet18"))

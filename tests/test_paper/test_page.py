@@ -1,0 +1,146 @@
+"""The results page from made-up results: what it says, and that nothing in it asks the network."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from fbt_paper.page import content
+from fbt_paper.page.build import embed, write_page
+from fbt_paper.workflow import Flow
+from tests.test_paper.made_up_results import make_history, write_scale
+from tests.test_paper.page_results import write_results
+
+
+@pytest.fixture(scope="module")
+def flow(tmp_path_factory: pytest.TempPathFactory) -> Flow:
+    return write_results(tmp_path_factory.mktemp("page"))
+
+
+@pytest.fixture(scope="module")
+def page(flow: Flow) -> str:
+    return write_page(flow, "index").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def data(page: str) -> dict:
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1])
+
+
+def test_no_address_in_the_page_leads_to_a_network(page):
+    addresses = re.findall(r'(?:src|href|action|poster)="([^"]*)"', page)
+    assert addresses
+    assert all(address.startswith(("#", "data:")) for address in addresses)
+    assert not re.search(r"url\((?!['\"]?data:)|@import|fetch\(|XMLHttpRequest|<iframe|<base", page)
+
+
+def test_every_table_of_the_scale_is_there_as_printed(flow, page):
+    for key in flow.plan.all_tables:
+        table = flow.config.tables[key]
+        section = re.search(rf'<section id="{key}".*?</section>', page, re.S)[0]
+        assert table.title in section
+        assert section.count('<th scope="row">') >= len(table.rows)
+        assert section.count('<th scope="col"') == (8 if table.kind == "cost" else len(table.columns) + 1)
+
+
+def test_a_cell_says_ours_paper_and_gap(flow, page):
+    entry = content.collect_tables(flow, ["table2"])[0].entry("fbt", "swin_t__resnet18")
+    cell = re.search(r'<button[^>]*data-id="table2/fbt/swin_t__resnet18".*?</button>', page, re.S)[0]
+    text = " ".join(re.sub(r"<[^>]+>", " ", cell).split())
+    assert f"ours {entry.mean:.2f}" in text
+    assert "paper 81.61" in text
+    assert f"gap {entry.gap:+.2f}" in text
+    assert f'data-runs="{entry.runs[0]}"' in cell
+
+
+def test_seeds_give_a_deviation(page):
+    cell = re.search(r'<button[^>]*data-id="table4/mse_final/top1".*?</button>', page, re.S)[0]
+    assert re.search(r"± \d+\.\d\d", cell)
+    assert len(re.search(r'data-runs="([^"]*)"', cell)[1].split()) == 3
+
+
+def test_each_run_brings_spec_recipe_versions_code_time_and_log(flow, data):
+    shown = {run for key in flow.plan.all_tables for run in flow.plan.tables[key].runs}
+    assert set(data["runs"]) == shown
+    run = next(iter(data["runs"].values()))
+    epochs = run["spec"]["recipe"]["epochs"]
+    assert run["recipe"].startswith("smoke_")
+    assert run["versions"]["torch"] == "2.14.1" and run["git_sha"].startswith("c0ffee")
+    assert run["seconds"] == 40.0 and run["seed"] == 0
+    assert run["log"][-1].startswith(f"epoch {epochs}")
+    assert run["curves"]["epoch"] == list(range(1, epochs + 1))
+
+
+def test_it_says_what_it_is(page):
+    line = re.sub(r"<[^>]+>", " ", re.search(r'<p class="facts">.*?</p>', page, re.S)[0])
+    assert "scale smoke" in " ".join(line.split())
+    assert "results of 2026-11-22" in " ".join(line.split())
+    assert "they are not the paper's" in re.search(r'<p class="smoke".*?</p>', page, re.S)[0].replace(
+        "&#39;", "'"
+    )
+
+
+def test_copies_are_what_the_tables_files_hold(flow, data):
+    assert data["copies"]["table5"]["csv"].startswith("scale,row,column")
+    assert r"\toprule" in data["copies"]["table5"]["latex"]
+    assert r"\toprule" in data["copies"]["table6"]["latex"]
+
+
+def test_every_picture_is_inside_and_named(flow, page):
+    pictures = re.findall(r'<img src="(data:image/png;base64,[^"]+)" alt="([^"]+)"', page)
+    assert len(pictures) == len(re.findall("<img", page)) > 10
+    assert len({alt for _, alt in pictures}) == len(pictures)
+
+
+def test_headers_and_captions_for_screen_readers(page):
+    tables = re.findall(r"<table>.*?</table>", page, re.S)
+    assert tables and all("<caption" in table and 'scope="col"' in table for table in tables)
+    assert '<html lang="en">' in page and page.count("<h1>") == 1
+    ids = re.findall(r'\sid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'aria-labelledby="([^"]+)"', page)) <= set(ids)
+
+
+def test_claims_are_told_with_their_numbers(tmp_path):
+    path = tmp_path / "numbers.csv"
+    path.write_text(
+        "statement,quantity,first_group,first,second_group,second,holds\n"
+        "CNNs are local,locality,CNN,0.353,MSA,0.2349,True\n"
+        "Groups differ,group_similarity,CNN,0.1,MSA,0.2,False\n"
+    )
+    assert content.read_claims(path) == [
+        "CNNs are local: as stated (locality: CNN 0.35, MSA 0.23).",
+        "Groups differ: not as stated (group similarity: CNN 0.10, MSA 0.20).",
+    ]
+    assert content.read_claims(tmp_path / "none.csv") == []
+
+
+def test_labels_become_symbols():
+    assert (
+        content.pretty("L_MSE in <b> -> K_t") == "<i>L</i><sub>MSE</sub> in &lt;b&gt; → <i>K</i><sub>t</sub>"
+    )
+
+
+def test_data_cannot_end_the_script_element():
+    text = str(embed({"log": "</script><!-- \u2028 &"}))
+    assert "<" not in text and "&" not in text and "\u2028" not in text
+    assert json.loads(text) == {"log": "</script><!-- \u2028 &"}
+
+
+def test_long_histories_are_thinned_but_keep_their_last_epoch():
+    thin = content.thin_history(make_history(300, terms=("labels",)))
+    assert len(thin["epoch"]) == 60 and thin["epoch"][-1] == 300
+    assert len(thin["top1"]) == len(thin["terms"]["labels"]) == 60
+
+
+def test_a_page_needs_its_results(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flow = Flow({})
+    write_scale(flow)
+    (Path(flow.runs) / flow.plan.tables["table5"].runs[0] / "metrics.json").unlink()
+    with pytest.raises(Exception, match="the run is not finished"):
+        write_page(flow, "index")
+    assert not Path(flow.results, "index.html").exists()

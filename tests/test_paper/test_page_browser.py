@@ -1,0 +1,264 @@
+"""The results page in a real Chromium: no error, no request, sorting, copying, runs, narrow screens."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from fbt_paper.page.build import write_page
+from tests.test_paper.page_results import write_results
+
+selenium = pytest.importorskip("selenium")
+from selenium import webdriver  # noqa: E402
+from selenium.webdriver import ActionChains, Keys  # noqa: E402
+from selenium.webdriver.chrome.service import Service  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.remote.webelement import WebElement  # noqa: E402
+from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
+
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--disable-extensions",
+    "--mute-audio",
+    "--force-color-profile=srgb",
+    "--host-resolver-rules=MAP * ~NOTFOUND",
+)
+DRIVER = shutil.which("chromedriver")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    """One Chromium with a fresh profile; without one the tests fail in CI and are skipped elsewhere."""
+    if not DRIVER:
+        reason = "no chromedriver: apt-get install chromium chromium-driver"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    options = webdriver.ChromeOptions()
+    for flag in FLAGS:
+        options.add_argument(flag)
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    chromium = webdriver.Chrome(options=options, service=Service(DRIVER))
+    yield chromium
+    chromium.quit()
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> str:
+    flow = write_results(tmp_path_factory.mktemp("results"))
+    return write_page(flow, "index").as_uri()
+
+
+@pytest.fixture
+def page(browser: webdriver.Chrome, address: str) -> webdriver.Chrome:
+    browser.set_window_size(1200, 900)
+    browser.get("about:blank")
+    browser.get(address)
+    return browser
+
+
+def column(page: webdriver.Chrome, table: str, index: int) -> list[str]:
+    script = (
+        "return [...document.querySelectorAll(`#${arguments[0]} tbody tr`)].map((row) =>"
+        " row.cells[arguments[1]].dataset.value ?? row.cells[arguments[1]].textContent)"
+    )
+    return page.execute_script(script, table, index)
+
+
+def press(page: webdriver.Chrome, element: WebElement) -> None:
+    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+    element.click()
+
+
+def said(page: webdriver.Chrome) -> str:
+    status = page.find_element(By.ID, "said")
+    WebDriverWait(page, 5).until(lambda _: status.text)
+    return status.text
+
+
+def test_no_console_message_and_no_request(page):
+    noise = [entry for entry in page.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+    assert noise == []
+    asked = page.execute_script("return performance.getEntriesByType('resource').map((entry) => entry.name)")
+    assert [name for name in asked if not name.startswith("data:")] == []
+
+
+def test_sorting_by_a_heading_and_back(page):
+    printed = column(page, "table4", 1)
+    heading = page.find_elements(By.CSS_SELECTOR, "#table4 .sort")[1]
+    press(page, heading)
+    values = [float(text) for text in column(page, "table4", 1)]
+    assert values == sorted(values, reverse=True)
+    assert heading.find_element(By.XPATH, "..").get_attribute("aria-sort") == "descending"
+    press(page, heading)
+    values = [float(text) for text in column(page, "table4", 1)]
+    assert values == sorted(values)
+    assert "ascending" in said(page)
+    press(page, page.find_element(By.CSS_SELECTOR, "#table4 [data-reset]"))
+    assert column(page, "table4", 1) == printed
+    assert page.find_elements(By.CSS_SELECTOR, "#table4 [aria-sort]") == []
+
+
+def test_sorting_texts_of_the_cost_table(page):
+    press(page, page.find_element(By.CSS_SELECTOR, "#table6 .sort"))
+    labels = column(page, "table6", 0)
+    assert labels == sorted(labels, key=str.lower)
+
+
+@pytest.mark.parametrize(("kind", "words"), [("latex", r"\toprule"), ("csv", "scale,row,column")])
+@pytest.mark.parametrize("clipboard", [True, False])
+def test_copying_with_and_without_the_clipboard(page, kind, words, clipboard):
+    if clipboard:
+        page.execute_script(
+            "window.copied = null;"
+            "Object.defineProperty(navigator, 'clipboard', {configurable: true,"
+            " value: {writeText: async (text) => { window.copied = text; }}})"
+        )
+    else:
+        page.execute_script(
+            "Object.defineProperty(navigator, 'clipboard', {configurable: true, value: undefined});"
+            "window.copied = null; document.addEventListener('copy', () => {"
+            " window.copied = document.activeElement.value; })"
+        )
+    press(page, page.find_element(By.CSS_SELECTOR, f"#table5 [data-copy={kind}]"))
+    assert "copied" in said(page)
+    assert words in page.execute_script("return window.copied")
+
+
+def test_where_nothing_can_be_copied_the_text_is_shown(page):
+    page.execute_script(
+        "Object.defineProperty(navigator, 'clipboard', {configurable: true, value: undefined});"
+        "document.execCommand = () => false"
+    )
+    press(page, page.find_element(By.CSS_SELECTOR, "#table5 [data-copy=latex]"))
+    assert r"\toprule" in page.find_element(By.CSS_SELECTOR, "dialog textarea").get_attribute("value")
+
+
+def open_cell(page: webdriver.Chrome, cell: str) -> WebElement:
+    button = page.find_element(By.CSS_SELECTOR, f'[data-id="{cell}"]')
+    press(page, button)
+    return button
+
+
+def test_opening_a_cell_shows_its_runs(page):
+    button = open_cell(page, "table4/mse_final/top1")
+    dialog = page.find_element(By.ID, "runs")
+    assert dialog.get_attribute("open") is not None
+    assert page.find_element(By.ID, "runs-title").text.startswith("Table 4: L MSE in the final features")
+    assert len(dialog.find_elements(By.CSS_SELECTOR, ".run")) == 3
+    text = dialog.text
+    for words in ("Seed 0", "Seed 2", "best top-1", "wall time", "c0ffee", "smoke_", "metrics.json"):
+        assert words in text
+    charts = dialog.find_elements(By.CSS_SELECTOR, ".curves svg[role=img]")
+    assert [chart.get_attribute("aria-label").split(":")[0] for chart in charts] == [
+        "Top-1 accuracy (%) by epoch",
+        "Loss terms by epoch (seed 0)",
+    ]
+    for summary in dialog.find_elements(By.CSS_SELECTOR, ".run:first-of-type summary"):
+        summary.click()
+    opened = dialog.find_element(By.CSS_SELECTOR, ".run").text
+    for words in ("optimizer.learning_rate", '"engine_revision"', "torch", "epoch 3 top-1"):
+        assert words in opened
+    page.find_element(By.ID, "close").click()
+    assert dialog.get_attribute("open") is None
+    assert page.switch_to.active_element == button
+
+
+def test_by_keyboard_alone(page):
+    button = page.find_element(By.CSS_SELECTOR, '[data-id="table2/fbt/swin_t__resnet18"]')
+    page.execute_script("arguments[0].focus()", button)
+    ActionChains(page).send_keys(Keys.ENTER).perform()
+    assert page.find_element(By.ID, "runs").get_attribute("open") is not None
+    for _ in range(12):
+        ActionChains(page).send_keys(Keys.TAB).perform()
+        inside = "const e = document.activeElement; return e === document.body || !!e.closest('dialog')"
+        assert page.execute_script(inside)  # the dialog keeps the focus
+    ActionChains(page).send_keys(Keys.ESCAPE).perform()
+    assert page.find_element(By.ID, "runs").get_attribute("open") is None
+    assert page.switch_to.active_element == button
+    outline = page.execute_script("return getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid"
+
+
+def test_skip_link_is_first_and_leads_to_the_tables(page):
+    ActionChains(page).send_keys(Keys.TAB).perform()
+    assert page.switch_to.active_element.text == "Skip to the tables"
+    ActionChains(page).send_keys(Keys.ENTER).perform()
+    assert page.execute_script("return document.activeElement.id") == "main"
+
+
+def test_a_link_to_a_cell_opens_it(page, address):
+    page.get("about:blank")
+    page.get(address + "#cell=table2/fbt/swin_t__resnet18")
+    assert page.find_element(By.ID, "runs-title").text.startswith("Table 2: Our FBT")
+
+
+def set_viewport(page: webdriver.Chrome, width: int, height: int = 800) -> None:
+    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": True}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+
+@pytest.mark.parametrize("width", [400, 320])
+def test_narrow_screens_never_scroll_sideways(page, address, width):
+    set_viewport(page, width)
+    try:
+        page.get(address)
+        assert page.execute_script("return innerWidth") == width
+        assert page.execute_script("return document.documentElement.scrollWidth") <= width
+        open_cell(page, "table4/mse_final/top1")
+        for summary in page.find_elements(By.CSS_SELECTOR, "dialog summary"):
+            page.execute_script("arguments[0].parentElement.open = true", summary)
+        assert page.execute_script("return document.documentElement.scrollWidth") <= width
+        body = "const d = document.getElementById('runs'); return d.scrollWidth - d.clientWidth"
+        assert page.execute_script(body) <= 0
+    finally:
+        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+CONTRAST = """
+const luminance = (c) => { const [r, g, b] = c.map((v) => { v /= 255; return v <= 0.03928 ? v / 12.92 :
+  ((v + 0.055) / 1.055) ** 2.4; }); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+const numbers = (text) => text.match(/[\\d.]+/g).map(Number);
+const backdrop = (e) => { for (; e; e = e.parentElement) {
+  const c = numbers(getComputedStyle(e).backgroundColor);
+  if (c.length < 4 || c[3] === 1) return c.slice(0, 3); } return [255, 255, 255]; };
+const bad = [];
+for (const e of document.querySelectorAll('body *')) {
+  if (e.closest('svg, script, .unseen') || !e.offsetParent) continue;
+  if (![...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim())) continue;
+  const [a, b] = [numbers(getComputedStyle(e).color).slice(0, 3), backdrop(e)].map(luminance);
+  const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+  if (ratio < 4.5) bad.push([e.tagName, e.className, e.textContent.slice(0, 30), ratio]);
+}
+return bad;
+"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_contrast_of_every_text(page, scheme):
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    try:
+        assert page.execute_script(CONTRAST) == []
+        open_cell(page, "table4/mse_final/top1")
+        assert page.execute_script(CONTRAST) == []
+    finally:
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def test_pictures_are_drawn(page):
+    figures = page.find_elements(By.CSS_SELECTOR, "main figure img")
+    assert len(figures) > 10
+    page.execute_script("for (const i of document.images) i.loading = 'eager'")
+    drawn = "return [...document.images].every((image) => image.complete && image.naturalWidth > 0)"
+    WebDriverWait(page, 5).until(lambda _: page.execute_script(drawn))

@@ -1,0 +1,372 @@
+"""Which runs the tables need: sharing, chains, teachers, and what an addition adds."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from fbt_core.methods.registry import method_names
+from fbt_core.spec import parse_spec
+from fbt_paper.config import load
+from fbt_paper.parameters import default_value
+from fbt_paper.plan import Plan, plan
+from fbt_paper.schema import AccuracyTable
+from fbt_paper.workflow import Flow
+from tests.test_paper.config_copy import ConfigCopy
+
+ROOT = Path(__file__).parents[2]
+PAIRS = {"cifar100": 12, "imagenet": 15, "homogeneous": 2}
+
+
+@pytest.fixture(scope="module", params=["smoke", "paper"])
+def planned(request) -> Plan:
+    return plan(load(overrides={"scale": request.param}))
+
+
+@pytest.fixture(scope="module")
+def paper() -> Plan:
+    return plan(load(overrides={"scale": "paper"}))
+
+
+@pytest.fixture
+def copy(tmp_path):
+    return ConfigCopy(tmp_path)
+
+
+def only_run(plan: Plan, table: str, row: str, column: str):
+    (run,) = plan.tables[table].cells[row, column].runs
+    return plan.runs[run]
+
+
+# ---------------------------------------------------------------- the whole paper
+
+
+def test_both_scales_are_planned_within_five_seconds_and_without_torch():
+    program = """
+import sys, time
+begin = time.perf_counter()
+from fbt_paper.workflow import Flow
+import fbt_paper.cli, fbt_paper.render, fbt_paper.compare, fbt_paper.collect
+for scale in ("smoke", "paper"):
+    Flow({"scale": scale})
+loaded = {"torch", "timm", "torchvision"} & set(sys.modules)
+print(time.process_time(), sorted(loaded))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    seconds, loaded = done.stdout.split(maxsplit=1)
+    assert float(seconds) < 5
+    assert loaded.strip() == "[]"
+
+
+def test_a_run_comes_after_the_runs_it_needs(planned):
+    order = {run: place for place, run in enumerate(planned.runs)}
+    for run, spec in planned.runs.items():
+        assert run == spec.id
+        assert all(order[needed] < order[run] for needed in spec.needed_runs())
+
+
+def test_every_run_is_needed_by_a_table(planned):
+    needed = planned.needed(run for table in planned.tables.values() for run in table.runs)
+    assert sorted(needed) == sorted(planned.runs)
+
+
+def test_specs_survive_the_way_to_the_engine():
+    for scale in ("smoke", "paper"):
+        flow = Flow({"scale": scale})
+        assert all(parse_spec(flow.spec_json(run)) == spec for run, spec in flow.plan.runs.items())
+
+
+@pytest.mark.parametrize("table", PAIRS)
+def test_the_grids_hold_every_pair_and_every_method(planned, table):
+    config = load()
+    rows, columns = config.tables[table].rows, config.tables[table].columns
+    assert len(rows) == PAIRS[table]
+    assert {column.method for column in columns if column.measure is None} == set(method_names())
+    assert [column.key for column in columns if column.measure] == ["teacher"]
+    assert len(planned.tables[table].cells) == len(rows) * len(columns)
+
+
+def test_the_tables_of_the_appendix_have_all_their_cells(planned):
+    sizes = {
+        key: len(planned.tables[key].cells) for key in ("table2", "table3", "table4", "table5", "table6")
+    }
+    assert sizes == {"table2": 6, "table3": 5, "table4": 6, "table5": 6, "table6": 0}
+
+
+def test_every_cell_has_a_run_but_pretrained_teachers(planned):
+    for table in planned.tables.values():
+        for (_, column), cell in table.cells.items():
+            if not cell.runs:
+                assert planned.scale == "paper" and column == "teacher" and "not measured here" in cell.note
+
+
+def test_grids_belong_to_all_only_at_paper_scale(planned):
+    grids = {"ablation", "cifar100", "homogeneous", "imagenet"}
+    assert set(planned.target("grid")) == grids
+    assert (grids <= set(planned.all_tables)) == (planned.scale == "paper")
+
+
+# ---------------------------------------------------------------- sharing, seeds, teachers
+
+
+def test_a_cell_that_several_tables_print_is_one_run(planned):
+    run = only_run(planned, "table5", "swin_block", "swin_t__resnet18").id
+    assert run == only_run(planned, "table2", "fbt", "swin_t__resnet18").id
+    assert run == only_run(planned, "cifar100", "swin_t__resnet18", "fbt").id
+    assert run == only_run(planned, "ablation", "full", "cifar100_swin_t__resnet18").id
+    tables = {"table2", "table5", "cifar100", "ablation"}
+    if planned.scale == "smoke":  # where one dataset stands in for both
+        tables.add("imagenet")
+    assert set(planned.tables_of(run)) == tables
+
+
+def test_at_smoke_both_datasets_are_the_embedded_one():
+    smoke = plan(load())
+    assert {run.dataset.name for run in smoke.runs.values()} == {"fashion_mnist"}
+    assert {run.dataset.train_images for run in smoke.runs.values()} == {5000}
+    assert min(run.recipe.epochs for run in smoke.runs.values()) >= 3
+
+
+def test_table_4_has_three_seeds_at_smoke_and_one_teacher():
+    table = plan(load()).tables["table4"]
+    assert {row: len(cell.runs) for (row, _), cell in table.cells.items()} == {
+        "teacher": 1,
+        "student_from_scratch": 3,
+        "mse_all_stages": 3,
+        "mse_final": 3,
+        "mse_final_pooled": 3,
+        "infonce_final_pooled": 3,
+    }
+
+
+def test_teachers_at_smoke_are_from_scratch_runs_of_the_twins():
+    smoke = plan(load())
+    for pair in smoke.tables["table5"].runs:
+        run = smoke.runs[smoke.runs[pair].teacher.weights.removeprefix("run:")]
+        assert (run.method.name, run.student.weights, run.teacher) == ("scratch", "none", None)
+
+
+def test_teachers_of_cifar100_are_fine_tuned_and_those_of_imagenet_are_timms(paper):
+    fine_tuned = only_run(paper, "cifar100", "swin_t__resnet18", "teacher")
+    assert fine_tuned.student.weights == "timm:swin_tiny_patch4_window7_224.ms_in1k"
+    assert (fine_tuned.method.name, fine_tuned.recipe.optimizer.learning_rate) == ("scratch", 5e-5)
+    student = only_run(paper, "cifar100", "swin_t__resnet18", "fbt")
+    assert student.teacher.weights == f"run:{fine_tuned.id}"
+    assert student.teacher.mean == student.dataset.mean
+    mixer = only_run(paper, "imagenet", "mixer_b16__resnet18", "fbt").teacher
+    assert mixer.weights == "timm:mixer_b16_224.goog_in21k_ft_in1k"
+    assert (mixer.mean, mixer.std) == ((0.5,) * 3, (0.5,) * 3)
+
+
+def test_gamma_follows_the_dataset(paper):
+    for table, gamma in (("cifar100", 1.0), ("imagenet", 1.5)):
+        assert only_run(paper, table, "swin_t__resnet18", "fbt").method.parameters["gamma"] == gamma
+
+
+def test_fusion_revision_is_set_only_for_methods_with_the_fused_model(planned):
+    revised = {run.method.name for run in planned.runs.values() if run.method.fusion_revision is not None}
+    assert revised == {"fbt"}
+
+
+# ---------------------------------------------------------------- chains
+
+
+def chain_of(plan: Plan, row: str) -> list[tuple[str, str, str]]:
+    """(method, teacher, student) of the runs of a row of Table 3, in the order they are trained."""
+    runs = [plan.runs[run] for run in plan.needed([only_run(plan, "table3", row, "top1").id])]
+    return [(r.method.name, r.teacher.architecture, r.student.architecture) for r in runs if r.teacher]
+
+
+def test_row_a_distils_the_assistant_first(planned):
+    assert chain_of(planned, "a") == [("kd", "swin_t", "resnet34"), ("kd", "resnet34", "resnet18")]
+    last = only_run(planned, "table3", "a", "top1")
+    assistant = planned.runs[last.teacher.weights.removeprefix("run:")]
+    assert (assistant.student.architecture, assistant.teacher.architecture) == ("resnet34", "swin_t")
+    assert last.student.weights == "none"
+
+
+@pytest.mark.parametrize(("row", "method"), [("d", "kd"), ("e", "fbt")])
+def test_rows_d_and_e_go_on_with_one_student(planned, row, method):
+    assert chain_of(planned, row) == [(method, "swin_t", "resnet18"), (method, "resnet34", "resnet18")]
+    second = only_run(planned, "table3", row, "top1")
+    first = planned.runs[second.student.weights.removeprefix("run:")]
+    assert (first.student.weights, first.teacher.architecture) == ("none", "swin_t")
+    teacher = planned.runs[second.teacher.weights.removeprefix("run:")]
+    assert (teacher.method.name, teacher.teacher) == ("scratch", None)
+
+
+def test_table_3_uses_the_logit_loss_only(planned):
+    for row in "bce":
+        parameters = only_run(planned, "table3", row, "top1").method.parameters
+        assert (parameters["logit_loss"], parameters["feature_loss"]) == ("kl", "none")
+    assert not only_run(planned, "table3", "b", "top1").method.parameters["teacher_to_student"]
+    assert only_run(planned, "table3", "c", "top1").method.parameters["teacher_to_student"]
+
+
+# ---------------------------------------------------------------- adding things, as CONTRIBUTING.md says
+
+
+def new_runs(before: Plan, after: Plan) -> Counter:
+    """How many runs of which (method, student) came; none may go."""
+    assert set(before.runs) <= set(after.runs)
+    added = set(after.runs) - set(before.runs)
+    return Counter((after.runs[run].method.name, after.runs[run].student.architecture) for run in added)
+
+
+def test_an_ablation_row_is_one_list_item_and_adds_its_runs_only(copy):
+    before = copy.plan("paper")
+    copy.replace(
+        "tables/ablation.yaml",
+        "  - {key: full,",
+        "  - {key: one_way, label: One way, method: fbt, parameters: {direction: one_way}}\n  - {key: full,",
+    )
+    after = copy.plan("paper")
+    assert new_runs(before, after) == {("fbt", "resnet18"): 2, ("fbt", "swin_p"): 1}
+
+
+def test_a_row_that_repeats_a_known_run_adds_none(copy):
+    before = copy.plan("paper")
+    copy.replace(
+        "tables/ablation.yaml",
+        "  - {key: full,",
+        "  - {key: same, label: again, method: fbt, parameters: {direction: symmetric}}\n  - {key: full,",
+    )
+    assert not new_runs(before, copy.plan("paper"))
+
+
+def test_an_architecture_is_one_entry(copy):
+    before = copy.plan()
+    copy.append(
+        "architectures.yaml",
+        "\nregnet:\n  title: RegNet\n  family: cnn\n  create: regnetx_002\n  options: {}\n",
+    )
+    assert not new_runs(before, copy.plan())
+    copy.replace(
+        "tables/table5.yaml",
+        "columns:\n",
+        "columns:\n  - {key: swin_t__regnet, label: Swin-T -> RegNet, teacher: swin_t, student: regnet}\n",
+    )
+    assert new_runs(before, copy.plan()) == {("fbt", "regnet"): 2}
+    assert new_runs(copy_without_regnet(copy), copy.plan("paper")) == {("fbt", "regnet"): 2}
+
+
+def copy_without_regnet(copy: ConfigCopy) -> Plan:
+    return plan(load(overrides={"scale": "paper"}))
+
+
+def test_a_new_architecture_teaches_where_it_has_pretrained_weights(copy):
+    copy.append(
+        "architectures.yaml",
+        "\nregnet:\n  title: RegNet\n  family: cnn\n  create: regnetx_002\n  options: {}\n",
+    )
+    copy.replace(
+        "tables/table5.yaml", "teacher: swin_t, student: resnet18", "teacher: regnet, student: resnet18"
+    )
+    assert not copy.problems()  # at smoke teachers are trained from scratch
+    copy.replace("config.yaml", "scale: smoke", "scale: paper")
+    expected = (
+        "columns[0].teacher: 'regnet' cannot teach on cifar100: architectures.yaml has no `pretrained` for it"
+    )
+    assert any(expected in problem for problem in copy.problems())
+
+
+def test_a_method_is_one_file_and_its_numbers(copy, monkeypatch, tmp_path):
+    from fbt_core.methods import registry
+
+    folder = tmp_path / "methods"
+    folder.mkdir()
+    for path in registry.FOLDER.glob("*.py"):
+        (folder / path.name).write_text(path.read_text())
+    traits = registry.method_traits("kd") | {"title": "KD2"}
+    text = f"REVISION = 1\nTRAITS = { ({k: v for k, v in traits.items() if k != 'revision'})!r}\n"
+    (folder / "kd2.py").write_text(text)
+    monkeypatch.setattr(registry, "FOLDER", folder)
+    copy.append(
+        "methods.yaml",
+        "\nkd2:\n  title: KD2\n  citation: none\n  source: a test\n  adapted: false\n"
+        "  parameters:\n    temperature: {value: 4.0, minimum: 0.05, source: a test}\n",
+    )
+    before = copy.plan()
+    copy.replace(
+        "tables/homogeneous.yaml", "columns:\n", "columns:\n  - {key: kd2, label: KD2, method: kd2}\n"
+    )
+    after = copy.plan()
+    assert new_runs(before, after) == {("kd2", "resnet18"): 1, ("kd2", "mobilenetv1"): 1}
+
+
+def test_a_dataset_is_one_entry(copy):
+    copy.append(
+        "datasets.yaml",
+        "\npets:\n  title: Pets\n  loader: image_folder\n  variant: full\n  needs_root: true\n  classes: 37\n"
+        "  train_images: 3680\n  test_images: 3669\n  image_size: 224\n  mean: [0.5, 0.5, 0.5]\n"
+        "  std: [0.5, 0.5, 0.5]\n  teachers: fine_tuned\n  recipes: cifar100\n",
+    )
+    copy.replace("tables/table5.yaml", "dataset: cifar100", "dataset: pets")
+    runs = [run for run in copy.plan("paper").runs.values() if run.dataset.name == "pets"]
+    assert Counter(run.method.name for run in runs) == {"fbt": 6, "scratch": 3}
+    assert {run.dataset.classes for run in runs} == {37}
+
+
+def test_weights_of_your_own_take_the_place_of_the_fine_tune_run(copy):
+    sha = "ab" * 32
+    copy.replace(
+        "config.yaml",
+        "teacher_files: {}",
+        f"teacher_files: {{cifar100: {{swin_t: {{path: /data/swin_t.pt, sha256: {sha}}}}}}}",
+    )
+    teacher = only_run(copy.plan("paper"), "table2", "fbt", "swin_t__resnet18").teacher
+    assert teacher.weights == f"file:{sha}"
+    assert copy.plan().runs.keys() == plan(load()).runs.keys()
+
+
+def test_a_row_may_change_the_recipe(copy):
+    copy.replace(
+        "tables/table5.yaml", "parameters: {block: vit}", "recipe: {epochs: 7, optimizer: {momentum: 0.8}}"
+    )
+    run = only_run(copy.plan(), "table5", "vit_block", "swin_t__resnet18")
+    assert (run.recipe.epochs, run.recipe.optimizer.momentum) == (7, 0.8)
+    assert run.recipe.optimizer.learning_rate == load().smoke.recipes["cnn"].optimizer.learning_rate
+
+
+def test_one_and_one_point_zero_are_one_run(copy):
+    before = copy.plan()
+    copy.replace(
+        "tables/table2.yaml",
+        "label: Our FBT, method: fbt",
+        "label: Our FBT, method: fbt, parameters: {gamma: 1}",
+    )
+    assert before.runs.keys() == copy.plan().runs.keys()
+
+
+def test_a_cell_can_be_left_out(copy):
+    copy.append("tables/table5.yaml", "skip: [[vit_block, swin_t__resnet18]]\n")
+    assert ("vit_block", "swin_t__resnet18") not in copy.plan().tables["table5"].cells
+    copy.replace("tables/table5.yaml", "[[vit_block,", "[[vit_blockx,")
+    assert any("skip[0]: unknown row 'vit_blockx'" in problem for problem in copy.problems())
+
+
+def test_scale_comes_before_dataset_in_a_parameter():
+    entry = load().methods["crd"].parameters["negatives"]
+    assert default_value(entry, "cifar100", "smoke") == 256
+    assert default_value(entry, "cifar100", "paper") == 16384
+
+
+def test_printed_numbers_are_where_the_tables_have_cells():
+    config = load()
+    counted = {name: len(rows) for name, rows in config.references.items()}
+    assert counted["table4"] == 6 and counted["table6"] == 18
+    for name, table in config.tables.items():
+        if isinstance(table, AccuracyTable):
+            assert all(0 <= abs(line.value) <= 100 for line in config.references[name])
+
+
+def test_run_ids_of_the_json_are_stable_under_key_order():
+    flow = Flow({})
+    run = next(iter(flow.plan.runs))
+    shuffled = json.dumps(dict(reversed(list(json.loads(flow.spec_json(run)).items()))))
+    assert parse_spec(shuffled).id == run

@@ -1,0 +1,252 @@
+"""From metrics.json to CSV, Markdown, LaTeX and comparison.md."""
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from fbt_paper import compare, render
+from fbt_paper.collect import Collected, Entry, collect
+from fbt_paper.config import ConfigError, load
+from fbt_paper.cost_table import collect_costs
+from fbt_paper.plan import plan
+from fbt_paper.schema import ReferenceRow
+
+CONFIG = load()
+PLAN = plan(CONFIG)
+PRINTED = ReferenceRow(row="a", column="b", value=70.0, source="somewhere", status="primary")
+
+
+def write_metrics(runs: Path, run: str, top1: float, **changes) -> None:
+    spec = PLAN.runs[run].model_dump(mode="json")
+    content = {
+        "run": run,
+        "spec": spec,
+        "best": {"epoch": 3, "top1": top1, "top5": 99.0},
+        "last": {"epoch": 3, "top1": top1 - 1, "top5": 99.0},
+        "execution": {"device": "cpu"},
+        "provenance": {"versions": {"torch": "2.9", "timm": "1.0.31"}},
+    }
+    content.update(changes)
+    (runs / run).mkdir(parents=True)
+    (runs / run / "metrics.json").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def runs(tmp_path) -> Path:
+    """Made-up results of all runs: 80 % for every run, but Table 4's three seeds 60, 63 and 66 %."""
+    folder = tmp_path / "runs"
+    seeded = {run: PLAN.runs[run].seed for run in PLAN.tables["table4"].cells["mse_final", "top1"].runs}
+    for run in PLAN.runs:
+        write_metrics(folder, run, 60 + 3 * seeded[run] if run in seeded else 80.0)
+    return folder
+
+
+# ---------------------------------------------------------------- cells
+
+
+def test_mean_deviation_and_gap():
+    entry = Entry(values=(60.0, 63.0, 66.0), reference=PRINTED)
+    assert (entry.mean, entry.deviation, entry.gap) == (63.0, 3.0, -7.0)
+
+
+def test_one_seed_has_no_deviation_and_an_empty_cell_no_gap():
+    assert Entry(values=(60.0,)).deviation is None
+    assert Entry(values=(60.0,)).gap is None
+    assert Entry(reference=PRINTED).gap is None
+
+
+def test_table_4_has_three_seeds_with_mean_and_deviation(runs):
+    table = collect(CONFIG, PLAN, "table4", runs)
+    entry = table.entry("mse_final", "top1")
+    assert (entry.mean, entry.deviation, len(entry.runs)) == (63.0, 3.0, 3)
+    assert entry.reference.value == 65.17
+    assert table.entry("teacher", "top1").values == (80.0,)
+
+
+def test_the_average_gain_is_the_mean_over_the_pairs(runs):
+    cells = PLAN.tables["cifar100"].cells
+    for place, top1 in ((("swin_t__resnet18", "kd"), 92.0), (("vit_s__resnet18", "kd"), 68.0 + 24.0)):
+        (run,) = cells[place].runs
+        (runs / run / "metrics.json").unlink()
+        (runs / run).rmdir()
+        write_metrics(runs, run, top1)
+    gain = collect(CONFIG, PLAN, "cifar100", runs).entry("average_gain_over_scratch", "kd")
+    assert gain.mean == pytest.approx((12.0 + 12.0) / 12)
+    assert gain.reference.value == 3.12
+    assert gain.note == "mean of 12 pairs"
+
+
+def test_a_missing_result_names_its_file(tmp_path):
+    with pytest.raises(ConfigError, match=r"metrics\.json: the run is not finished"):
+        collect(CONFIG, PLAN, "table5", tmp_path)
+
+
+def test_a_broken_result_names_its_file(runs):
+    run = PLAN.tables["table5"].runs[0]
+    (runs / run / "metrics.json").write_text('{"best": {}')
+    with pytest.raises(ConfigError, match=f"{run}/metrics.json: is no run's result"):
+        collect(CONFIG, PLAN, "table5", runs)
+
+
+@pytest.mark.parametrize(
+    ("change", "warning"),
+    [
+        (
+            {"provenance": {"versions": {"torch": "2.6", "timm": "1.0.31"}}},
+            "mixes versions of torch: 2.6, 2.9",
+        ),
+        ({"execution": {"device": "cuda"}}, "mixes devices: cpu, cuda"),
+        ("engine", "mixes revisions of the engine: 1, 7"),
+        ("method", "mixes revisions of fbt: 1, 7"),
+    ],
+)
+def test_a_table_that_mixes_revisions_or_versions_warns(runs, change, warning):
+    run = PLAN.tables["table5"].runs[0]
+    spec = PLAN.runs[run].model_dump(mode="json")
+    if change == "engine":
+        change = {"spec": {**spec, "engine_revision": 7}}
+    if change == "method":
+        change = {"spec": {**spec, "method": {**spec["method"], "revision": 7}}}
+    (runs / run / "metrics.json").unlink()
+    (runs / run).rmdir()
+    write_metrics(runs, run, 80.0, **change)
+    table = collect(CONFIG, PLAN, "table5", runs)
+    assert warning in table.warnings
+    assert f"**Warning:** {warning}" in compare.to_markdown([table], "smoke")
+
+
+def test_same_circumstances_give_no_warning(runs):
+    assert collect(CONFIG, PLAN, "table5", runs).warnings == ()
+
+
+# ---------------------------------------------------------------- files
+
+
+def hostile_table() -> Collected:
+    label = r"50% & L_{x} #1 | $x$ ~ a\b -> c < d ^ *e* `f` [g]"
+    return Collected(
+        key="table5",
+        title="Table_5",
+        caption="With _ and & and %",
+        corner="Row",
+        scale="smoke",
+        rows=(("a", label),),
+        columns=(("b", label),),
+        entries={("a", "b"): Entry(values=(60.0, 66.0), runs=("x", "y"), reference=PRINTED)},
+    )
+
+
+def latex_problems(text: str) -> list[str]:
+    """What LaTeX would stumble over: open braces, unescaped specials, lines of unequal cells."""
+    body = "\n".join(line for line in text.splitlines() if not line.startswith("%"))
+    bare = re.sub(r"\\[\\{}$&#%_^~]|\\[a-zA-Z]+", "", body.replace(r"\\", ""))
+    problems = [] if bare.count("{") == bare.count("}") else ["braces"]
+    problems += (
+        ["special"]
+        if re.search(r"[#%^~|<>]", bare) or "_" in re.sub(r"label\{[^}]*\}|\{tab:[^}]*\}", "", bare)
+        else []
+    )
+    problems += ["dollars"] if bare.count("$") % 2 else []
+    widths = {len(re.findall(r"(?<!\\)&", line)) for line in body.splitlines() if line.endswith(r"\\")}
+    return problems + ([] if len(widths) == 1 else [f"widths {widths}"])
+
+
+def test_latex_is_escaped_and_well_formed():
+    text = render.to_latex(hostile_table())
+    assert latex_problems(text) == []
+    assert r"\toprule" in text and r"\midrule" in text and r"\bottomrule" in text
+    assert r"63.00 $\pm$ 4.24 (70.00)" in text
+    assert r"$\rightarrow$" in text
+
+
+@pytest.mark.parametrize("key", [key for key, table in PLAN.tables.items() if table.kind == "accuracy"])
+def test_every_table_renders_in_all_three_forms(runs, key, tmp_path):
+    table = collect(CONFIG, PLAN, key, runs)
+    paths = render.write_table(table, tmp_path / "tables")
+    assert [path.name for path in paths] == [f"{key}.csv", f"{key}.md", f"{key}.tex"]
+    lines = list(csv.DictReader(io.StringIO(paths[0].read_text())))
+    assert len(lines) == len(table.entries)
+    assert {line["scale"] for line in lines} == {"smoke"}
+    assert "SMOKE" in paths[1].read_text() and "SMOKE" in paths[2].read_text()
+    assert latex_problems(paths[2].read_text()) == []
+
+
+def test_markdown_cannot_be_broken_by_a_label():
+    text = render.to_markdown(hostile_table())
+    (head, rule, row) = [line for line in text.splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in (head, rule, row)} == {3}
+
+
+def test_the_csv_holds_numbers_source_and_runs(runs):
+    text = render.to_csv(collect(CONFIG, PLAN, "table4", runs))
+    line = next(line for line in csv.DictReader(io.StringIO(text)) if line["row"] == "mse_final")
+    assert (line["top1"], line["deviation"], line["seeds"]) == ("63.00", "3.00", "3")
+    assert (line["printed"], line["gap"], line["status"]) == ("65.17", "-2.17", "primary")
+    assert len(line["runs"].split()) == 3
+
+
+def test_the_comparison_shows_ours_paper_and_gap(runs):
+    tables = [collect(CONFIG, PLAN, key, runs) for key in ("table4", "table5")]
+    text = compare.to_markdown(tables, "smoke")
+    assert "| L\\_MSE in the final features | Top-1 accuracy | 63.00 ± 3.00 | 65.17 | -2.17 | 3 |" in text
+    assert text.count("SMOKE") >= 3
+    assert "| ViT Block | Swin-T -\\> ResNet18 | 80.00 | 81.05 | -1.05 | 1 |" in text
+
+
+def test_an_unconfirmed_number_is_marked_and_an_unknown_one_stays_empty(runs):
+    table = collect(CONFIG, PLAN, "cifar100", runs)
+    assert render.printed(table.entry("swin_t__resnet18", "kd")) == "78.74*"
+    assert render.printed(table.entry("swin_t__resnet18", "dkd")) == "80.26+"
+    assert render.printed(table.entry("mixer_b16__resnet18", "fbt")) == ""
+    assert "summarised by others" in render.to_markdown(table)
+
+
+# ---------------------------------------------------------------- Table 6
+
+
+def counts(parameters: int, macs: int) -> dict:
+    return {rule: {"parameters": parameters, "macs": macs} for rule in ("paper_rule", "true")}
+
+
+@pytest.fixture
+def costs(tmp_path):
+    rows = {
+        row.key: {
+            "student": counts(11_689_512, 1_824_033_792),
+            "ofa_branch": counts(4_920_736, 98_431_488),
+            "fbt_branch": {block: counts(387_648, 75_826_864) for block in ("swin", "swinv2", "vit")},
+        }
+        for row in CONFIG.tables["table6"].rows
+    }
+    path = tmp_path / "table6.json"
+    path.write_text(json.dumps({"rows": rows}))
+    return collect_costs(CONFIG, "table6", path)
+
+
+def test_table_6_marks_the_digit_that_does_not_come_out(costs):
+    lines = {line.part: line for line in costs.lines if line.row == "deit_t__resnet18"}
+    assert not any(
+        lines[part].differs(what) for part in ("student", "ofa_branch") for what in ("params", "flops")
+    )
+    assert not lines["fbt_branch_swinv2"].differs("params")
+    assert lines["fbt_branch_swinv2"].differs("flops")
+    assert lines["fbt_branch_vit"].paper is None
+    text = render.costs_to_markdown(costs)
+    assert "0.07 G (a) | 0.08 G" in text and "0.0758 G" in text
+
+
+def test_table_6_renders_and_is_no_smoke_number(costs, tmp_path):
+    csv_path, md_path, tex_path = render.write_table(costs, tmp_path)
+    assert len(list(csv.DictReader(io.StringIO(csv_path.read_text())))) == 15
+    assert "SMOKE" not in md_path.read_text() + tex_path.read_text()
+    assert latex_problems(tex_path.read_text()) == []
+
+
+def test_a_broken_count_names_its_file(tmp_path):
+    (tmp_path / "table6.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"table6\.json: is no count of table6"):
+        collect_costs(CONFIG, "table6", tmp_path / "table6.json")

@@ -1,0 +1,60 @@
+"""Fixtures: a real Slurm for each test that asks for one, and workflows that run on it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.test_plugin.cluster import Cluster, missing_programs
+from tests.test_plugin.workflows import Workflow
+
+
+def require(reason: str | None) -> None:
+    """Skip with a clear line where Slurm is not installed; in CI that is a failure."""
+    if reason is None:
+        return
+    if os.environ.get("CI", "").lower() in ("true", "1"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture
+def start_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Cluster]]:
+    """Start a Slurm with the options of `Cluster`; it is stopped when the test ends."""
+    started: list[Cluster] = []
+
+    def start(nodes: int = 1, **options: Any) -> Cluster:
+        require(missing_programs(accounting=options.get("accounting", False)))
+        started.append(Cluster(tmp_path_factory.mktemp("slurm"), nodes, **options))
+        started[-1].start()
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.stop()
+
+
+@pytest.fixture
+def cluster(start_cluster: Callable[..., Cluster]) -> Cluster:
+    """A Slurm of one node."""
+    return start_cluster()
+
+
+@pytest.fixture
+def make_workflow(tmp_path: Path) -> Iterator[Callable[..., Workflow]]:
+    """Make a workflow in a folder of its own."""
+    made: list[Workflow] = []
+
+    def make(cluster: Cluster | None = None, **options: Any) -> Workflow:
+        folder = tmp_path / f"work{len(made)}"
+        folder.mkdir()
+        made.append(Workflow(folder, cluster, **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.stop()

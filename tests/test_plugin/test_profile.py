@@ -1,0 +1,190 @@
+"""`snakemake --profile slurm`, word for word, from a copy of the repository."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.test_plugin.cluster import Cluster, wait_for
+
+ROOT = Path(__file__).resolve().parents[2]
+PARTS = ("Snakefile", "slurm", "profiles", "config", "workflow", "fbt_core", "fbt_paper", "environment.yml")
+TABLE = "results/smoke/tables/table5.md"
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """What git has of the workflow, in a folder of its own."""
+    for part in PARTS:
+        source = ROOT / part
+        if source.is_symlink():
+            (tmp_path / part).symlink_to(os.readlink(source))
+        elif source.is_dir():
+            shutil.copytree(
+                source, tmp_path / part, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
+            )
+        elif source.exists():
+            shutil.copy(source, tmp_path / part)
+    return tmp_path
+
+
+def call(folder: Path, *arguments: str, conf: Path | None = None, timeout: float = 1800) -> str:
+    """Run Snakemake as a user does, and return what it says."""
+    answer = subprocess.run(
+        command(*arguments), cwd=folder, env=environment(conf), text=True, timeout=timeout, check=False,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stdout[-6000:]
+    return answer.stdout
+
+
+def command(*arguments: str) -> list[str]:
+    """snakemake of this environment."""
+    return [sys.executable, "-m", "snakemake", *arguments]
+
+
+def environment(conf: Path | None = None) -> dict[str, str]:
+    """The environment of a login shell on the cluster."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SNAKEMAKE_"))}
+    path = f"{Path(sys.executable).parent}:{kept['PATH']}"
+    return {**kept, "PATH": path, **({"SLURM_CONF": str(conf)} if conf else {})}
+
+
+def test_profile_is_for_the_paper_and_every_training_asks_for_gpus(clone: Path) -> None:
+    """Scale paper, executor submitit, and GPUs for each training, without a cluster at hand."""
+    text = call(clone, "--profile", "slurm", "-n")
+    assert "results/paper/" in text
+    assert "results/smoke/" not in text
+    blocks = [block for block in text.split("\n[") if "\nrule train:" in block]
+    assert len(blocks) > 100
+    assert all("gpu=1," in block or "gpu=8," in block or "gpu=1\n" in block for block in blocks)
+    imagenet = [block for block in blocks if "wildcards: run=imagenet-" in block]
+    assert imagenet
+    assert all("gpu=8" in block for block in imagenet)
+
+
+def test_smoke_through_the_profile_asks_for_gpus_too(clone: Path) -> None:
+    """`--config scale=smoke` keeps everything else of the profile."""
+    text = call(clone, TABLE, "--profile", "slurm", "--config", "scale=smoke", "-n")
+    blocks = [block for block in text.split("\n[") if "\nrule train:" in block]
+    assert blocks
+    assert all("gpu=1" in block and "mem_mb=2000" in block for block in blocks)
+
+
+def read_metrics(clone: Path) -> dict[str, dict[str, Any]]:
+    """The metrics of every run that is done."""
+    files = clone.glob("results/smoke/runs/*/metrics.json")
+    return {path.parent.name: json.loads(path.read_text()) for path in files}
+
+
+def journal(clone: Path) -> dict[str, dict[str, Any]]:
+    """The executor's journal by run."""
+    entries = [
+        json.loads(path.read_text()) for path in (clone / ".snakemake/submitit/journal").glob("*.json")
+    ]
+    return {entry["wildcards"]["run"]: entry for entry in entries if entry["rule"] == "train"}
+
+
+@pytest.mark.slurm
+@pytest.mark.timeout(2400)
+def test_table_5_through_slurm_with_a_dead_head_and_a_requeue(
+    clone: Path, start_cluster: Callable[..., Cluster]
+) -> None:
+    """Table 5 whole at scale smoke; on the way the head dies and an administrator requeues a training."""
+    cluster = start_cluster()
+    arguments = (TABLE, "--profile", "slurm", "--config", "scale=smoke")
+    with (clone / "head.log").open("w") as log:
+        head = subprocess.Popen(
+            command(*arguments), cwd=clone, env=environment(cluster.conf), stdout=log, stderr=log
+        )
+    try:
+        run = wait_for(
+            lambda: first_with_an_epoch(clone), 300, f"a first epoch\n{(clone / 'head.log').read_text()}"
+        )
+    finally:
+        head.kill()
+        head.wait(30)
+    job_id = journal(clone)[run]["job_id"]
+    assert cluster.job(job_id)["TresPerNode"] == "gres:gpu:1"
+    cluster.run("scontrol", "requeue", job_id)
+    call(clone, "--unlock")
+    cluster.let_start(job_id, timeout=90)
+    call(clone, *arguments, conf=cluster.conf)
+    check_results(clone, run)
+    weights = clone / "results/smoke/runs" / run / "weights.safetensors"
+    disturbed = weights.read_bytes()
+    shutil.rmtree(weights.parent)
+    call(clone, str(weights.relative_to(clone)), "--cores", "1")
+    assert weights.read_bytes() == disturbed, (
+        "an undisturbed training on this machine ends with the same bytes"
+    )
+
+
+def first_with_an_epoch(clone: Path) -> str | None:
+    """A run that has trained an epoch and is not done."""
+    for path in clone.glob("results/smoke/runs/*/history.jsonl"):
+        if not (path.parent / "metrics.json").exists() and path.read_text().strip():
+            return path.parent.name
+    return None
+
+
+def check_results(clone: Path, requeued: str) -> None:
+    """The table is there; every training had its GPU, one job, and no epoch twice."""
+    assert "Swin Block" in (clone / TABLE).read_text()
+    jobs, metrics = journal(clone), read_metrics(clone)
+    assert set(jobs) == set(metrics)
+    for run, content in metrics.items():
+        execution = content["execution"]
+        assert execution["cuda_visible_devices"] in ("0", "1")
+        assert execution["job_id"] == jobs[run]["job_id"]
+        lines = (clone / "results/smoke/runs" / run / "history.jsonl").read_text().splitlines()
+        epochs = [json.loads(line)["epoch"] for line in lines]
+        assert epochs == sorted(set(epochs))
+    assert metrics[requeued]["execution"]["restarts"] >= 1
+    assert jobs[requeued]["restarts"] >= 1
+
+
+def test_check_cluster_names_what_is_missing_without_slurm(
+    clone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without Slurm, data and weights: one line each with its mend."""
+    from fbt_paper import cluster
+
+    monkeypatch.chdir(clone)
+    monkeypatch.setenv("PATH", str(clone / "nothing"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(clone / "nothing"))
+    assert cluster.main([]) == 1
+    text = capsys.readouterr().out
+    assert "MISSING the command sbatch\n        mend: run this on a login node" in text
+    assert "MISSING data of cifar100" in text
+    assert "ok      the profile profiles/slurm/config.yaml" in text
+
+
+@pytest.mark.slurm
+def test_check_cluster_asks_slurm(
+    clone: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the small test cluster the paper's trainings do not fit, those of scale smoke do."""
+    from fbt_paper import cluster as checks
+
+    monkeypatch.chdir(clone)
+    monkeypatch.setenv("SLURM_CONF", str(cluster.conf))
+    assert checks.main([]) == 1
+    text = capsys.readouterr().out
+    assert (
+        "trainings of cifar100, cnn: cpus: 8 asked, but no node of partition 'main' has more than 2" in text
+    )
+    assert checks.main(["--scale", "smoke"]) == 0
+    text = capsys.readouterr().out
+    assert (
+        "trainings of fashion_mnist, cnn: 1 GPUs, 1 CPUs, 2000 MB, 60 minutes: sbatch would take it" in text
+    )
+    assert "nodes see" in text

@@ -1,0 +1,438 @@
+"""The plugin's parts without Slurm: requests, Slurm's answers, the journal, messages and verdicts."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from snakemake_executor_plugin_submitit import head, queue, slurm
+from snakemake_executor_plugin_submitit.backends import Look, Result
+from snakemake_executor_plugin_submitit.job import SnakemakeJob
+from snakemake_executor_plugin_submitit.journal import Entry, Journal, make_key
+from snakemake_executor_plugin_submitit.messages import explain_failure, explain_reason, last_lines
+from snakemake_executor_plugin_submitit.record import Record
+from snakemake_executor_plugin_submitit.requests import RequestError, read_request
+from snakemake_executor_plugin_submitit.settings import ExecutorSettings, setting_problems
+from snakemake_executor_plugin_submitit.tracker import Tracker
+
+SINFO = "main*|infinite|n/a|up|gpu:2(S:0-1)|8+|16000\nshort|10:00|5:00|up|gpu:a100:4,gpu:v100:1|64|512000+\n"
+
+
+def test_request_reads_snakemakes_resources() -> None:
+    resources = {
+        "runtime": 90,
+        "mem_mb": 4000,
+        "gpus": 2,
+        "nodes": 2,
+        "slurm_extra": "--exclude=n3 --exclusive",
+        "tmpdir": "/tmp",
+    }
+    request = read_request(resources, 4, "rule train")
+    assert (request.runtime, request.cpus, request.gpus_per_node, request.tasks) == (90, 4, 1, 2)
+    assert request.options() == {"ntasks": "2", "exclude": "n3", "exclusive": True}
+    assert request.parameters()["gpus_per_node"] == 1
+    assert request.launcher == "srun --overlap --mem=0 --nodes=2 --ntasks=2"
+
+
+@pytest.mark.parametrize(
+    ("resources", "part"),
+    [
+        ({"runtim": 5}, "did you mean 'runtime'?"),
+        ({"runtime": 0}, "runtime=0 must be 1 or more"),
+        ({"runtime": "soon"}, "'soon' is not a number"),
+        ({"runtime": float("inf")}, "must be 1 or more"),
+        ({"gpu": 1, "gpus": 2}, "gpus=2 contradicts gpu=1"),
+        ({"gpu": 3, "nodes": 2}, "cannot be dealt evenly"),
+        ({"gpu_model": "a100"}, "how many?"),
+        ({"mem_mb": 5, "mem_mb_per_cpu": 5}, "exclude each other"),
+        ({"cpus": 2}, "less than the rule's threads=4"),
+        ({"nodes": 3, "tasks": 2}, "tasks=2 is less than nodes=3"),
+        ({"slurm_extra": "--time=5"}, "use the resource 'runtime'"),
+        ({"slurm_extra": "--array=1-3"}, "the plugin needs for itself"),
+        ({"slurm_extra": "exclude=n1"}, "write 'exclude=n1' as --option"),
+        ({"slurm_extra": "'--a"}, "cannot be read"),
+    ],
+)
+def test_request_errors_say_what_and_how(resources: dict[str, Any], part: str) -> None:
+    with pytest.raises(RequestError) as error:
+        read_request(resources, 4, "rule train")
+    assert part in str(error.value)
+    assert all(line.startswith("rule train: ") for line in error.value.problems)
+
+
+def test_request_reports_all_problems_at_once() -> None:
+    with pytest.raises(RequestError) as error:
+        read_request({"runtime": -1, "gpu": -1, "partition": "x"}, 1, "rule train")
+    assert len(error.value.problems) == 3
+
+
+def test_resources_of_the_workflow_itself_are_no_error() -> None:
+    assert read_request({"plots": 1}, 1, "rule plot", declared=["plots"]).gpu == 0
+
+
+@given(
+    st.dictionaries(
+        st.text(max_size=8), st.one_of(st.none(), st.integers(), st.floats(), st.text(max_size=8))
+    )
+)
+def test_any_resources_give_a_request_or_a_request_error(resources: dict[str, Any]) -> None:
+    with contextlib.suppress(RequestError):
+        read_request(resources, 1, "rule any")
+
+
+def test_partitions_and_limits() -> None:
+    facts = slurm.ClusterFacts(slurm.read_partitions(SINFO), 1001, accounting=False)
+    assert facts.partitions["short"].gpus == {"a100": 4, "v100": 1}
+    assert facts.partitions["short"].mem_mb == 512000
+    assert facts.minutes(read_request({"slurm_partition": "short"}, 1, "r")) == 5
+    assert facts.minutes(read_request({}, 1, "r")) is None
+    problems = facts.problems(read_request({"gpu": 5, "slurm_partition": "short", "runtime": 11}, 65, "r"))
+    assert len(problems) == 3
+    assert (
+        "types: a100, v100"
+        in facts.problems(read_request({"gpu": 1, "gpu_model": "h100", "slurm_partition": "short"}, 1, "r"))[
+            0
+        ]
+    )
+    assert not facts.problems(read_request({"gpu": 2}, 1, "r"))
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [
+        ("infinite", None),
+        ("n/a", None),
+        ("10:00", 10),
+        ("1:30:00", 90),
+        ("2-00:00:00", 2880),
+        ("0:30", 1),
+        ("30", 30),
+    ],
+)
+def test_slurms_times(text: str, minutes: int | None) -> None:
+    assert slurm.read_minutes(text) == minutes
+
+
+@pytest.mark.parametrize(
+    ("message", "busy"),
+    [
+        ("slurm_load_jobs error: Unable to contact slurm controller (connect failure)", True),
+        ("sbatch: error: Batch job submission failed: Socket timed out on send/recv operation", True),
+        ("sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying", True),
+        ("sbatch: error: invalid partition specified: nowhere", False),
+        (
+            "sbatch: error: Batch job submission failed: Invalid account or account/partition combination",
+            False,
+        ),
+    ],
+)
+def test_busy_is_not_refused(message: str, busy: bool) -> None:
+    assert isinstance(slurm.classify(message, "sbatch"), slurm.SlurmBusyError) is busy
+
+
+def test_queue_lines() -> None:
+    answer = (
+        "12_3|RUNNING|n1|snakemake-submitit:ab|None\n13_[0-2,5%4]|PENDING||x|Priority\n"
+        "14|FAILED|n2||NonZeroExitCode\n"
+    )
+    lines = {line.job_id: line for line in queue.read_lines(answer)}
+    assert set(lines) == {"12_3", "13_0", "13_1", "13_2", "13_5", "14"}
+    assert lines["14"].ended
+    assert not lines["13_5"].ended
+
+
+def test_queue_backs_off_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, said, calls = [0.0], [], []
+
+    def silent(command: Any, timeout: float = 0) -> str:
+        calls.append(now[0])
+        raise slurm.SlurmBusyError("squeue: no answer")
+
+    monkeypatch.setattr(queue, "ask", silent)
+    one = queue.Queue(5, said.append, clock=lambda: now[0])
+    for second in range(200):
+        now[0] = float(second)
+        one.refresh()
+    assert len(said) == 1
+    assert len(calls) < 10
+    monkeypatch.setattr(queue, "ask", lambda *_: "")
+    now[0] = 500.0
+    assert one.refresh()
+    assert said[-1] == "Slurm answers again."
+
+
+def make_entry(folder: Path, **changes: Any) -> Entry:
+    """An entry of a submitted job."""
+    fields: dict[str, Any] = {
+        "key": "k", "name": "train run=one", "rule": "train", "wildcards": {"run": "one"}, "outputs": ["a"],
+        "cluster": "slurm", "token": "t", "script": str(folder / "script.sh"),
+        "record": str(folder / "record.json"),
+        "submitted": 1.0, "state": "PENDING", "job_id": "7", "result": str(folder / "7_0_result.pkl"),
+        "log": str(folder / "out"), "error_log": str(folder / "err"),
+    }  # fmt: skip
+    return Entry(**{**fields, **changes})
+
+
+def test_journal_keeps_what_it_is_given(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    entry = make_entry(tmp_path)
+    journal.write(entry)
+    assert journal.read("k") == entry
+    (tmp_path / "broken.json").write_text('{"key": ')
+    (tmp_path / "other.json").write_text("[]")
+    assert list(journal.entries()) == [entry]
+    content = json.loads(journal.path("k").read_text())
+    journal.path("k").write_text(json.dumps({**content, "from_the_future": 1}))
+    assert journal.read("k") == entry
+
+
+def test_keys_follow_outputs_not_numbers() -> None:
+    assert make_key(["b", "a"], "train", {}) == make_key(["a", "b"], "other", {"x": "1"})
+    assert make_key([], "train", {"x": "1"}) != make_key([], "train", {"x": "2"})
+
+
+class FakeBackend:
+    """A cluster whose answers the test sets."""
+
+    name = "slurm"
+
+    def __init__(self) -> None:
+        self.answer: Look | None = Look("RUNNING")
+        self.left: Result | None = None
+
+    def look(self, entry: Entry) -> Look | None:
+        return self.answer
+
+    def result(self, entry: Entry) -> Result | None:
+        return self.left
+
+    def results_present(self) -> set[str]:
+        return {"7_0_result.pkl"} if self.left else set()
+
+    def refresh(self) -> None:
+        return
+
+    def forget(self, entry: Entry) -> None:
+        return
+
+
+class Watched:
+    """A tracker with a clock and a cluster in the test's hands."""
+
+    def __init__(self, folder: Path) -> None:
+        self.backend, self.said, self.now = FakeBackend(), [], 0.0
+        self.tracker = Tracker(
+            self.backend, Journal(folder / "journal"), self.said.append, clock=lambda: self.now
+        )  # type: ignore[arg-type]
+        self.entry = make_entry(folder)
+
+    def judge(self, answer: Look | None, after: float = 1.0) -> Any:
+        self.backend.answer = answer
+        self.now += after
+        self.tracker.look_around()
+        return self.tracker.judge(self.entry)
+
+
+def test_node_failure_is_followed(tmp_path: Path) -> None:
+    """NODE_FAIL is no verdict while Slurm may start the job again."""
+    watched = Watched(tmp_path)
+    assert watched.judge(Look("RUNNING")) is None
+    assert watched.judge(Look("NODE_FAIL", True)) is None
+    assert watched.judge(Look("NODE_FAIL", True), after=30) is None
+    assert watched.judge(Look("PENDING", reason="BeginTime")) is None
+    assert "was requeued" in watched.said[0]
+    assert watched.judge(Look("RUNNING")) is None
+    assert watched.judge(Look("NODE_FAIL", True)) is None
+    verdict = watched.judge(Look("NODE_FAIL", True), after=61)
+    assert (verdict.ok, verdict.state) == (False, "NODE_FAIL")
+
+
+def test_silence_is_no_verdict(tmp_path: Path) -> None:
+    watched = Watched(tmp_path)
+    for _ in range(100):
+        assert watched.judge(None, after=60) is None
+
+
+def test_result_beats_the_queue(tmp_path: Path) -> None:
+    watched = Watched(tmp_path)
+    watched.backend.left = Result(None)
+    assert watched.judge(Look("RUNNING")).ok
+    watched.backend.left = Result("Traceback ... RuleError: exit code 3")
+    assert watched.judge(Look("FAILED", True)).state == "FAILED"
+    watched.backend.left = Result("TooManyTimeoutsError: met 3 times")
+    assert watched.judge(None).state == "TIMEOUT"
+
+
+def test_reason_is_reported_once(tmp_path: Path) -> None:
+    watched = Watched(tmp_path)
+    for _ in range(5):
+        watched.judge(Look("PENDING", reason="AssocGrpGRES"))
+        watched.tracker.report_waiting()
+    watched.judge(Look("PENDING", reason="Priority"))
+    watched.tracker.report_waiting()
+    assert len(watched.said) == 1
+    assert "AssocGrpGRES (a limit of your account" in watched.said[0]
+
+
+def test_reasons_are_explained() -> None:
+    assert "scontrol release" in explain_reason("launch failed requeued held")
+    assert "down, drained" in explain_reason("ReqNodeNotAvail, UnavailableNodes:n1")
+    assert explain_reason("SomethingNew") == "SomethingNew"
+
+
+def test_log_shows_the_programs_own_lines(tmp_path: Path) -> None:
+    log = tmp_path / "err"
+    log.write_text(
+        "SNAKEMAKE\n=========\n  Date: x\n\nBuilding DAG of jobs...\nExecute 1 jobs...\n\n[x]\nlocalrule a:\n"
+        "    resources: tmpdir=/tmp\nTraceback (most recent call last):\n  File x\n"
+        "ValueError: bad learning rate\n"
+        "RuleException:\nCalled ...\nAt least one job did not complete successfully.\n"
+        "submitit ERROR (2026) - Submitted job triggered an exception\nTraceback (most recent call last):\n"
+        "  File y\nsnakemake_executor_plugin_submitit.job.RuleError: exit code 1\n"
+        "srun: error: n1: task 0: Exited with exit code 1\n"
+    )
+    assert last_lines(str(log)) == [
+        "Traceback (most recent call last):",
+        "  File x",
+        "ValueError: bad learning rate",
+    ]
+    message = explain_failure(make_entry(tmp_path, exit_code=1), "FAILED", None)
+    assert "train run=one: its command failed with exit code 1 (FAILED)" in message
+    assert "| ValueError: bad learning rate" in message
+
+
+def test_out_of_memory_is_recognised_behind_failed(tmp_path: Path) -> None:
+    (tmp_path / "err").write_text(
+        "slurmstepd: error: Step 1.0 exceeded memory limit (500 > 400), being killed\n"
+    )
+    entry = make_entry(tmp_path, resources={"mem_mb": 400})
+    record = Record(submitted=0.0, peak_memory_mb=398.0)
+    message = explain_failure(entry, "FAILED", record)
+    assert "out of memory (OUT_OF_MEMORY): its limit was mem_mb=400" in message
+    assert "the largest use seen by the job itself was 398 MB" in message
+
+
+def test_time_limits_are_told_apart(tmp_path: Path) -> None:
+    """One limit too many for a program that saves, or a program that does not end at the signal."""
+    entry = make_entry(tmp_path, resources={"runtime": 60}, timeouts=3, restarts=2, exit_code=75)
+    assert "3 times (TIMEOUT after 2 requeues)" in explain_failure(entry, "TIMEOUT", None)
+    deaf = make_entry(tmp_path, resources={"runtime": 60}, timeouts=1)
+    assert "without ending at the warning signal" in explain_failure(deaf, "TIMEOUT", None)
+
+
+def test_settings_are_checked() -> None:
+    assert setting_problems(ExecutorSettings()) == []
+    wrong = ExecutorSettings(cluster="locl", max_timeouts=-1)
+    assert "did you mean 'local'?" in "\n".join(setting_problems(wrong))
+    assert len(setting_problems(wrong)) == 2
+
+
+def test_stale_lock_is_named_with_its_mend(tmp_path: Path) -> None:
+    (tmp_path / ".snakemake" / "locks").mkdir(parents=True)
+    folder = tmp_path / head.FOLDER
+    folder.mkdir()
+    assert head.explain_lock(tmp_path) is None
+    (tmp_path / ".snakemake" / "locks" / "0.input.lock").touch()
+    head.note_head(folder)
+    assert "another snakemake works in this folder" in str(head.explain_lock(tmp_path))
+    gone = {"pid": 2**22 - 1, "host": socket.gethostname(), "started": 1.0}
+    (folder / "head.json").write_text(json.dumps(gone))
+    assert "stale" in str(head.explain_lock(tmp_path))
+    assert "snakemake --unlock" in str(head.explain_lock(tmp_path))
+    (folder / "head.json").write_text(json.dumps({**gone, "host": "elsewhere"}))
+    assert "elsewhere" in str(head.explain_lock(tmp_path))
+
+
+def test_record_counts_waiting_over_all_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    record = Record(submitted=90.0)
+    record.start("n1", "7")
+    now[0] = 160.0
+    record.interrupt("time limit")
+    record.seen()
+    now[0] = 200.0
+    record.start("n2", "7")
+    now[0] = 230.0
+    record.end(0)
+    assert (record.queue_wait_s, record.restarts, record.timeouts, record.run_s) == (50.0, 1, 1, 90.0)
+
+
+@pytest.fixture
+def make_job(tmp_path: Path) -> Callable[..., SnakemakeJob]:
+    """A job that runs a shell script instead of an inner Snakemake."""
+
+    def make(script: str, **changes: Any) -> SnakemakeJob:
+        path = tmp_path / "script.sh"
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        options: dict[str, Any] = {
+            "cluster": "local", "runtime_s": 60.0, "signal_s": 10.0, "max_timeouts": 1, "gpus": 1,
+            "launcher": "", "submitted": time.time(),
+        }  # fmt: skip
+        return SnakemakeJob(path, tmp_path, tmp_path / "record.json", **{**options, **changes})
+
+    return make
+
+
+def test_job_keeps_its_record_and_tells_its_child(
+    make_job: Callable[..., SnakemakeJob], tmp_path: Path
+) -> None:
+    job = pickle.loads(pickle.dumps(make_job("env > environment; exit 0")))
+    assert job() == {"exit_code": 0}
+    environment = (tmp_path / "environment").read_text()
+    assert "SNAKEMAKE_SUBMITIT_RESTARTS=0" in environment
+    assert "SNAKEMAKE_SUBMITIT_GPUS=1" in environment
+    record = Record.load(tmp_path / "record.json")
+    assert record is not None
+    assert (record.exit_code, record.restarts) == (0, 0)
+    (tmp_path / "environment").unlink()
+    assert job() == {"exit_code": 0}
+    assert not (tmp_path / "environment").exists(), "a job that has ended well must not run again"
+
+
+def test_signals_reach_the_program_but_not_the_shells(
+    make_job: Callable[..., SnakemakeJob], tmp_path: Path
+) -> None:
+    """The program saves and ends at SIGUSR2; shells and a deaf neighbour in between go on."""
+    program = (
+        "import signal, sys, time, pathlib\n"
+        "signal.signal(signal.SIGUSR2, lambda *_: (pathlib.Path('saved').touch(), sys.exit(75)))\n"
+        "pathlib.Path('ready').touch()\ntime.sleep(30)"
+    )
+    (tmp_path / "program.py").write_text(program)
+    (tmp_path / "start.py").write_text(
+        "import pickle, sys\njob = pickle.load(open('job.pkl', 'rb'))\n"
+        "import signal\nsignal.signal(signal.SIGUSR2, lambda *_: job.checkpoint() and sys.exit(5))\njob()"
+    )
+    job = make_job(f"bash -c '{sys.executable} program.py | cat'; echo $? > shell_lived")
+    (tmp_path / "job.pkl").write_bytes(pickle.dumps(job))
+    process = subprocess.Popen([sys.executable, "start.py"], cwd=tmp_path, start_new_session=True)
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "ready").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGUSR2)
+    assert process.wait(30) in (0, 5)
+    assert (tmp_path / "saved").exists()
+    assert (tmp_path / "shell_lived").exists()
+
+
+def test_importing_the_plugin_imports_neither_submitit_nor_torch() -> None:
+    code = (
+        "import sys, snakemake_executor_plugin_submitit\n"
+        "print([name for name in ('submitit', 'torch') if name in sys.modules])"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"

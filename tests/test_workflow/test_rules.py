@@ -1,0 +1,198 @@
+"""The rules: what is run, in which order, and what a change makes run again."""
+
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from fbt_paper.config import load
+from fbt_paper.plan import plan
+from fbt_paper.workflow import Flow, execution_settings
+from tests.test_workflow.workflow_copy import ROOT, WorkflowCopy
+
+TABLES = ("table3", "table5", "table6")
+TARGETS = [f"results/smoke/tables/{table}.md" for table in TABLES]
+PLAN = plan(load())
+RUNS = PLAN.needed(run for table in TABLES for run in PLAN.tables[table].runs)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> WorkflowCopy:
+    """Tables 3, 5 and 6, built once."""
+    copy = WorkflowCopy.make(tmp_path_factory.mktemp("workflow") / "built")
+    done = copy.snakemake("--cores", "2", *TARGETS)
+    assert done.returncode == 0, done.stdout
+    return copy
+
+
+@pytest.fixture
+def copy(built, tmp_path) -> WorkflowCopy:
+    return built.clone(tmp_path / "copy")
+
+
+def test_every_run_is_trained_once_and_after_what_it_needs(built):
+    trained = built.trained()
+    assert sorted(trained) == sorted(RUNS)
+    for run in trained:
+        assert all(trained.index(needed) < trained.index(run) for needed in PLAN.runs[run].needed_runs())
+
+
+def test_a_second_phase_starts_from_the_first_phases_weights(built):
+    (second,) = PLAN.tables["table3"].cells["e", "top1"].runs
+    first = PLAN.runs[second].student.weights.removeprefix("run:")
+    read = json.loads((built.folder / "results/smoke/runs" / second / "read.json").read_text())
+    assert first in read and PLAN.runs[first].method.name == "fbt"
+
+
+def test_the_tables_hold_the_results(built):
+    text = (built.folder / "results/smoke/tables/table5.csv").read_text()
+    for run in PLAN.tables["table5"].runs:
+        top1 = json.loads((built.folder / "results/smoke/runs" / run / "metrics.json").read_text())["best"][
+            "top1"
+        ]
+        assert f"{top1:.2f}" in text and run in text
+
+
+def test_a_second_snakemake_has_nothing_to_do(built):
+    assert "Nothing to be done" in built.snakemake("--cores", "2", *TARGETS).stdout
+
+
+HARMLESS = {
+    "a comment in the rules": ("workflow/rules/train.smk", "# Training:", "# Trainings:", 0),
+    "a comment in a method": ("fbt_core/methods/fbt.py", '"""FBT, Fuse', '"""FBT: Fuse', 0),
+    "a comment in the recipes": ("config/smoke.yaml", "# Scale smoke", "# At scale smoke", 0),
+    "a printed number": ("config/tables/table5.reference.csv", "81.05", "81.06", 1),
+    "a label": ("config/tables/table5.yaml", "label: ViT Block", "label: ViT block", 1),
+    "the number of workers": ("config/config.yaml", "workers: 8", "workers: 3", 0),
+    "a data root": ("config/config.yaml", "cifar100: null", "cifar100: /data", 0),
+}
+
+
+@pytest.mark.parametrize("what", HARMLESS)
+def test_what_changes_no_number_retrains_nothing(what, copy):
+    file, old, new, tables = HARMLESS[what]
+    copy.replace(file, old, new)
+    jobs = copy.planned(*TARGETS)
+    assert "train" not in jobs
+    assert jobs.get("build_table", 0) == tables
+
+
+RETRAINING = {
+    "a parameter": ("config/tables/table5.yaml", "{block: vit}", "{block: vit, gamma: 1.5}", {"vit_block"}),
+    "a revision of KD": ("fbt_core/methods/kd.py", "REVISION = 1", "REVISION = 2", {"a", "d"}),
+}
+
+
+@pytest.mark.parametrize("what", RETRAINING)
+def test_what_changes_a_number_retrains_its_runs_only(what, copy):
+    file, old, new, rows = RETRAINING[what]
+    copy.replace(file, old, new)
+    cells = [cell for table in TABLES for cell in PLAN.tables[table].cells.values() if cell.row in rows]
+    method = {PLAN.runs[run].method.name for cell in cells for run in cell.runs}
+    needed = PLAN.needed(run for cell in cells for run in cell.runs)
+    expected = [run for run in needed if PLAN.runs[run].method.name in method]
+    assert copy.planned(*TARGETS)["train"] == len(expected)
+
+
+def test_a_deleted_result_is_made_again_and_a_deleted_teachers_weights_are_not(copy):
+    (student,) = PLAN.tables["table5"].cells["vit_block", "vit_s__resnet18"].runs
+    (teacher,) = PLAN.runs[student].needed_runs()
+    result = f"results/smoke/runs/{student}/metrics.json"
+    assert result in Flow({}).tables_target
+    (copy.folder / "results/smoke/runs" / teacher / "weights.safetensors").unlink()
+    assert "train" not in copy.planned(*TARGETS, result)
+    (copy.folder / result).unlink()
+    assert copy.planned(*TARGETS, result)["train"] >= 2
+
+
+def test_a_failing_run_is_told_and_the_others_go_on(tmp_path):
+    copy = WorkflowCopy.make(tmp_path / "failing")
+    failing = PLAN.tables["table5"].cells["vit_block", "swin_t__resnet18"].runs[0]
+    done = copy.snakemake("--cores", "2", TARGETS[1], FAILING_RUN=failing)
+    assert done.returncode == 1
+    assert "error: this run was told to fail" in done.stdout
+    assert sorted(copy.trained()) == sorted(set(PLAN.needed(PLAN.tables["table5"].runs)) - {failing})
+    assert not (copy.folder / TARGETS[1]).exists()
+
+
+def test_a_mistake_in_the_configuration_stops_snakemake_with_one_message(tmp_path):
+    copy = WorkflowCopy.make(tmp_path / "wrong")
+    copy.replace("config/tables/table5.yaml", "block: vit", "blockx: vit")
+    done = copy.snakemake("--cores", "1", TARGETS[1])
+    assert done.returncode == 1
+    assert (
+        "config/tables/table5.yaml: rows[0].parameters.blockx: unknown parameter of fbt; valid:"
+        in done.stdout
+    )
+    assert not (copy.folder / "results").exists()
+
+
+@pytest.fixture(scope="module")
+def paper(tmp_path_factory) -> WorkflowCopy:
+    return WorkflowCopy.make(tmp_path_factory.mktemp("paper") / "copy")
+
+
+def test_the_papers_runs_are_listed_without_its_data(paper):
+    jobs = paper.planned("--config", "scale=paper")
+    expected = plan(load(overrides={"scale": "paper"}))
+    assert jobs["train"] == len(
+        expected.needed(r for key in expected.all_tables for r in expected.tables[key].runs)
+    )
+    assert jobs["build_table"] == len(expected.all_tables)
+
+
+def test_without_its_data_the_paper_stops_before_the_first_training(paper):
+    done = paper.snakemake("--cores", "1", "--config", "scale=paper", "--", "results/paper/tables/table5.md")
+    assert done.returncode == 1
+    assert "config/config.yaml: data_roots.cifar100: is not set" in done.stdout
+    assert "imagenet" not in done.stdout.partition("problem in the configuration")[2]
+    assert not (paper.folder / "results/paper/runs").exists()
+
+
+def test_a_training_has_one_thread_at_smoke():
+    flow = Flow({})
+    assert (flow.threads, flow.training_resources["gpu"]) == (1, 0)
+    assert json.loads(flow.settings.strip("'").replace("{{", "{").replace("}}", "}"))["threads"] == 1
+
+
+def test_the_paper_never_trains_on_a_cpu_unaware():
+    assert not execution_settings(Flow({"scale": "paper"}).config).allow_cpu
+    assert Flow({"scale": "paper"}).training_resources["gpu"] == 1
+
+
+def test_snakemake_lint_finds_nothing():
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--lint"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_rules_are_formatted():
+    files = ["Snakefile", *map(str, Path(ROOT, "workflow").rglob("*.smk"))]
+    done = subprocess.run(
+        [sys.executable, "-m", "snakefmt", "--check", *files], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_rules_are_shell_commands_and_hold_no_python():
+    text = "".join(path.read_text() for path in Path(ROOT, "workflow").rglob("*.smk"))
+    assert not re.search(r"^ *(run|script):$|^def ", text, flags=re.M)
+    assert len(Path(ROOT, "Snakefile").read_text().splitlines()) < 45
+
+
+def test_profile_default_holds_only_what_a_laptop_and_a_cluster_share():
+    import yaml
+
+    content = yaml.safe_load((ROOT / "profiles/default/config.yaml").read_text())
+    assert not {"cores", "jobs", "executor", "config", "default-resources"} & set(content)
+    assert "code" not in content["rerun-triggers"]
+
+
+def test_counts_of_the_smoke_plan():
+    kinds = Counter(PLAN.runs[run].method.name for run in RUNS)
+    assert (kinds["kd"], kinds["fbt"]) == (4, 9)

@@ -1,0 +1,157 @@
+"""`snakemake --cores 2` at scale smoke, for real: every table from real training on real images.
+
+FBT_SMOKE_FOLDER may name a clone where it has already run (e.g. by `make demo`); nothing is trained then.
+"""
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fbt_paper.config import load
+from fbt_paper.plan import plan
+
+pytestmark = [pytest.mark.smoke, pytest.mark.timeout(3600)]
+
+ROOT = Path(__file__).parents[2]
+PLAN = plan(load(overrides={"scale": "smoke"}))
+TABLES = PLAN.all_tables
+ACCURACY = [key for key in TABLES if PLAN.tables[key].kind == "accuracy"]
+
+
+def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "snakemake", "--cores", os.environ.get("CORES", "2"), *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A clone in which the whole paper has run at scale smoke."""
+    if "FBT_SMOKE_FOLDER" in os.environ:
+        return Path(os.environ["FBT_SMOKE_FOLDER"]).resolve()
+    clone = tmp_path_factory.mktemp("smoke") / "clone"
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in filter(lambda name: (ROOT / name).is_file(), listed.stdout.splitlines()):
+        (clone / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, clone / name)
+    done = snakemake(clone)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    return clone
+
+
+@pytest.fixture(scope="module")
+def metrics(folder) -> dict[str, dict]:
+    needed = PLAN.needed(run for table in TABLES for run in PLAN.tables[table].runs)
+    runs = folder / "results/smoke/runs"
+    return {run: json.loads((runs / run / "metrics.json").read_text()) for run in needed}
+
+
+def test_a_second_snakemake_says_there_is_nothing_to_do(folder):
+    done = snakemake(folder)
+    assert "Nothing to be done" in done.stdout + done.stderr
+
+
+def test_teachers_and_networks_from_scratch_reach_60_percent(metrics):
+    alone = {
+        run: content["best"]["top1"] for run, content in metrics.items() if PLAN.runs[run].teacher is None
+    }
+    assert len(alone) >= 6
+    assert {run: top1 for run, top1 in alone.items() if top1 < 60} == {}
+
+
+def test_smoke_is_small_but_not_empty(metrics):
+    for run, content in metrics.items():
+        assert content["spec"]["dataset"]["train_images"] == 5000
+        assert len(content["history"]) == PLAN.runs[run].recipe.epochs >= 3
+        assert content["best"]["top1"] == max(line["top1"] for line in content["history"])
+
+
+def test_every_result_says_how_it_was_made(metrics):
+    for run, content in metrics.items():
+        assert content["run"] == run
+        assert {"python", "torch", "timm"} <= set(content["provenance"]["versions"])
+        assert content["execution"]["device"] == "cpu" and content["execution"]["threads"] == 1
+
+
+def test_weights_are_those_of_the_metrics(folder, metrics):
+    for run, content in metrics.items():
+        data = (folder / "results/smoke/runs" / run / "weights.safetensors").read_bytes()
+        assert hashlib.sha256(data).hexdigest() == content["weights_sha256"]
+
+
+@pytest.mark.parametrize("table", ACCURACY)
+def test_every_cell_of_a_table_is_measured(folder, metrics, table):
+    with (folder / f"results/smoke/tables/{table}.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == len(PLAN.tables[table].cells)
+    for line in lines:
+        runs = line["runs"].split()
+        mean = sum(metrics[run]["best"]["top1"] for run in runs) / len(runs)
+        assert float(line["top1"]) == pytest.approx(mean, abs=0.006)
+        assert (line["scale"], int(line["seeds"])) == ("smoke", len(runs))
+
+
+def test_table_4_has_three_seeds_and_a_deviation(folder):
+    with (folder / "results/smoke/tables/table4.csv").open() as file:
+        rows = {line["row"]: line for line in csv.DictReader(file)}
+    for key in ("mse_all_stages", "mse_final", "mse_final_pooled", "infonce_final_pooled"):
+        assert rows[key]["seeds"] == "3" and float(rows[key]["deviation"]) >= 0
+    assert len({rows[key]["top1"] for key in rows}) > 2
+
+
+def test_table_6_holds_the_papers_digits_to_the_unit(folder):
+    with (folder / "results/smoke/tables/table6.csv").open() as file:
+        rows = {(line["row"], line["part"]): line for line in csv.DictReader(file)}
+    expected = {
+        ("deit_t__resnet18", "student"): ("11689512", "1824033792"),
+        ("resnet50__deit_t", "student"): ("5679400", "1078633728"),
+        ("convnext_t__resmlp_s12", "student"): ("15322456", "3009739776"),
+        ("deit_t__resnet18", "ofa_branch"): ("4920736", "98431488"),
+        ("resnet50__deit_t", "ofa_branch"): ("5810848", "252223488"),
+        ("convnext_t__resmlp_s12", "ofa_branch"): ("21644704", "986892288"),
+        ("deit_t__resnet18", "fbt_branch_swinv2"): ("387648", "75826864"),
+        ("resnet50__deit_t", "fbt_branch_swinv2"): ("535104", "104728240"),
+        ("convnext_t__resmlp_s12", "fbt_branch_swinv2"): ("1483392", "290479792"),
+    }
+    found = {key: (rows[key]["parameters_paper_rule"], rows[key]["macs_paper_rule"]) for key in expected}
+    assert found == expected
+
+
+@pytest.mark.parametrize("kind", ["csv", "md", "tex"])
+def test_every_table_is_there_in_every_form(folder, kind):
+    for table in TABLES:
+        assert (folder / f"results/smoke/tables/{table}.{kind}").stat().st_size > 0
+
+
+def test_smoke_numbers_are_labelled_as_smoke(folder):
+    texts = [folder / "results/smoke/comparison.md"]
+    texts += [folder / f"results/smoke/tables/{table}.{kind}" for table in ACCURACY for kind in ("md", "tex")]
+    assert all("SMOKE" in path.read_text() for path in texts)
+
+
+def test_the_results_page_is_there(folder):
+    assert "<html" in (folder / "results/smoke/index.html").read_text()[:500]
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_latex_compiles_with_booktabs(folder, tmp_path, table):
+    if shutil.which("pdflatex") is None:
+        message = "pdflatex is not installed (Debian: texlive-latex-base texlive-latex-recommended)"
+        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+    source = (folder / f"results/smoke/tables/{table}.tex").read_text()
+    head, tail = (
+        "\\documentclass{article}\n\\usepackage{booktabs}\n\\begin{document}\n",
+        "\n\\end{document}\n",
+    )
+    (tmp_path / "page.tex").write_text(head + source + tail)
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "! " not in done.stdout

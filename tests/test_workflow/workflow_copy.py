@@ -1,0 +1,115 @@
+"""The workflow in a temporary folder, with an engine that pretends: a run takes a moment and no torch."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+COPIED = ("Snakefile", "environment.yml", "config", "workflow", "profiles")
+
+RUN = '''\
+"""Pretends to be the engine: checks what a run needs, writes its results, and notes that it ran."""
+
+import argparse, hashlib, json, os, sys
+from pathlib import Path
+
+from fbt_core.spec import ExecutionSettings, parse_spec
+
+parser = argparse.ArgumentParser()
+for name in ("--spec", "--settings", "--runs"):
+    parser.add_argument(name, required=True)
+options = parser.parse_args()
+spec, runs = parse_spec(options.spec), Path(options.runs)
+ExecutionSettings.model_validate_json(options.settings)
+if spec.id == os.environ.get("FAILING_RUN"):
+    sys.exit("error: this run was told to fail")
+digests = {}
+for needed in spec.needed_runs():
+    digests[needed] = hashlib.sha256((runs / needed / "weights.safetensors").read_bytes()).hexdigest()
+folder = runs / spec.id
+folder.mkdir(parents=True, exist_ok=True)
+(folder / "weights.safetensors").write_text(spec.id)
+(folder / "read.json").write_text(json.dumps(digests))
+top1 = 60 + int(spec.id[-4:], 16) % 200 / 10
+score = {"epoch": 1, "top1": top1, "top5": 99.0}
+metrics = {"run": spec.id, "spec": spec.model_dump(mode="json"), "best": score, "last": score, "history": []}
+(folder / "metrics.json").write_text(json.dumps(metrics))
+with (runs / "trained.txt").open("a") as file:
+    file.write(spec.id + "\\n")
+'''
+
+COST = '''\
+"""Pretends to count Table 6."""
+
+import json, sys
+from pathlib import Path
+
+from fbt_paper.config import load
+
+counts = {rule: {"parameters": 10**6, "macs": 10**8} for rule in ("paper_rule", "true")}
+row = {"student": counts, "ofa_branch": counts, "fbt_branch": {b: counts for b in ("swin", "swinv2", "vit")}}
+rows = {line.key: row for line in load("config").tables[sys.argv[1]].rows}
+Path(sys.argv[-1]).write_text(json.dumps({"rows": rows}))
+'''
+
+
+class WorkflowCopy:
+    """A folder in which `snakemake` can be run and files may be edited."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def make(cls, folder: Path) -> WorkflowCopy:
+        """The repository's workflow with the pretending engine."""
+        folder.mkdir(parents=True)
+        for name in COPIED:
+            source = ROOT / name
+            shutil.copytree(source, folder / name) if source.is_dir() else shutil.copy2(source, folder / name)
+        ignored = shutil.ignore_patterns("__pycache__", "fashion_mnist")
+        for package in ("fbt_core", "fbt_paper"):
+            shutil.copytree(ROOT / package, folder / package, ignore=ignored)
+        (folder / "fbt_core" / "run.py").write_text(RUN)
+        (folder / "fbt_core" / "cost.py").write_text(COST)
+        return cls(folder)
+
+    def clone(self, folder: Path) -> WorkflowCopy:
+        """The same state, times included, in another folder."""
+        shutil.copytree(self.folder, folder)
+        return WorkflowCopy(folder)
+
+    def snakemake(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """`snakemake` in this folder, with its output as one text."""
+        command = [sys.executable, "-m", "snakemake", *arguments]
+        known = {key: value for key, value in os.environ.items() if not key.startswith("SNAKEMAKE")}
+        return subprocess.run(
+            command,
+            cwd=self.folder,
+            env={**known, "PYTHONPATH": str(self.folder), **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def planned(self, *arguments: str) -> dict[str, int]:
+        """How many jobs of each rule a dry run announces."""
+        done = self.snakemake("-n", *arguments)
+        assert done.returncode == 0, done.stdout
+        table = done.stdout.partition("Job stats:")[2].partition("total")[0]
+        return {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", table, flags=re.M)}
+
+    def trained(self) -> list[str]:
+        """Ids of the runs that the pretending engine ran, in order."""
+        file = self.folder / "results" / "smoke" / "runs" / "trained.txt"
+        return file.read_text().split() if file.exists() else []
+
+    def replace(self, name: str, old: str, new: str) -> None:
+        path = self.folder / name
+        text = path.read_text()
+        assert old in text, f"{name} holds no {old!r}"
+        path.write_text(text.replace(old, new, 1))
