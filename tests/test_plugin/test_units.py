@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from snakemake_executor_plugin_submitit import head, queue, slurm
 from snakemake_executor_plugin_submitit.backends import Look, Result
+from snakemake_executor_plugin_submitit.executor import Executor
 from snakemake_executor_plugin_submitit.job import SnakemakeJob
 from snakemake_executor_plugin_submitit.journal import Entry, Journal, make_key
 from snakemake_executor_plugin_submitit.messages import explain_failure, explain_reason, last_lines
@@ -226,7 +227,7 @@ class FakeBackend:
         return
 
     def forget(self, entry: Entry) -> None:
-        return
+        self.left = None
 
 
 class Watched:
@@ -268,12 +269,28 @@ def test_silence_is_no_verdict(tmp_path: Path) -> None:
 
 def test_result_beats_the_queue(tmp_path: Path) -> None:
     watched = Watched(tmp_path)
-    watched.backend.left = Result(None)
-    assert watched.judge(Look("RUNNING")).ok
     watched.backend.left = Result("Traceback ... RuleError: exit code 3")
     assert watched.judge(Look("FAILED", True)).state == "FAILED"
     watched.backend.left = Result("TooManyTimeoutsError: met 3 times")
     assert watched.judge(None).state == "TIMEOUT"
+    watched.backend.left = Result(None)
+    assert watched.judge(Look("RUNNING")).ok
+
+
+@pytest.mark.parametrize(("head_started", "kept"), [(50.0, True), (70.0, False)])
+def test_job_that_ends_while_a_new_head_starts(tmp_path: Path, head_started: float, kept: bool) -> None:
+    """Snakemake may have planned it just before it ended: if it asks for the job, the job is done, not lost."""
+    watched = Watched(tmp_path)
+    Record(submitted=1.0, ended=60.0, exit_code=0).save(Path(watched.entry.record))
+    watched.backend.left = Result(None)
+    watched.tracker.look_around()
+    new_head = object.__new__(Executor)
+    new_head.tracker, new_head.backend, new_head.head_started = watched.tracker, watched.backend, head_started
+    new_head.earlier = {watched.entry.key: watched.entry}
+    assert new_head._known(watched.entry)
+    assert (watched.entry.key in new_head.earlier) is kept
+    assert watched.judge(Look("COMPLETED", True), after=100).ok
+    assert watched.judge(Look("COMPLETED", True), after=100).ok
 
 
 def test_reason_is_reported_once(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import shutil
 import tempfile
 import time
@@ -43,7 +44,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         """Check everything that can be checked before the first job is submitted."""
         self.settings: ExecutorSettings = self.executor_settings or ExecutorSettings()
         self.folder = head.FOLDER.absolute()
-        self.head_started = time.time()
+        self.head_started = head.started(os.getpid()) or time.time()
         self._scripts: Path | None = None
         self._errors = 0
         self._failed = False
@@ -147,10 +148,9 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
     def _settle(self, entry: Entry, verdict: Verdict) -> None:
         """An earlier job has ended while no head was alive."""
         if verdict.ok:
-            finished = entry.ended or 0.0
-            if finished < self.head_started:  # Snakemake has seen its files and decides by itself
+            if (entry.ended or 0.0) < self.head_started:  # Snakemake has seen its files and decides by itself
                 self.earlier.pop(entry.key)
-            return
+            return  # else Snakemake may have looked too early: if it asks for the job, that is done
         self.earlier.pop(entry.key)
         self.say(f"a job of an earlier call has failed meanwhile: {verdict.message}")
 

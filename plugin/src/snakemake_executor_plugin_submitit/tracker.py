@@ -63,6 +63,8 @@ class Tracker:
 
     def judge(self, entry: Entry) -> Verdict | None:
         """How the job has ended; None if it has not, or nobody knows yet."""
+        if entry.state == "COMPLETED":  # seen before: its result is no longer there
+            return Verdict(True, "COMPLETED")
         if self._has_result(entry) and (result := self.backend.result(entry)) is not None:
             return self._judge_result(entry, result)
         look = self.backend.look(entry)
