@@ -279,7 +279,7 @@ def test_result_beats_the_queue(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("head_started", "kept"), [(50.0, True), (70.0, False)])
 def test_job_that_ends_while_a_new_head_starts(tmp_path: Path, head_started: float, kept: bool) -> None:
-    """Snakemake may have planned it just before it ended: if it asks for the job, the job is done, not lost."""
+    """Snakemake may have planned it just before it ended: asked for, the job is done, not lost."""
     watched = Watched(tmp_path)
     Record(submitted=1.0, ended=60.0, exit_code=0).save(Path(watched.entry.record))
     watched.backend.left = Result(None)
