@@ -150,6 +150,7 @@ class Preparation:
             RandomErasing(augmentation.erasing, mode="pixel", device=device) if augmentation.erasing else None
         )
         self.mix = _mixing(recipe, classes)
+        self._batch: Tensor | None = None
 
     def train(self, raw: Raw) -> Batch:
         """A training batch; mixed targets are probabilities (B, classes), smoothed already."""
@@ -160,12 +161,20 @@ class Preparation:
         return Batch(images, target, raw.indices.to(self.device, non_blocking=True))
 
     def images(self, raw: Raw) -> Tensor:
-        """Images normalised for the student, (B, 3, H, W); grey ones get three equal channels first."""
-        images = raw.images.to(self.device, non_blocking=True)
-        images = images.to(torch.float32, memory_format=self.format)
-        if images.shape[1] == 1:
-            return images.sub(self.mean).div_(self.std).contiguous(memory_format=self.format)
-        return images.sub_(self.mean).div_(self.std)
+        """Images normalised for the student, (B, 3, H, W), from one or three channels.
+
+        Every batch is made in the memory of the one before: use it before you ask for the next.
+        """
+        images = raw.images.to(self.device, non_blocking=True).expand(-1, 3, -1, -1)
+        return self._room(images.shape).copy_(images).sub_(self.mean).div_(self.std)
+
+    def _room(self, shape: torch.Size) -> Tensor:
+        """Memory for a batch; new memory costs a CPU as much time as all that happens in it."""
+        room = self._batch
+        if room is None or room.shape[1:] != shape[1:] or len(room) < shape[0]:
+            room = torch.empty(shape, device=self.device, memory_format=self.format)
+            self._batch = room
+        return room[: shape[0]]
 
 
 def _mixing(recipe: RecipeSpec, classes: int) -> Mixup | None:

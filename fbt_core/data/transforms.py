@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -28,25 +28,40 @@ class Pipeline(Protocol):
 
 
 class QuickTraining:
-    """Crop and flip of in-memory images, drawn for the whole batch at once, with timm's distribution."""
+    """Crop and flip of in-memory images, drawn for the whole batch at once, with timm's distribution.
 
-    def __init__(self, augmentation: AugmentationSpec, size: int, seed: int) -> None:
-        self.augmentation, self.size, self.seed = augmentation, size, seed
+    `augment` is what timm does to a picture between flip and normalisation (RandAugment), one at a time.
+    """
+
+    def __init__(
+        self,
+        augmentation: AugmentationSpec,
+        size: int,
+        seed: int,
+        augment: Callable[[Image.Image], Image.Image] | None = None,
+    ) -> None:
+        self.augmentation, self.size, self.seed, self.augment = augmentation, size, seed, augment
 
     def __call__(self, split: InMemory, key: BatchKey) -> Tensor:
         rows, draws = list(key.rows), generator(self.seed, AUGMENT, key.epoch, key.step)
         flips = draws.random(key.whole)[rows] < self.augmentation.flip
         images = split.images[list(key.indices)]
         images[flips] = images[flips, :, ::-1]  # before they grow: a box is as likely as its mirror image
-        return torch.from_numpy(self._sized(split, images, draws, key)).permute(0, 3, 1, 2)
+        images = self._sized(split, as_tensor(images), draws, key)
+        return images if self.augment is None else self._augmented(images, key)
 
-    def _sized(
-        self, split: InMemory, images: np.ndarray, draws: np.random.Generator, key: BatchKey
-    ) -> np.ndarray:
+    def _augmented(self, images: Tensor, key: BatchKey) -> Tensor:
+        pixels = images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous().numpy()
+        for place, picture in enumerate(pixels):
+            seed_everything(self.seed, AUGMENT, key.epoch, key.step, key.rows[place])
+            pixels[place] = np.asarray(self.augment(Image.fromarray(picture)))
+        return as_tensor(pixels)
+
+    def _sized(self, split: InMemory, images: Tensor, draws: np.random.Generator, key: BatchKey) -> Tensor:
         if self.augmentation.crop_scale is None:
             return resize_whole(images, self.size, split.enlarge)
         rows = list(key.rows)
-        boxes = draw_boxes(draws, key.whole, images.shape[1:3], self.augmentation.crop_scale)[rows]
+        boxes = draw_boxes(draws, key.whole, images.shape[2:], self.augmentation.crop_scale)[rows]
         kinds = draws.integers(len(INTERPOLATIONS), size=key.whole)[rows]
         return resize_crops(images, boxes, self.size, kinds)
 
@@ -58,8 +73,12 @@ class QuickTest:
         self.size = size
 
     def __call__(self, split: InMemory, key: BatchKey) -> Tensor:
-        images = resize_whole(split.images[list(key.indices)], self.size, split.enlarge)
-        return torch.from_numpy(images).permute(0, 3, 1, 2)
+        return resize_whole(as_tensor(split.images[list(key.indices)]), self.size, split.enlarge)
+
+
+def as_tensor(images: np.ndarray) -> Tensor:
+    """Bytes (B, H, W, C) as a tensor (B, C, H, W) that shares them."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
 class Pictures:
@@ -82,10 +101,11 @@ def training_pipeline(
     split: Split, dataset: DatasetSpec, augmentation: AugmentationSpec, seed: int
 ) -> Pipeline:
     """How a training batch is made; erasing and mixing follow on the device."""
-    quick = isinstance(split, InMemory) and not augmentation.color_jitter and not augmentation.rand_augment
-    if quick:
-        return QuickTraining(augmentation, dataset.image_size, seed)
-    return Pictures(_timm_training(dataset, augmentation), seed)
+    if not isinstance(split, InMemory):
+        return Pictures(_timm_training(dataset, augmentation), seed)
+    changes = augmentation.rand_augment or augmentation.color_jitter
+    augment = _timm_training(dataset, augmentation, separate=True)[1] if changes else None
+    return QuickTraining(augmentation, dataset.image_size, seed, augment)
 
 
 def test_pipeline(split: Split, dataset: DatasetSpec) -> Pipeline:
@@ -96,10 +116,11 @@ def test_pipeline(split: Split, dataset: DatasetSpec) -> Pipeline:
     return Pictures(transforms_imagenet_eval(dataset.image_size, **options), 0)
 
 
-def _timm_training(
-    dataset: DatasetSpec, augmentation: AugmentationSpec
-) -> Callable[[Image.Image], np.ndarray]:
-    """timm's training transforms; as in timm, RandAugment takes the place of colour jitter."""
+def _timm_training(dataset: DatasetSpec, augmentation: AugmentationSpec, separate: bool = False) -> Any:
+    """timm's training transforms; as in timm, RandAugment takes the place of colour jitter.
+
+    `separate` gives them in three parts: crop and flip, what changes the colours, what makes an array.
+    """
     mend_posterize()
     whole = augmentation.crop_scale is None
     return transforms_imagenet_train(
@@ -112,6 +133,7 @@ def _timm_training(
         interpolation="random",
         mean=dataset.mean,
         use_prefetcher=True,
+        separate=separate,
     )
 
 

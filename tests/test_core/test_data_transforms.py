@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from scipy.stats import ks_2samp
 from timm.data.transforms import RandomResizedCropAndInterpolation, ToNumpy
 
 from fbt_core.data import transforms
-from fbt_core.data.crops import INTERPOLATIONS, draw_boxes, resize_crops, resize_whole
+from fbt_core.data.crops import draw_boxes, resize_crops
 from fbt_core.data.feed import Feed, Preparation, Raw
 from fbt_core.data.order import BatchKey, Order
 from fbt_core.data.splits import InMemory
@@ -52,34 +53,58 @@ def test_boxes_have_timms_distribution(scale, side):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_crops_are_pillows_to_the_pixel(channels):
-    split = pictures(6, channels)
-    boxes = draw_boxes(np.random.default_rng(0), 6, (32, 32), (0.08, 1.0))
-    kinds = np.array([0, 1, 0, 1, 0, 1])
-    ours = resize_crops(split.images, boxes, 48, kinds)
-    for i, (top, left, high, wide) in enumerate(boxes.tolist()):
-        crop = split.picture(i).crop((left, top, left + wide, top + high))
-        theirs = ToNumpy()(crop.resize((48, 48), INTERPOLATIONS[kinds[i]])).transpose(1, 2, 0)
-        assert np.array_equal(np.broadcast_to(ours[i], theirs.shape), theirs)
+def test_crops_are_pillows_but_for_rounding(channels):
+    """The same pixels within two levels, 99 of 100 exactly, and none brighter or darker on average."""
+    count = 64
+    split = pictures(count, channels)
+    boxes = draw_boxes(np.random.default_rng(0), count, (32, 32), (0.08, 1.0))
+    kinds = np.arange(count) % 2
+    ours = resize_crops(transforms.as_tensor(split.images), boxes, 224, kinds).int()
+    theirs = torch.stack([pillows_crop(split, i, boxes[i], kinds[i]) for i in range(count)])
+    differences = ours - theirs[:, :channels]
+    assert differences.abs().max() <= 2
+    assert (differences != 0).float().mean() < 0.01
+    assert differences.float().mean().abs() < 0.005
+
+
+def pillows_crop(split: InMemory, index: int, box: np.ndarray, kind: int) -> torch.Tensor:
+    """The crop as timm makes it: cut out and resized by Pillow."""
+    top, left, high, wide = box.tolist()
+    filters = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
+    crop = split.picture(index).crop((left, top, left + wide, top + high))
+    return torch.from_numpy(ToNumpy()(crop.resize((224, 224), filters[kind]))).int()
 
 
 def test_uncropped_grey_images_are_doubled_pixel_by_pixel():
     split = pictures(3, 1, "nearest")
-    doubled = resize_whole(split.images, 64, "nearest")
-    assert np.array_equal(doubled[:, ::2, ::2], split.images)
-    assert np.array_equal(doubled[:, 1::2, 1::2], split.images)
-    assert resize_whole(split.images, 48, "nearest").shape == (3, 48, 48, 1)
+    doubled = transforms.QuickTest(64)(split, BatchKey((0, 1, 2), (0, 1, 2), 3, epoch=None, step=0))
+    assert np.array_equal(doubled[:, 0, ::2, ::2], split.images[..., 0])
+    assert np.array_equal(doubled[:, 0, 1::2, 1::2], split.images[..., 0])
 
 
-def test_quick_and_timm_pipelines_flip_and_interpolate_alike():
-    """The mean image over many draws agrees: same boxes, same filters, same flips."""
+def test_test_images_are_pillows_but_for_rounding():
+    split = pictures(3, 3, "bicubic")
+    key = BatchKey((0, 1, 2), (0, 1, 2), 3, epoch=None, step=0)
+    ours = transforms.QuickTest(48)(split, key).permute(0, 2, 3, 1).int()
+    for i in range(3):
+        theirs = np.asarray(split.picture(i).resize((48, 48), Image.Resampling.BICUBIC))
+        assert (ours[i] - torch.from_numpy(theirs.copy()).int()).abs().max() <= 2
+
+
+@pytest.mark.parametrize("policy", [None, "rand-m9-mstd0.5-inc1"])
+def test_quick_and_timm_pipelines_flip_and_interpolate_alike(policy):
+    """Mean and spread over many draws agree: same boxes, filters, flips and policy."""
     split, spec = pictures(1), dataset()
-    quick = transforms.QuickTraining(AugmentationSpec(**CROPPED), 64, seed=0)
-    slow = transforms.Pictures(transforms._timm_training(spec, AugmentationSpec(**CROPPED)), seed=0)
+    augmentation = AugmentationSpec(**{**CROPPED, "rand_augment": policy})
+    quick = transforms.training_pipeline(split, spec, augmentation, seed=0)
+    slow = transforms.Pictures(transforms._timm_training(spec, augmentation), seed=0)
     key = BatchKey((0,) * 3000, tuple(range(3000)), 3000, epoch=0, step=0)
-    ours, theirs = (pipeline(split, key).float().mean(0) for pipeline in (quick, slow))
-    assert (ours - theirs).abs().max() < 8
-    assert (ours - theirs).abs().mean() < 2
+    ours, theirs = (pipeline(split, key).float() for pipeline in (quick, slow))
+    differences = ours.mean(0) - theirs.mean(0)
+    assert differences.abs().max() < 10
+    assert differences.abs().mean() < 2
+    assert differences.mean().abs() < 2
+    assert float(ours.std(0).mean()) == pytest.approx(float(theirs.std(0).mean()), rel=0.02)
 
 
 @pytest.mark.parametrize("augmentation", [PLAIN, CROPPED, EVERYTHING])
@@ -116,7 +141,8 @@ def test_mixing_on_two_processes_is_mixing_of_the_whole_batch():
         (key,) = train_keys(split, **place)
         np.random.seed(5)
         indices = torch.tensor(key.indices)
-        return prepare.train(Raw(pipeline(split, key), split.labels[indices], indices)), list(key.rows)
+        mixed = prepare.train(Raw(pipeline(split, key), split.labels[indices], indices))
+        return replace(mixed, images=mixed.images.clone()), list(key.rows)
 
     whole, _ = batch()
     for rank in range(2):
@@ -132,6 +158,21 @@ def test_images_are_normalised_and_get_three_channels():
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7)))
     theirs = (images / 255 - mean) / std
     assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_batch_is_made_where_the_one_before_was(channels_last):
+    """Memory is used again, also for a smaller last batch; what was in it does not show."""
+    spec = make_spec({**PLAIN, "mixup": 0.8})
+    prepare = Preparation(spec.recipe, 10, (0.1,) * 3, (0.5,) * 3, torch.device("cpu"), channels_last)
+    images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    first = prepare.images(Raw(images, torch.zeros(4), torch.zeros(4)))
+    expected, place = first[:2].clone(), first.data_ptr()
+    prepare.train(Raw(255 - images, torch.arange(4), torch.arange(4)))
+    again = prepare.images(Raw(images[:2], torch.zeros(2), torch.zeros(2)))
+    assert torch.equal(again, expected)
+    assert again.data_ptr() == place
+    assert again.is_contiguous(memory_format=torch.channels_last) is channels_last
 
 
 def test_table_1s_policy_survives_pillow_13_on_2000_images(monkeypatch):
