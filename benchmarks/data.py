@@ -78,7 +78,7 @@ def ours(split: InMemory, policy: str | None, size: int, crop: bool = True) -> C
 def recipe(augmentation: AugmentationSpec) -> RecipeSpec:
     """Table 1's recipe of CNN students with another augmentation."""
     entry = yaml.safe_load((CONFIG / "recipes.yaml").read_text())["ofa"]["cifar100"]["cnn"]
-    content = {**entry, "name": "bench", "augmentation": augmentation.model_dump()}
+    content = {**entry, "augmentation": augmentation.model_dump()}
     return RecipeSpec.model_validate(content, strict=False)
 
 

@@ -12,7 +12,6 @@ from timm.scheduler.multistep_lr import MultiStepLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 
-from fbt_core.errors import UserError
 from fbt_core.spec import OptimizerSpec, RecipeSpec
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -57,9 +56,6 @@ class Optimisation:
     def __init__(self, module: nn.Module, recipe: RecipeSpec, steps: int, device: torch.device) -> None:
         self.module, self.recipe, self.device = module, recipe, device
         spec = recipe.optimizer
-        if spec.name == "sgd" and spec.momentum is None:
-            what = "sgd needs its momentum (timm's sgd is Nesterov's)"
-            raise UserError(what, where="recipe.optimizer.momentum")
         options = {} if spec.momentum is None else {"momentum": spec.momentum}
         groups = parameter_groups(module, spec)
         self.optimizer = create_optimizer_v2(groups, opt=spec.name, lr=spec.learning_rate, **options)
@@ -118,8 +114,6 @@ def make_schedule(optimizer: torch.optim.Optimizer, recipe: RecipeSpec, steps: i
     options = {**warmup, "t_in_epochs": spec.update == "epoch"}
     if spec.name == "cosine":
         return CosineLRScheduler(optimizer, recipe.epochs * unit, lr_min=spec.minimum, **options)
-    if spec.milestones is None or spec.factor is None:
-        raise UserError("schedule 'step' needs milestones and factor", where="recipe.schedule")
     # timm applies milestone m one unit early (at index m - 1); the papers' "after 30 epochs" is index 30.
     milestones = [milestone * unit + 1 for milestone in spec.milestones]
     return MultiStepLRScheduler(optimizer, milestones, decay_rate=spec.factor, **options)

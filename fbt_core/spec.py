@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 ENGINE_REVISION = 1
 """Raise it when a fix in the engine (loop, data, recipe, checkpoint) changes any run's number."""
@@ -25,6 +25,7 @@ Family = Literal["cnn", "msa", "mlp"]
 Triple = tuple[float, float, float]
 Scalar = bool | int | float | str | None
 Value = Scalar | tuple[Scalar, ...] | tuple[tuple[Scalar, ...], ...]
+RAND_AUGMENT = re.compile(r"rand(-(m\d+|n\d+|p\d+(\.\d+)?|mstd\d+(\.\d+)?|mmax\d+|inc[01]|t[a-z0-9]+))*")
 
 
 class Strict(BaseModel):
@@ -58,6 +59,18 @@ class NetworkSpec(Strict):
     mean: Triple
     std: Triple
 
+    @field_validator("options")
+    @classmethod
+    def _write_whole_numbers_one_way(cls, options: dict[str, Value]) -> dict[str, Value]:
+        """0 and 0.0 are one setting of a network, so they are one run."""
+        return {name: _whole(value) for name, value in options.items()}
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_whole, value))
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
 
 class OptimizerSpec(Strict):
     """Optimiser by timm's name with all of its numbers; no_decay names which parameters are spared decay."""
@@ -68,6 +81,12 @@ class OptimizerSpec(Strict):
     momentum: float | None = None
     no_decay: Literal["one_dimensional", "network_list", "ofa_repository"]
     clip_gradient: float | None = None
+
+    @model_validator(mode="after")
+    def _check_momentum(self) -> OptimizerSpec:
+        if self.name == "sgd" and self.momentum is None:
+            raise ValueError("sgd needs its momentum (timm's sgd is Nesterov's)")
+        return self
 
 
 class ScheduleSpec(Strict):
@@ -83,6 +102,12 @@ class ScheduleSpec(Strict):
     milestones: tuple[int, ...] | None = None
     factor: float | None = None
 
+    @model_validator(mode="after")
+    def _check_steps(self) -> ScheduleSpec:
+        if self.name == "step" and (self.milestones is None or self.factor is None):
+            raise ValueError("schedule 'step' needs milestones and factor")
+        return self
+
 
 class AugmentationSpec(Strict):
     """What happens to a training image; None switches a step off."""
@@ -95,9 +120,18 @@ class AugmentationSpec(Strict):
     cutmix: float | None
     erasing: float | None
 
+    @field_validator("rand_augment")
+    @classmethod
+    def _check_policy(cls, policy: str | None) -> str | None:
+        if policy is not None and not RAND_AUGMENT.fullmatch(policy):
+            parts = "m9 (strength), n2 (changes an image), p0.5, mstd0.5, mmax10, inc1, tweights"
+            example = "e.g. rand-m9-mstd0.5-inc1"
+            raise ValueError(f"'{policy}' is not RandAugment: `rand` and parts of {parts}, {example}")
+        return policy
 
-class RecipeEntry(Strict):
-    """One training recipe: optimiser, schedule and augmentation; all of RecipeSpec but its name."""
+
+class RecipeSpec(Strict):
+    """One training recipe: optimiser, schedule and augmentation. What it is called is not part of it."""
 
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=2, description="total over all GPUs")
@@ -117,11 +151,13 @@ class RecipeEntry(Strict):
     precision: Literal["float32", "bfloat16", "float16"]
     teacher_normalisation: Literal["own", "student"]
 
-
-class RecipeSpec(RecipeEntry):
-    """A recipe with its name, as a run holds it."""
-
-    name: Key
+    @model_validator(mode="after")
+    def _check_warmup(self) -> RecipeSpec:
+        if self.schedule.warmup_epochs > self.epochs:
+            raise ValueError(
+                f"schedule.warmup_epochs, {self.schedule.warmup_epochs}, is more than epochs, {self.epochs}"
+            )
+        return self
 
 
 class MethodSpec(Strict):

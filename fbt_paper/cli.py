@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from fbt_core.errors import UserError
 from fbt_paper.config import CONFIG_FOLDER, ConfigError, Problem, nearest
 from fbt_paper.plan import dataset_spec
 from fbt_paper.workflow import Flow
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return command(options)
     except BrokenPipeError:
         return 0
-    except (ConfigError, ValueError, OSError) as error:
+    except (ConfigError, UserError, ValueError, OSError) as error:
         print(f"fbt: {error}", file=sys.stderr)
         return 1
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import difflib
+import io
 import json
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +17,18 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from fbt_core.spec import NetworkSpec, RecipeEntry
+from fbt_core.spec import NetworkSpec
+from fbt_paper.names import check_names
+from fbt_paper.problems import (
+    Collector,
+    ConfigError,
+    Problem,
+    dotted,
+    is_number,
+    nearest,
+    number_as_text,
+    unknown,
+)
 from fbt_paper.schema import (
     AccuracyTable,
     ArchitectureEntry,
@@ -25,69 +36,41 @@ from fbt_paper.schema import (
     DatasetEntry,
     MainConfig,
     MethodEntry,
+    RecipesFile,
     ReferenceRow,
     SmokeConfig,
+    Table,
 )
 
+__all__ = [
+    "CONFIG_FOLDER",
+    "Config",
+    "ConfigError",
+    "Problem",
+    "load",
+    "nearest",
+    "read_yaml",
+    "tiny_network",
+    "validate",
+]
+
 M = TypeVar("M", bound=BaseModel)
-Table = AccuracyTable | CostTable
 CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "config"
-RECIPE_ROLES = ("cnn", "msa", "mlp", "teacher")
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One mistake: the file, the path inside it, what is wrong and how to mend it."""
-
-    file: str
-    path: str
-    message: str
-
-    def __str__(self) -> str:
-        where = f"{self.file}: {self.path}" if self.path else self.file
-        return f"{where}: {self.message}"
-
-
-class ConfigError(Exception):
-    """The configuration cannot be used; the text lists every problem found."""
-
-    def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems = tuple(dict.fromkeys(problems))
-        count = len(self.problems)
-        head = "1 problem in the configuration:" if count == 1 else f"{count} problems in the configuration:"
-        super().__init__("\n".join([head, *(f"  {problem}" for problem in self.problems)]))
 
 
 @dataclass(frozen=True)
 class Config:
-    """All of config/, checked. `recipes` is keyed by set, dataset and role (a family, or teacher)."""
+    """All of config/, checked."""
 
     folder: Path
     main: MainConfig
     datasets: Mapping[str, DatasetEntry]
     architectures: Mapping[str, ArchitectureEntry]
     methods: Mapping[str, MethodEntry]
-    recipes: Mapping[str, Mapping[str, Mapping[str, RecipeEntry]]]
-    recipe_sources: Mapping[str, str]
+    recipes: RecipesFile
     smoke: SmokeConfig
     tables: Mapping[str, Table]
     references: Mapping[str, tuple[ReferenceRow, ...]] = field(default_factory=dict)
-
-
-def nearest(name: object, choices: Iterable[str]) -> str:
-    """The valid choices and the nearest match, as the tail of a message."""
-    options = sorted(choices)
-    close = difflib.get_close_matches(str(name), options, n=1, cutoff=0.5)
-    hint = f"; did you mean '{close[0]}'?" if close else ""
-    return f"valid: {', '.join(options) or 'none'}{hint}"
-
-
-def dotted(path: Sequence[object]) -> str:
-    """A path inside a file as a reader writes it: rows[1].parameters.gamma."""
-    text = ""
-    for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
-    return text
 
 
 # ---------------------------------------------------------------- YAML
@@ -100,22 +83,30 @@ class _UniqueKeyLoader(_SafeLoader):  # type: ignore[misc]
     """SafeLoader that refuses a key given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
+        seen: set[str] = set()
         for key_node, _ in node.value:
-            key = key_node.value
-            if key in seen and key_node.tag != "tag:yaml.org,2002:merge":
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key '{key}' is given twice; keep one", problem_mark=key_node.start_mark
-                )
-            seen.add(key)
+            problem = _key_problem(key_node, seen)
+            if problem:
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
+            seen.add(key_node.value)
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
         return mapping
+
+
+def _key_problem(node: yaml.Node, seen: Collection[str]) -> str | None:
+    """What is wrong with a key: it is no text (a list, a number, `yes`), or it was there before."""
+    if node.tag == "tag:yaml.org,2002:merge":
+        return None
+    if node.tag != "tag:yaml.org,2002:str":
+        given = f" (given: {node.value})" if isinstance(node, yaml.ScalarNode) else ""
+        return f"a key must be text{given}; put quotes around a word that YAML reads as something else"
+    return f"the key '{node.value}' is given twice; keep one" if node.value in seen else None
 
 
 def read_yaml(path: Path) -> Any:
     """A YAML file's content; raises ConfigError when it is missing, broken or has a doubled key."""
     try:
-        return yaml.load(path.read_text(), Loader=_UniqueKeyLoader)
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except FileNotFoundError:
         raise ConfigError([Problem(_shown(path), "", "the file is missing")]) from None
     except yaml.MarkedYAMLError as error:
@@ -182,29 +173,9 @@ def _message(error: ErrorDetails, model: type[BaseModel], path: Sequence[object]
         return number_as_text(given)
     if kind == "string_pattern_mismatch":
         return f"'{given}' has a form that is not allowed here ({error['ctx']['pattern']})"
+    if kind == "value_error":
+        return str(error["ctx"]["error"])
     return f"{error['msg'][0].lower()}{error['msg'][1:]} (given: {given!r})"
-
-
-def number_as_text(given: str) -> str:
-    """The message for a number that YAML reads as text, such as 1e-3."""
-    return f"'{given}' is read as text, not as a number; write {_with_point(given)}, without quotes"
-
-
-def _with_point(given: str) -> str:
-    mantissa, mark, exponent = given.lower().partition("e")
-    if not mark:
-        return given
-    sign = "" if exponent[:1] in "+-" else "+"
-    return f"{mantissa if '.' in mantissa else mantissa + '.0'}e{sign}{exponent}"
-
-
-def is_number(text: str) -> bool:
-    """Whether Python reads this text as a number."""
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _fields_at(model: Any, path: Sequence[object]) -> list[str]:
@@ -244,274 +215,138 @@ def _members(annotation: Any) -> list[Any]:
 
 # ---------------------------------------------------------------- the files
 
-
-class _Collector:
-    """Runs readers and gathers their problems, so that all are reported together."""
-
-    def __init__(self) -> None:
-        self.problems: list[Problem] = []
-
-    def try_(self, reader: typing.Callable[..., Any], *arguments: Any) -> Any:
-        try:
-            return reader(*arguments)
-        except ConfigError as error:
-            self.problems.extend(error.problems)
-            return None
-
-    def finish(self) -> None:
-        if self.problems:
-            raise ConfigError(self.problems)
+ENTRIES: dict[str, type[BaseModel]] = {
+    "datasets": DatasetEntry,
+    "architectures": ArchitectureEntry,
+    "methods": MethodEntry,
+}
 
 
 def load(folder: Path | str = CONFIG_FOLDER, overrides: Mapping[str, Any] | None = None) -> Config:
-    """All of config/, checked; `overrides` replaces keys of config.yaml (Snakemake's --config)."""
-    folder, collect = Path(folder), _Collector()
-    parts = {
-        "main": collect.try_(_read_main, folder / "config.yaml", overrides or {}),
-        "datasets": collect.try_(_read_entries, folder / "datasets.yaml", DatasetEntry),
-        "architectures": collect.try_(_read_entries, folder / "architectures.yaml", ArchitectureEntry),
-        "methods": collect.try_(_read_entries, folder / "methods.yaml", MethodEntry),
-        "recipes": collect.try_(_read_recipes, folder / "recipes.yaml"),
-        "recipe_sources": collect.try_(_read_recipe_sources, folder / "recipes.yaml"),
-        "smoke": collect.try_(read_smoke, folder / "smoke.yaml"),
-        "tables": collect.try_(_read_tables, folder / "tables"),
-        "references": collect.try_(_read_references, folder / "tables"),
+    """All of config/, checked; `overrides` replaces keys of config.yaml (Snakemake's --config).
+
+    A file with a mistake does not hide those of the others, nor a wrong key the unknown names beside it.
+    """
+    folder, collect = Path(folder), Collector()
+    content = _read_content(folder, overrides or {}, collect)
+    parts: dict[str, Any] = {
+        "main": _sound(collect, MainConfig, content["config"], "config/config.yaml"),
+        **{name: _entries(collect, model, content[name], name) for name, model in ENTRIES.items()},
+        "recipes": _sound(collect, RecipesFile, content["recipes"], "config/recipes.yaml"),
+        "smoke": _sound(collect, SmokeConfig, content["smoke"], "config/smoke.yaml"),
+        "tables": _tables(collect, content["tables"]),
+        "references": _read_references(folder / "tables", collect),
     }
+    collect.problems += check_names(content, parts["methods"], parts["references"])
     collect.finish()
-    config = Config(folder=folder, **parts)
-    problems = _cross_check(config)
-    if problems:
-        raise ConfigError(problems)
-    return config
+    return Config(folder=folder, **parts)
 
 
-def _read_main(path: Path, overrides: Mapping[str, Any]) -> MainConfig:
+def _read_content(folder: Path, overrides: Mapping[str, Any], collect: Collector) -> dict[str, Any]:
+    """What the YAML files hold, by the file's name; None for one that cannot be read."""
+    names = ("config", *ENTRIES, "recipes", "smoke")
+    content = {name: collect.try_(read_mapping, folder / f"{name}.yaml") for name in names}
+    if content["config"] is not None:
+        content["config"] = {**content["config"], **overrides}
+    tables = sorted((folder / "tables").glob("*.yaml"))
+    for path in tables:
+        collect.try_(_check_key, path.stem, _shown(path))
+    return {**content, "tables": {path.stem: collect.try_(read_mapping, path) for path in tables}}
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """A YAML file of keys with values."""
     content = read_yaml(path)
     if not isinstance(content, dict):
         raise ConfigError([Problem(_shown(path), "", "must be keys with values")])
-    return validate(MainConfig, {**content, **overrides}, _shown(path))
+    return content
 
 
-def _read_entries(path: Path, model: type[M]) -> dict[str, M]:
-    content, collect = read_yaml(path), _Collector()
-    if not isinstance(content, dict):
-        raise ConfigError([Problem(_shown(path), "", "must be named entries")])
-    entries = {}
-    for key, entry in content.items():
-        collect.try_(_check_key, key, path)
-        entries[key] = collect.try_(validate, model, entry, _shown(path), [key])
-    collect.finish()
-    return entries
+def _sound(collect: Collector, model: type[M], content: Any, file: str) -> M | None:
+    """The record of a file that could be read; None, and its problems collected, where it is not sound."""
+    record: M | None = None if content is None else collect.try_(validate, model, content, file)
+    return record
 
 
-def _check_key(key: object, path: Path) -> None:
-    if not (isinstance(key, str) and re.fullmatch(r"[a-z][a-z0-9_]{0,39}", key)):
+def _entries(collect: Collector, model: type[M], content: Any, name: str) -> dict[str, M]:
+    """The sound entries of a file of named entries."""
+    file, found = f"config/{name}.yaml", {}
+    for key, entry in (content or {}).items():
+        collect.try_(_check_key, key, file)
+        found[key] = collect.try_(validate, model, entry, file, [key])
+    return {key: entry for key, entry in found.items() if entry is not None}
+
+
+def _check_key(key: str, file: str) -> None:
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", key):
         message = "a name is made of small letters, digits and _ and starts with a letter"
-        raise ConfigError([Problem(_shown(path), str(key), message)])
+        raise ConfigError([Problem(file, key, message)])
 
 
-def read_smoke(path: Path) -> SmokeConfig:
-    """config/smoke.yaml, checked."""
-    return validate(SmokeConfig, read_yaml(path), _shown(path))
+def _tables(collect: Collector, content: Mapping[str, Any]) -> dict[str, Table]:
+    found = {key: collect.try_(_table, key, table) for key, table in content.items() if table is not None}
+    return {key: table for key, table in found.items() if table is not None}
 
 
-def _read_recipes(path: Path) -> dict[str, dict[str, dict[str, RecipeEntry]]]:
-    """recipes.yaml: set -> dataset -> family or `teacher` -> recipe."""
-    content, collect = read_yaml(path), _Collector()
-    recipes: dict[str, dict[str, dict[str, RecipeEntry]]] = {}
-    for name, datasets in content.items():
-        if name == "sources":
-            continue
-        for dataset, roles in datasets.items():
-            for role, entry in roles.items():
-                where = [name, dataset, role]
-                if role not in RECIPE_ROLES:
-                    collect.problems.append(
-                        Problem(_shown(path), dotted(where), f"unknown key; {nearest(role, RECIPE_ROLES)}")
-                    )
-                    continue
-                recipe = collect.try_(validate, RecipeEntry, entry, _shown(path), where)
-                recipes.setdefault(name, {}).setdefault(dataset, {})[role] = recipe
-    collect.finish()
-    return recipes
-
-
-def _read_recipe_sources(path: Path) -> dict[str, str]:
-    """recipes.yaml, `sources`: setting (or `teacher`) -> where its numbers come from."""
-    sources: dict[str, str] = read_yaml(path).get("sources", {})
-    wrong = [name for name, text in sources.items() if not isinstance(text, str)]
-    if wrong:
-        raise ConfigError(Problem(_shown(path), f"sources.{name}", "must be text") for name in wrong)
-    return sources
-
-
-def _read_tables(folder: Path) -> dict[str, Table]:
-    collect, tables = _Collector(), {}
-    for path in sorted(folder.glob("*.yaml")):
-        collect.try_(_check_key, path.stem, path)
-        tables[path.stem] = collect.try_(read_table, path)
-    collect.finish()
-    return tables
-
-
-def read_table(path: Path) -> Table:
-    """One table's file, checked."""
-    content = read_yaml(path)
-    kind = content.get("kind") if isinstance(content, dict) else None
+def _table(key: str, content: Mapping[str, Any]) -> Table:
+    kind, file = content.get("kind"), f"config/tables/{key}.yaml"
     kinds: dict[Any, type[Table]] = {"accuracy": AccuracyTable, "cost": CostTable}
-    if kind not in kinds:
-        raise ConfigError(
-            [Problem(_shown(path), "kind", f"'{kind}' is not valid here; {nearest(kind, kinds)}")]
-        )
-    return validate(kinds[kind], content, _shown(path))
+    if not isinstance(kind, str) or kind not in kinds:
+        raise ConfigError([Problem(file, "kind", f"'{kind}' is not valid here; {nearest(kind, kinds)}")])
+    return validate(kinds[kind], content, file)
 
 
-def _read_references(folder: Path) -> dict[str, tuple[ReferenceRow, ...]]:
-    collect = _Collector()
-    found = {
-        path.name.removesuffix(".reference.csv"): collect.try_(read_reference, path)
-        for path in sorted(folder.glob("*.reference.csv"))
-    }
-    collect.finish()
-    return found
+# ---------------------------------------------------------------- printed numbers
+
+
+def _read_references(folder: Path, collect: Collector) -> dict[str, tuple[ReferenceRow, ...]]:
+    paths = sorted(folder.glob("*.reference.csv"))
+    found = {path.name.removesuffix(".reference.csv"): collect.try_(read_reference, path) for path in paths}
+    return {name: rows for name, rows in found.items() if rows is not None}
 
 
 def read_reference(path: Path) -> tuple[ReferenceRow, ...]:
     """The printed numbers of one table, with their source and status."""
-    collect, rows = _Collector(), []
-    with path.open(newline="") as handle:
-        for number, line in enumerate(csv.DictReader(handle), start=2):
-            rows.append(collect.try_(_reference_row, line, path, number))
+    collect, rows = Collector(), []
+    try:
+        reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
+        for line in reader:
+            rows.append(collect.try_(_reference_row, line, path, reader.line_num))
+    except UnicodeDecodeError as error:
+        raise ConfigError([Problem(_shown(path), "", f"is not UTF-8 text: {error}")]) from None
+    except csv.Error as error:
+        raise ConfigError([Problem(_shown(path), "", f"is not CSV: {error}")]) from None
     collect.finish()
     return tuple(rows)
 
 
-def _reference_row(line: dict[str, str], path: Path, number: int) -> ReferenceRow:
-    data: dict[str, Any] = {key: value for key, value in line.items() if key is not None}
-    if is_number(data.get("value") or ""):
+def _reference_row(line: dict[Any, Any], path: Path, number: int) -> ReferenceRow:
+    if None in line:
+        count = len(line) - 1
+        message = f"has more values than the first line has names ({count}); quote a text that holds a comma"
+        raise ConfigError([Problem(_shown(path), f"line {number}", message)])
+    data: dict[str, Any] = {key: value for key, value in line.items() if value is not None}
+    if is_number(data.get("value", "")):
         data["value"] = float(data["value"])
     return validate(ReferenceRow, data, _shown(path), [f"line {number}"])
 
 
-# ---------------------------------------------------------------- names that must exist elsewhere
-
-
-def _cross_check(config: Config) -> list[Problem]:
-    problems = [*_check_smoke(config), *_check_main(config), *_check_datasets(config)]
-    for name, rows in config.references.items():
-        problems += _check_reference(config, name, rows)
-    for name, table in config.tables.items():
-        problems += _check_lines(name, table)
-    return problems
-
-
-def _unknown(file: str, path: Sequence[object], kind: str, name: str, choices: Iterable[str]) -> Problem:
-    return Problem(file, dotted(path), f"unknown {kind} '{name}'; {nearest(name, choices)}")
-
-
-def _check_smoke(config: Config) -> list[Problem]:
-    file, problems = "config/smoke.yaml", []
-    for name, stand_in in config.smoke.datasets.items():
-        for key in (name, stand_in):
-            if key not in config.datasets:
-                problems.append(_unknown(file, ["datasets", name], "dataset", key, config.datasets))
-    for name in config.smoke.architectures:
-        if name not in config.architectures:
-            problems.append(
-                _unknown(file, ["architectures", name], "architecture", name, config.architectures)
-            )
-    for family in ("cnn", "msa", "mlp"):
-        if family not in config.smoke.recipes:
-            problems.append(Problem(file, f"recipes.{family}", "is missing"))
-    return problems
-
-
-def _check_main(config: Config) -> list[Problem]:
-    file, problems = "config/config.yaml", []
-    for name in config.main.data_roots:
-        if name not in config.datasets:
-            problems.append(_unknown(file, ["data_roots", name], "dataset", name, config.datasets))
-    for name, files in config.main.teacher_files.items():
-        if name not in config.datasets:
-            problems.append(_unknown(file, ["teacher_files", name], "dataset", name, config.datasets))
-        for key in files:
-            if key not in config.architectures:
-                path = ["teacher_files", name, key]
-                problems.append(_unknown(file, path, "architecture", key, config.architectures))
-    return problems
-
-
-def _check_datasets(config: Config) -> list[Problem]:
-    known = config.recipes.get(config.main.recipes, {})
-    return [
-        _unknown("config/datasets.yaml", [name, "recipes"], "recipes", entry.recipes, known)
-        for name, entry in config.datasets.items()
-        if entry.recipes not in known
-    ]
-
-
-def _check_lines(name: str, table: Table) -> list[Problem]:
-    """Keys of rows (and of columns) are unique within their table."""
-    problems = []
-    groups = (
-        {"rows": table.rows, "columns": table.columns} if table.kind == "accuracy" else {"rows": table.rows}
-    )
-    for group, lines in groups.items():
-        keys = [line.key for line in lines]
-        for index, key in enumerate(keys):
-            if key in keys[:index]:
-                path = dotted([group, index, "key"])
-                problems.append(
-                    Problem(f"config/tables/{name}.yaml", path, f"the key '{key}' is given twice")
-                )
-    return problems
-
-
-COST_COLUMNS = tuple(
-    f"{part}_{what}" for part in ("student", "ofa_branch", "fbt_branch") for what in ("params", "flops")
-)
-
-
-def line_keys(table: Table) -> tuple[list[str], list[str]]:
-    """Keys that a printed number may name as its row and as its column."""
-    rows = [row.key for row in table.rows]
-    if table.kind == "cost":
-        return rows, list(COST_COLUMNS)
-    columns = [column.key for column in table.columns]
-    if table.gain:
-        (rows if table.gain.along == "rows" else columns).append(table.gain.key)
-    return rows, columns
-
-
-def _check_reference(config: Config, name: str, lines: Sequence[ReferenceRow]) -> list[Problem]:
-    file, problems = f"config/tables/{name}.reference.csv", []
-    if name not in config.tables:
-        return [Problem(file, "", f"there is no table '{name}'; {nearest(name, config.tables)}")]
-    rows, columns = line_keys(config.tables[name])
-    seen = set()
-    for number, line in enumerate(lines, start=2):
-        if line.row not in rows:
-            problems.append(_unknown(file, [f"line {number}"], "row", line.row, rows))
-        if line.column not in columns:
-            problems.append(_unknown(file, [f"line {number}"], "column", line.column, columns))
-        if (line.row, line.column) in seen:
-            problems.append(Problem(file, f"line {number}", f"{line.row}, {line.column} is given twice"))
-        seen.add((line.row, line.column))
-    return problems
+# ---------------------------------------------------------------- the engine's tests
 
 
 def tiny_network(key: str, folder: Path = CONFIG_FOLDER) -> NetworkSpec:
     """The tiny twin of an architecture, untrained; used by the smoke scale and by the engine's tests."""
-    smoke = read_smoke(folder / "smoke.yaml")
-    entries: dict[str, ArchitectureEntry] = _read_entries(folder / "architectures.yaml", ArchitectureEntry)
+    smoke = validate(SmokeConfig, read_mapping(folder / "smoke.yaml"), "config/smoke.yaml")
+    entries = read_mapping(folder / "architectures.yaml")
     if key not in smoke.architectures:
         raise ConfigError(
-            [_unknown("config/smoke.yaml", ["architectures"], "architecture", key, smoke.architectures)]
+            [unknown("config/smoke.yaml", ["architectures"], "architecture", key, smoke.architectures)]
         )
+    entry = validate(ArchitectureEntry, entries.get(key), "config/architectures.yaml", [key])
     twin = smoke.architectures[key]
     return NetworkSpec(
         architecture=key,
-        family=entries[key].family,
+        family=entry.family,
         create=twin.create,
         options=twin.options,
         weights="none",

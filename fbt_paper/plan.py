@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeVar
 
 from fbt_core.methods.registry import method_names, method_traits
 from fbt_core.spec import (
@@ -13,13 +14,14 @@ from fbt_core.spec import (
     DatasetSpec,
     MethodSpec,
     NetworkSpec,
-    RecipeEntry,
     RecipeSpec,
     RunSpec,
     Value,
 )
-from fbt_paper.config import Config, ConfigError, Problem, nearest, validate
-from fbt_paper.parameters import default_values, entry_problems, fault, typed
+from fbt_paper.config import Config, validate
+from fbt_paper.names import parameter_problem
+from fbt_paper.parameters import default_values, rule_faults, typed
+from fbt_paper.problems import ConfigError, Problem, nearest
 from fbt_paper.schema import (
     AccuracyTable,
     ArchitectureEntry,
@@ -27,6 +29,8 @@ from fbt_paper.schema import (
     DatasetEntry,
     RunSettings,
 )
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -98,10 +102,9 @@ Settings = dict[str, Placed]
 def plan(config: Config) -> Plan:
     """The whole plan at config's scale; raises ConfigError with all problems of all tables."""
     planner = _Planner(config)
-    problems = [p for name, entry in config.methods.items() for p in entry_problems(name, entry)]
     tables = {key: planner.plan_table(key) for key in config.tables}
-    if problems or planner.problems:
-        raise ConfigError([*problems, *planner.problems])
+    if planner.problems:
+        raise ConfigError(planner.problems)
     return Plan(scale=config.main.scale, tables=tables, runs=planner.runs)
 
 
@@ -134,7 +137,6 @@ class _Planner:
         base = flatten(table.base, "base")
         rows = {row.key: flatten(row, f"rows[{i}]") for i, row in enumerate(table.rows)}
         columns = {column.key: flatten(column, f"columns[{i}]") for i, column in enumerate(table.columns)}
-        self._check_skip(table)
         for row, row_settings in rows.items():
             for column, column_settings in columns.items():
                 if (row, column) in table.skip:
@@ -144,14 +146,6 @@ class _Planner:
                     yield (row, column), self._cell(row, column, settings, seeds)
                 except _StopError:
                     continue
-
-    def _check_skip(self, table: AccuracyTable) -> None:
-        rows, columns = [row.key for row in table.rows], [column.key for column in table.columns]
-        for i, (row, column) in enumerate(table.skip):
-            if row not in rows:
-                self._note(f"skip[{i}]", f"unknown row '{row}'; {nearest(row, rows)}")
-            if column not in columns:
-                self._note(f"skip[{i}]", f"unknown column '{column}'; {nearest(column, columns)}")
 
     def _merge(self, *parts: Settings) -> Settings:
         """Base, row and column together; a key that two of them set differently is a problem."""
@@ -186,26 +180,42 @@ class _Planner:
     def _run(self, settings: Settings, where: str, seed: int) -> RunSpec:
         """The run of these settings; its teacher's and earlier phases' runs are planned before it."""
         dataset = self._dataset(settings, where)
-        method = self._method(settings, where, dataset)
-        needs_teacher = self._traits[method.name]["needs_teacher"]
-        student = self._student(settings, where, dataset, seed)
+        method = self._attempt(self._method, settings, where, dataset)
+        needs_teacher = method is not None and self._traits[method.name]["needs_teacher"]
+        student = self._attempt(self._student, settings, where, dataset, seed)
+        teacher = self._attempt(self._teacher, settings, where, seed) if needs_teacher else None
+        recipe = self._attempt(self._recipe, settings, dataset, student.family) if student else None
+        if not (method and student and recipe) or (needs_teacher and not teacher):
+            raise _StopError
+        if teacher and teacher.weights == student.weights:
+            message = (
+                f"the teacher is the student's own {student.weights.replace(':', ' ')}; a pair needs two"
+            )
+            self._note(settings["teacher"].where, message, stop=True)
         return self._add(
             RunSpec(
                 dataset=dataset_spec(self.config, dataset),
                 student=student,
-                teacher=self._teacher(settings, where, seed) if needs_teacher else None,
+                teacher=teacher,
                 method=method,
-                recipe=self._recipe(settings, dataset, student.family),
+                recipe=recipe,
                 seed=seed,
                 engine_revision=ENGINE_REVISION,
             )
         )
 
+    def _attempt(self, make: Callable[..., T], *arguments: Any) -> T | None:
+        """What is made, or None where that is not possible: the other parts' problems are told too."""
+        try:
+            return make(*arguments)
+        except _StopError:
+            return None
+
     def _add(self, run: RunSpec) -> RunSpec:
         return self.runs.setdefault(run.id, run)
 
     def _student(self, settings: Settings, where: str, dataset: str, seed: int) -> NetworkSpec:
-        key = self._architecture("student", settings, where)
+        key = str(self._required("student", settings, where).value)
         if "start" not in settings:
             return self._network(key, dataset)
         start = settings["start"]
@@ -220,15 +230,8 @@ class _Planner:
     def _teacher(self, settings: Settings, where: str, seed: int) -> NetworkSpec:
         teacher = self._required("teacher", settings, where)
         if isinstance(teacher.value, ChainSettings):
-            network = _trained(self._run(self._chain(teacher, settings), teacher.where, seed))
-        else:
-            key = self._architecture("teacher", settings, where)
-            network = self._plain_teacher(key, self._dataset(settings, where), teacher.where)
-        student = settings.get("student")
-        if student and student.value == network.architecture:
-            message = f"teacher and student are both '{network.architecture}'; a pair needs two networks"
-            self._note(teacher.where, message, stop=True)
-        return network
+            return _trained(self._run(self._chain(teacher, settings), teacher.where, seed))
+        return self._plain_teacher(str(teacher.value), self._dataset(settings, where), teacher.where)
 
     def _plain_teacher(self, key: str, dataset: str, where: str) -> NetworkSpec:
         if (key, dataset) not in self._teachers:
@@ -240,7 +243,8 @@ class _Planner:
         entry, own = self.config.datasets[dataset], self.config.main.teacher_files.get(dataset, {}).get(key)
         network = self._network(key, dataset)
         if own:
-            return network.model_copy(update={"weights": f"file:{own.sha256}"})
+            stated = {"mean": own.mean, "std": own.std} if own.mean else {}
+            return network.model_copy(update={"weights": f"file:{own.sha256}", **stated})
         if entry.teachers == "from_scratch":
             return _trained(self._alone(network, dataset, self._recipe_entry(dataset, network.family)))
         pretrained = self.config.architectures[key].pretrained
@@ -278,18 +282,8 @@ class _Planner:
 
     def _dataset(self, settings: Settings, where: str) -> str:
         placed = self._required("dataset", settings, where)
-        if placed.value not in self.config.datasets:
-            choices = nearest(placed.value, self.config.datasets)
-            self._note(placed.where, f"unknown dataset '{placed.value}'; {choices}", stop=True)
         stand_ins = self.config.smoke.datasets if self.scale == "smoke" else {}
         return stand_ins.get(placed.value, str(placed.value))
-
-    def _architecture(self, role: str, settings: Settings, where: str) -> str:
-        placed = self._required(role, settings, where)
-        if placed.value not in self.config.architectures:
-            choices = nearest(placed.value, self.config.architectures)
-            self._note(placed.where, f"unknown architecture '{placed.value}'; {choices}", stop=True)
-        return str(placed.value)
 
     def _network(self, key: str, dataset: str) -> NetworkSpec:
         """An untrained network; at smoke its tiny twin where smoke.yaml has one."""
@@ -307,29 +301,29 @@ class _Planner:
         )
 
     def _method(self, settings: Settings, where: str, dataset: str) -> MethodSpec:
-        placed = self._required("method", settings, where)
-        known = [name for name in self._traits if name in self.config.methods]
-        if placed.value not in known:
-            self._note(
-                placed.where, f"unknown method '{placed.value}'; {nearest(placed.value, known)}", stop=True
-            )
-        given = _inside("parameters", settings)
-        return self._method_spec(placed.value, dataset, self._parameters(placed.value, given))
+        name, given = self._required("method", settings, where).value, _inside("parameters", settings)
+        method = self._method_spec(name, dataset, self._parameters(name, given))
+        faults = list(rule_faults(self.config.methods[name], method.parameters))
+        for names, message in faults:
+            places = [given[key].where for key in names if key in given]
+            if places:
+                self._note(places[0], message)
+            else:
+                self.problems.append(Problem("config/methods.yaml", name, message))
+        if faults:
+            raise _StopError
+        return method
 
     def _parameters(self, method: str, given: Settings) -> dict[str, Value]:
         """The parameters that the table sets, checked against config/methods.yaml."""
-        entries, sound = self.config.methods[method].parameters, True
-        for name, placed in given.items():
-            message = (
-                f"unknown parameter of {method}; {nearest(name, entries)}" if name not in entries else None
-            )
-            message = message or fault(entries[name], placed.value)
-            if message:
-                sound = False
-                self._note(placed.where, message)
-        if not sound:
+        entry = self.config.methods[method]
+        messages = {key: parameter_problem(method, entry, key, placed.value) for key, placed in given.items()}
+        wrong = {key: message for key, message in messages.items() if message}
+        for name, message in wrong.items():
+            self._note(given[name].where, message)
+        if wrong:
             raise _StopError
-        return {name: typed(entries[name], placed.value) for name, placed in given.items()}
+        return {name: typed(entry.parameters[name], placed.value) for name, placed in given.items()}
 
     def _method_spec(self, name: str, dataset: str, given: Mapping[str, Value]) -> MethodSpec:
         traits = self._traits[name]
@@ -345,33 +339,27 @@ class _Planner:
         if not given:
             return recipe
         changed: dict[str, Any] = recipe.model_dump(mode="json")
+        for name, placed in given.items():
+            self._change(changed, name, placed)
         try:
-            for name, placed in given.items():
-                self._change(changed, name, placed)
-            return validate(RecipeSpec, changed, self.file, [next(iter(given.values())).where])
+            return validate(RecipeSpec, changed, self.file)
         except ConfigError as error:
-            self.problems.extend(error.problems)
+            self.problems.extend(_placed(problem, given) for problem in error.problems)
             raise _StopError from None
 
     def _change(self, recipe: dict[str, Any], name: str, placed: Placed) -> None:
-        if name not in recipe or name == "name":
-            choices = nearest(name, [key for key in recipe if key != "name"])
-            self._note(placed.where, f"unknown key of a recipe; {choices}", stop=True)
+        if name not in recipe:
+            self._note(placed.where, f"unknown key of a recipe; {nearest(name, recipe)}", stop=True)
         nested = isinstance(placed.value, dict) and isinstance(recipe[name], dict)
         recipe[name] = {**recipe[name], **placed.value} if nested else placed.value
 
     def _recipe_entry(self, dataset: str, role: str) -> RecipeSpec:
         """The recipe of a dataset for a family, or for `teacher` (fine-tuning)."""
-        if self.scale == "smoke":
-            family: Any = role
-            return _named(self.config.smoke.recipes[family], f"smoke_{role}")
-        name, source = self.config.main.recipes, self.config.datasets[dataset].recipes
-        roles = self.config.recipes[name][source]
-        if role not in roles:
-            message = f"has no recipe for '{role}'; {nearest(role, roles)}"
-            self.problems.append(Problem("config/recipes.yaml", f"{name}.{source}", message))
-            raise _StopError
-        return _named(roles[role], f"{name}_{source}_{role}")
+        try:
+            return find_recipe(self.config, dataset, role)[0]
+        except ConfigError as error:
+            self.problems.extend(error.problems)
+            raise _StopError from None
 
     # ------------------------------------------------------------ small things
 
@@ -396,6 +384,31 @@ def dataset_spec(config: Config, key: str) -> DatasetSpec:
     return DatasetSpec(name=key, **{name: getattr(entry, name) for name in names})
 
 
+def find_recipe(config: Config, dataset: str, role: Any) -> tuple[RecipeSpec, str]:
+    """The recipe of a dataset for a family, or for `teacher` (fine-tuning), and where config/ states it.
+
+    Raises ConfigError where there is none.
+    """
+    recipes: Mapping[Any, RecipeSpec]
+    if config.main.scale == "smoke":
+        recipes, file, path = config.smoke.recipes, "config/smoke.yaml", "recipes"
+    else:
+        reading, source = config.main.recipes, config.datasets[dataset].recipes
+        recipes = config.recipes.of(reading)[source]
+        file, path = "config/recipes.yaml", f"{reading}.{source}"
+    if role not in recipes:
+        raise ConfigError([Problem(file, path, f"has no recipe for '{role}'; {nearest(role, recipes)}")])
+    return recipes[role], f"{file}: {path}.{role}"
+
+
+def _placed(problem: Problem, given: Settings) -> Problem:
+    """A changed recipe's problem at the place in the table's file that states the change."""
+    key = re.split(r"[.\[]", problem.path, maxsplit=1)[0]
+    if key in given:
+        return replace(problem, path=given[key].where + problem.path.removeprefix(key))
+    return replace(problem, path=next(iter(given.values())).where.rpartition(".")[0])
+
+
 def flatten(settings: RunSettings | ChainSettings, where: str) -> Settings:
     """Settings by name with their places; parameters and recipe changes one by one."""
     flat: Settings = {}
@@ -417,10 +430,6 @@ def _inside(group: str, settings: Settings) -> Settings:
 def _trained(run: RunSpec) -> NetworkSpec:
     """A run's student with the weights that the run gives it."""
     return run.student.model_copy(update={"weights": f"run:{run.id}"})
-
-
-def _named(recipe: RecipeEntry, name: str) -> RecipeSpec:
-    return RecipeSpec(name=name, **{key: getattr(recipe, key) for key in RecipeEntry.model_fields})
 
 
 def _show(value: Any) -> str:

@@ -6,18 +6,20 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Discriminator, Field, StringConstraints, Tag
+from pydantic import BaseModel, Discriminator, Field, StringConstraints, Tag, model_validator
 
 from fbt_core.spec import (
     Family,
     Key,
-    RecipeEntry,
+    RecipeSpec,
     Strict,
     Triple,
     Value,
 )
 
 Scale = Literal["smoke", "paper"]
+Score = Literal["best", "last", "ema"]
+RecipeRole = Literal["cnn", "msa", "mlp", "teacher"]
 Seed = Annotated[int, Field(ge=0)]
 Seeds = Annotated[tuple[Seed, ...], Field(min_length=1)]
 Text = Annotated[str, StringConstraints(min_length=1)]
@@ -43,6 +45,14 @@ class WeightFile(Strict):
 
     path: Text
     sha256: Sha256
+    mean: Triple | None = Field(default=None, description="the normalisation it expects; else the dataset's")
+    std: Triple | None = None
+
+    @model_validator(mode="after")
+    def _check_normalisation(self) -> WeightFile:
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std belong together; state both or neither")
+        return self
 
 
 class MainConfig(Strict):
@@ -51,6 +61,7 @@ class MainConfig(Strict):
     scale: Scale
     recipes: Literal["ofa", "as_printed"]
     seeds: Seeds = Field(description="one run per seed at scale paper")
+    score: Score = Field(description="which top-1 the tables show: of the best epoch, the last, or the EMA's")
     data_roots: dict[Key, str | None] = Field(description="dataset -> folder on this machine")
     teacher_files: dict[Key, dict[Key, WeightFile]] = Field(
         description="dataset -> architecture -> weights file"
@@ -115,6 +126,14 @@ class ParameterEntry(Strict):
     source: Text
 
 
+class Demand(Strict):
+    """Values that a parameter's value asks of others, and why: what the method refuses to train otherwise."""
+
+    when: dict[Key, Value]
+    then: dict[Key, Value]
+    because: Text
+
+
 class MethodEntry(Strict):
     """config/methods.yaml: one method's parameters and its citation."""
 
@@ -123,6 +142,28 @@ class MethodEntry(Strict):
     source: Text
     adapted: bool = Field(description="true: changed here so that it works on any pair")
     parameters: dict[Key, ParameterEntry]
+    ordered: tuple[tuple[Key, ...], ...] = Field(
+        default=(), description="parameters whose values may not fall from one to the next"
+    )
+    demands: tuple[Demand, ...] = ()
+
+
+Recipes = Annotated[
+    dict[Key, Annotated[dict[RecipeRole, RecipeSpec], Field(min_length=1)]], Field(min_length=1)
+]
+"""dataset -> the student's family, or teacher (fine-tuning) -> recipe."""
+
+
+class RecipesFile(Strict):
+    """config/recipes.yaml: the paper's Table 1 in its two readings, and where its numbers come from."""
+
+    sources: dict[str, Text] = Field(description="setting, or `teacher` -> where its numbers come from")
+    ofa: Recipes
+    as_printed: Recipes
+
+    def of(self, reading: str) -> Recipes:
+        """The recipes of one of the two readings."""
+        return self.ofa if reading == "ofa" else self.as_printed
 
 
 class SmokeConfig(Strict):
@@ -130,7 +171,7 @@ class SmokeConfig(Strict):
 
     datasets: dict[Key, Key] = Field(description="which dataset stands in for which")
     seeds: Seeds
-    recipes: dict[Family, RecipeEntry]
+    recipes: dict[Family, RecipeSpec]
     architectures: dict[Key, TwinEntry]
 
 
@@ -237,6 +278,9 @@ class CostTable(Strict):
     footnotes: tuple[Text, ...] = ()
 
 
+Table = AccuracyTable | CostTable
+
+
 class ReferenceRow(Strict):
     """One line of <table>.reference.csv: a printed number and where it was printed."""
 
@@ -253,6 +297,7 @@ FILES: dict[str, type[BaseModel]] = {
     "dataset": DatasetEntry,
     "architecture": ArchitectureEntry,
     "method": MethodEntry,
+    "recipes": RecipesFile,
     "smoke": SmokeConfig,
     "table": AccuracyTable,
     "cost_table": CostTable,

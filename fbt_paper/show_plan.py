@@ -8,7 +8,7 @@ from typing import Any
 
 from fbt_paper.bill import Bill, estimate, read_macs, read_training_macs
 from fbt_paper.config import Config
-from fbt_paper.plan import Plan
+from fbt_paper.plan import Plan, find_recipe
 
 BillCounter = Callable[[Iterable[str]], Bill]
 HEAD = ("table", "cells", "runs", "of these shared", "teachers, phases", "PFLOPs", "GPU hours")
@@ -83,14 +83,9 @@ def render_runs(plan: Plan, tables: Sequence[str]) -> str:
 
 def render_recipe(config: Config, dataset: str, family: str) -> str:
     """A recipe line by line: setting, value and its source, then the file and path it is read from."""
-    if config.main.scale == "smoke":
-        role: Any = family
-        if role == "teacher":
-            return "At scale smoke teachers are trained from scratch, with their family's recipe."
-        recipe, where = config.smoke.recipes[role], f"config/smoke.yaml: recipes.{family}"
-    else:
-        name, source = config.main.recipes, config.datasets[dataset].recipes
-        recipe, where = config.recipes[name][source][family], f"config/recipes.yaml: {name}.{source}.{family}"
+    if config.main.scale == "smoke" and family == "teacher":
+        return "At scale smoke teachers are trained from scratch, with their family's recipe."
+    recipe, where = find_recipe(config, dataset, family)
     lines = [
         [path, str(value), _source_of(config, family, path)]
         for path, value in _leaves(recipe.model_dump(), "")
@@ -102,7 +97,7 @@ def _source_of(config: Config, family: str, setting: str) -> str:
     """Where a recipe's number comes from."""
     if config.main.scale == "smoke":
         return "ours, for tiny networks"
-    return config.recipe_sources.get("teacher" if family == "teacher" else setting, "not stated")
+    return config.recipes.sources.get("teacher" if family == "teacher" else setting, "not stated")
 
 
 def _leaves(content: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:

@@ -153,7 +153,6 @@ def describe_run(runs: Path, run: str) -> Record:
         "seconds": metrics.get("seconds"),
         "images_per_second": metrics.get("images_per_second"),
         "peak_memory_mb": metrics.get("peak_memory_mb"),
-        "recipe": (spec.get("recipe") or {}).get("name"),
         "spec": spec,
         "curves": thin_history(metrics.get("history") or []),
         "execution": {key: value for key, value in execution.items() if value not in (None, "", [])},

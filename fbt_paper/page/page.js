@@ -156,7 +156,6 @@ function results(run) {
     "best top-1": score(run.best),
     "last top-1": score(run.last),
     "EMA top-1": score(run.ema),
-    "recipe": run.recipe,
     "wall time": duration(run.seconds),
     "speed": run.images_per_second && `${Math.round(run.images_per_second)} images/s`,
     "peak memory": run.peak_memory_mb && `${Math.round(run.peak_memory_mb)} MB`,

@@ -86,7 +86,6 @@ def make_spec(augmentation: dict[str, Any] = PLAIN, **changes: Any) -> RunSpec:
         "teacher": None,
         "method": {"name": "scratch", "parameters": {}, "revision": 1},
         "recipe": {
-            "name": "cnn",
             "epochs": 2,
             "batch_size": 16,
             "optimizer": {

@@ -60,7 +60,6 @@ def make_spec(
         teacher=make_network(teacher, f"run:{teacher_run}") if teacher else None,
         method=MethodSpec(name=method, parameters=parameters, revision=1),
         recipe=RecipeSpec(
-            name="smoke_cnn",
             epochs=epochs,
             batch_size=64,
             optimizer=OptimizerSpec(

@@ -1,16 +1,31 @@
 """config/: every file is valid, and every mistake a user can make is told in one message."""
 
+import importlib
+import typing
 from pathlib import Path
 
 import pytest
 
+from fbt_core.methods.registry import method_names, method_parameters
 from fbt_paper.cli import main
 from fbt_paper.config import CONFIG_FOLDER, ConfigError, load, tiny_network
 from fbt_paper.schema import FILES, schema_text
+from fbt_paper.timm_names import timm_names
 from fbt_paper.workflow import changed_settings
 from tests.test_paper.config_copy import ConfigCopy
 
 ROOT = CONFIG_FOLDER.parent
+ARCHITECTURES = {
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "mobilenetv1",
+    "mobilenetv2",
+    "convnext_t",
+    "vit_s",
+    "deit_t",
+}
+ARCHITECTURES |= {"swin_t", "swin_n", "swin_p", "mixer_b16", "resmlp_s12"}
 TABLE = """\
 kind: accuracy
 title: New
@@ -53,11 +68,12 @@ def test_the_json_schemas_for_editors_are_in_step(name):
     assert committed == schema_text(FILES[name]), "run `python -m fbt_paper.schema`"
 
 
-def test_every_architecture_has_a_tiny_twin_of_its_family():
+def test_every_architecture_of_the_paper_has_a_tiny_twin_of_its_family():
     config = load()
-    for key, entry in config.architectures.items():
-        twin = tiny_network(key)
-        assert (twin.architecture, twin.family, twin.weights) == (key, entry.family, "none")
+    assert set(config.smoke.architectures) >= ARCHITECTURES
+    for key in sorted(ARCHITECTURES):
+        twin, family = tiny_network(key), config.architectures[key].family
+        assert (twin.architecture, twin.family, twin.weights) == (key, family, "none")
 
 
 BAD = {
@@ -144,10 +160,185 @@ BAD = {
         ("  imagenet: null", "  imagenets: null"),
         "config/config.yaml: data_roots.imagenets: unknown dataset 'imagenets'; valid:",
     ),
-    "teacher is the student": (
+    "teacher is the student's own run": (
+        "tables/table3.yaml",
+        (
+            "teacher: resnet34\n    start: {teacher: swin_t, method: kd}",
+            "teacher: {student: resnet18, teacher: swin_t, method: kd}\n"
+            "    start: {teacher: swin_t, method: kd}",
+        ),
+        "config/tables/table3.yaml: rows[3].teacher: the teacher is the student's own run fashion_mnist-kd-",
+    ),
+    "by_dataset of an unknown dataset": (
+        "methods.yaml",
+        ("by_dataset: {imagenet: 1.5}", "by_dataset: {imagenett: 1.5}"),
+        "config/methods.yaml: fbt.parameters.gamma.by_dataset.imagenett: unknown dataset 'imagenett'; valid:",
+    ),
+    "by_scale of an unknown scale": (
+        "methods.yaml",
+        ("by_scale: {smoke: 256}", "by_scale: {smok: 256}"),
+        "config/methods.yaml: crd.parameters.negatives.by_scale.smok: 'smok' is not valid here; "
+        "valid: paper, smoke; did you mean 'smoke'?",
+    ),
+    "parameter that the code lacks": (
+        "methods.yaml",
+        ("    alpha: {value", "    alfa: {value"),
+        "config/methods.yaml: dkd.parameters.alfa: fbt_core/methods/dkd.py takes no such parameter; "
+        "valid: alpha, beta, label_weight, temperature; did you mean 'alpha'?",
+    ),
+    "parameter left out": (
+        "methods.yaml",
+        ('    alpha: {value: 1.0, minimum: 0, source: "facts section 6: alpha 1"}\n', ""),
+        "config/methods.yaml: dkd.parameters.alpha: is missing; fbt_core/methods/dkd.py takes it",
+    ),
+    "parameter of another type than the code's": (
+        "methods.yaml",
+        ("alpha: {value: 1.0", "alpha: {value: 1"),
+        "config/methods.yaml: dkd.parameters.alpha.value: fbt_core/methods/dkd.py takes a number with",
+    ),
+    "choice that the code lacks": (
+        "methods.yaml",
+        ("choices: [symmetric, one_way]", "choices: [symmetric, one_wai]"),
+        "config/methods.yaml: fitnet.parameters.direction.choices: fbt_core/methods/fitnet.py knows no "
+        "'one_wai'; valid: one_way, symmetric; did you mean 'one_way'?",
+    ),
+    "method without a file": (
+        "methods.yaml",
+        ("\ndkd:\n", "\ndkdd:\n"),
+        "config/methods.yaml: dkdd: there is no file fbt_core/methods/dkdd.py; valid: cc,",
+    ),
+    "rule of an unknown parameter": (
+        "methods.yaml",
+        ("when: {loss: infonce}", "when: {lose: infonce}"),
+        "config/methods.yaml: fitnet.demands[0].when: unknown parameter 'lose'; valid: direction,",
+    ),
+    "parameters that do not go together": (
+        "tables/table4.yaml",
+        ("{features: final, loss: mse}", "{features: final, loss: infonce}"),
+        "config/tables/table4.yaml: rows[3].parameters.loss: loss infonce needs features final_pooled: ",
+    ),
+    "parameter above another": (
+        "tables/table2.yaml",
+        ("label: Our FBT, method: fbt", "label: FBT, method: fbt, parameters: {temperature_initial: 2.0}"),
+        "config/tables/table2.yaml: rows[1].parameters.temperature_initial: temperature_initial, 2.0, "
+        "is above temperature_max, 1.0",
+    ),
+    "defaults that do not go together": (
+        "methods.yaml",
+        ("temperature_initial: {value: 0.07", "temperature_initial: {value: 1.5"),
+        "config/methods.yaml: fitnet: temperature_initial, 1.5, is above temperature_max, 1.0",
+    ),
+    "sgd without momentum": (
+        "smoke.yaml",
+        ("      momentum: 0.9\n", ""),
+        "config/smoke.yaml: recipes.cnn.optimizer: sgd needs its momentum",
+    ),
+    "steps without milestones": (
+        "recipes.yaml",
+        (", milestones: [30, 60, 90]", ""),
+        "config/recipes.yaml: ofa.imagenet.cnn.schedule: schedule 'step' needs milestones and factor",
+    ),
+    "no RandAugment": (
+        "recipes.yaml",
+        ("rand-m9-mstd0.5-inc1", "rand-x9"),
+        "config/recipes.yaml: ofa.cifar100.msa.augmentation.rand_augment: 'rand-x9' is not RandAugment: ",
+    ),
+    "longer warm-up than training": (
+        "recipes.yaml",
+        ("warmup_epochs: 3,", "warmup_epochs: 301,"),
+        "config/recipes.yaml: ofa.cifar100.cnn: schedule.warmup_epochs, 301, is more than epochs, 300",
+    ),
+    "recipes of an unknown dataset": (
+        "recipes.yaml",
+        ("ofa:\n  cifar100:", "ofa:\n  cifar10:"),
+        "config/recipes.yaml: ofa.cifar10: unknown dataset 'cifar10'; valid: cifar100,",
+    ),
+    "recipes of an unknown role": (
+        "recipes.yaml",
+        ("    teacher: &fine_tune", "    teecher: &fine_tune"),
+        "config/recipes.yaml: ofa.cifar100.teecher: 'teecher' is not valid here; valid: cnn, mlp, msa, "
+        "teacher; did you mean 'teacher'?",
+    ),
+    "unknown set of recipes": (
+        "recipes.yaml",
+        ("\nas_printed:", "\nas_printd:"),
+        "config/recipes.yaml: as_printd: unknown key; valid: as_printed, ofa, sources; "
+        "did you mean 'as_printed'?",
+    ),
+    "empty set of recipes": (
+        "recipes.yaml",
+        ("\nas_printed:", "\nas_printed:\n\nrest:"),
+        "config/recipes.yaml: as_printed: input should be an object (given: None)",
+    ),
+    "empty dataset of recipes": (
+        "recipes.yaml",
+        ("as_printed:\n  cifar100:\n", "as_printed:\n  cifar100: {}\n  imagenet_too:\n"),
+        "config/recipes.yaml: as_printed.cifar100: ",
+    ),
+    "sources that are no text": (
+        "recipes.yaml",
+        ("  epochs: paper's Table 1", "  epochs: [1]"),
+        "config/recipes.yaml: sources.epochs: input should be a valid string",
+    ),
+    "key that is a list": (
+        "recipes.yaml",
+        ("sources: ", "? [a, b]\n: 3\nsources: "),
+        "config/recipes.yaml: line 8: a key must be text;",
+    ),
+    "key that YAML reads as true": (
+        "recipes.yaml",
+        ("  epochs: paper's", "  yes: paper's"),
+        "config/recipes.yaml: line 9: a key must be text (given: yes); put quotes around",
+    ),
+    "network that timm lacks": (
+        "architectures.yaml",
+        ("create: resnet18", "create: resnet81"),
+        "config/architectures.yaml: resnet18.create: timm has no 'resnet81'; did you mean 'resnet18'",
+    ),
+    "class that timm lacks": (
+        "smoke.yaml",
+        ("timm.models.mlp_mixer:MlpMixer", "timm.models.mlp_mixer:MlpMixr"),
+        "config/smoke.yaml: architectures.mixer_b16.create: timm has no 'timm.models.mlp_mixer:MlpMixr'; "
+        "valid in timm.models.mlp_mixer: ",
+    ),
+    "unknown architecture of the cost table": (
+        "tables/table6.yaml",
+        ("student: resnet18", "student: resnet81"),
+        "config/tables/table6.yaml: rows[0].student: unknown architecture 'resnet81'; valid: convnext_t,",
+    ),
+    "gain over nothing": (
+        "tables/cifar100.yaml",
+        ("over: scratch", "over: scratchh"),
+        "config/tables/cifar100.yaml: gain.over: unknown column 'scratchh'; valid: cc,",
+    ),
+    "printed number with a value too many": (
+        "tables/table5.reference.csv",
+        ("81.05,", "81.05,7,"),
+        "config/tables/table5.reference.csv: line 2: has more values than the first line has names (6)",
+    ),
+    "printed number with a value too few": (
+        "tables/table5.reference.csv",
+        (',81.05,"FBT, appendix Table 5",primary,', ""),
+        "config/tables/table5.reference.csv: line 2.value: is missing",
+    ),
+    "wrong change deep inside a recipe": (
         "tables/table5.yaml",
-        ("student: resnet18", "student: swin_t"),
-        "config/tables/table5.yaml: columns[0].teacher: teacher and student are both 'swin_t'",
+        ("parameters: {block: vit}", "recipe: {optimizer: {momentun: 0.8}}"),
+        "config/tables/table5.yaml: rows[0].recipe.optimizer.momentun: unknown key; valid: clip_gradient,",
+    ),
+    "folder of a dataset that is shipped": (
+        "config.yaml",
+        ("  cifar100: null", "  fashion_mnist: /data\n  cifar100: null"),
+        "config/config.yaml: data_roots.fashion_mnist: its images are shipped with the package, so it "
+        "takes no folder; valid: cifar100, fashion_mnist_full, imagenet; did you mean 'fashion_mnist_full'?",
+    ),
+    "half a normalisation": (
+        "config.yaml",
+        (
+            "teacher_files: {}",
+            f"teacher_files: {{cifar100: {{swin_t: {{path: x, sha256: {'ab' * 32}, std: [1, 1, 1]}}}}}}",
+        ),
+        "config/config.yaml: teacher_files.cifar100.swin_t: mean and std belong together",
     ),
     "one key set twice": (
         "tables/table5.yaml",
@@ -230,6 +421,78 @@ def test_all_mistakes_of_a_file_are_told_at_once(copy):
     assert [problem for problem in problems if "imagenet.loader" in problem]
     assert [problem for problem in problems if "cifar100.titlex: unknown key" in problem]
     assert [problem for problem in problems if "cifar100.title: is missing" in problem]
+
+
+TOGETHER = {
+    "teacher and student of a column": (
+        ("tables/table5.yaml", "teacher: swin_t, student: resnet18", "teacher: swin_tt, student: resnet81"),
+        ["columns[0].student: unknown architecture", "columns[0].teacher: unknown architecture"],
+    ),
+    "dataset and method of the base": (
+        ("tables/table5.yaml", "dataset: cifar100, method: fbt", "dataset: cifar10, method: fbd"),
+        ["base.dataset: unknown dataset", "base.method: unknown method"],
+    ),
+    "teacher and method of the phase before": (
+        (
+            "tables/table3.yaml",
+            "start: {teacher: swin_t, method: kd}",
+            "start: {teacher: swin_tt, method: kdd}",
+        ),
+        ["rows[3].start.teacher: unknown architecture", "rows[3].start.method: unknown method"],
+    ),
+    "a wrong key and an unknown name": (
+        (
+            "tables/table5.yaml",
+            "block: vit}}",
+            "blockx: vit}, labell: x}\n  - {key: x, label: X, parameters: {block: vitt}, teacher: swin_tt}",
+        ),
+        [
+            "rows[0].labell: unknown key",
+            "rows[0].parameters.blockx: unknown parameter",
+            "rows[1].parameters.block: 'vitt' is not a choice",
+            "rows[1].teacher: unknown architecture",
+        ],
+    ),
+    "a method's entry and the names of another": (
+        (
+            "methods.yaml",
+            "    alpha: {value: 1.0, ",
+            "    alpha: {valeu: 1.0, by_dataset: {imagenett: 1.0}, ",
+        ),
+        ["dkd.parameters.alpha.valeu: unknown key", "dkd.parameters.alpha.value: is missing"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TOGETHER)
+def test_one_mistake_does_not_hide_another(case, copy):
+    edit, expected = TOGETHER[case]
+    copy.replace(*edit)
+    problems = copy.problems()
+    assert all(any(f": {text}" in problem for problem in problems) for text in expected), problems
+
+
+def test_printed_numbers_that_are_not_utf_8_are_told(copy):
+    copy.path("tables/table5.reference.csv").write_bytes(
+        b"row,column,value,source,status\n\xff,x,1,s,primary\n"
+    )
+    (problem,) = copy.problems()
+    assert problem.startswith("config/tables/table5.reference.csv: is not UTF-8 text: ")
+
+
+def test_the_names_read_from_timms_source_are_those_it_has():
+    timm = pytest.importorskip("timm")
+    assert set(timm.list_models()) <= timm_names()
+    assert all(timm.is_model(name) for name in timm_names())
+
+
+def test_parameters_read_from_the_source_are_those_of_the_code():
+    for name in method_names():
+        record = importlib.import_module(f"fbt_core.methods.{name}").METHOD.Parameters
+        hints = typing.get_type_hints(record)
+        assert method_parameters(name) == {
+            key: typing.get_args(kind) or kind.__name__ for key, kind in hints.items()
+        }
 
 
 def test_mistakes_of_several_files_are_told_at_once(copy):

@@ -1,0 +1,60 @@
+"""The network names timm knows, read from its source files: importing timm would import torch."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import re
+from functools import cache
+from pathlib import Path
+
+REGISTERED = re.compile(r"@register_model\s+def (\w+)")
+RENAMED = re.compile(r"^register_model_deprecations\((.*?)^\}", re.MULTILINE | re.DOTALL)
+OLD_NAME = re.compile(r"'(\w+)'\s*:")
+
+
+@cache
+def timm_names() -> frozenset[str]:
+    """Every name that timm.create_model takes, old ones included; none where timm is not installed."""
+    names: set[str] = set()
+    for path in sorted(timm_folder("models").rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        names.update(REGISTERED.findall(text))
+        for block in RENAMED.findall(text):
+            names.update(OLD_NAME.findall(block))
+    return frozenset(names)
+
+
+def timm_folder(part: str = "") -> Path:
+    """Where timm's source lies; a folder that does not exist where timm is not installed."""
+    found = importlib.util.find_spec("timm")
+    places = (found.submodule_search_locations or ()) if found else ()
+    return Path(next(iter(places), "timm-is-not-installed")) / part
+
+
+def is_unknown(create: str) -> bool:
+    """Whether timm has no such network (a tag after a point is not looked at) or no such class."""
+    module, colon, name = create.partition(":")
+    if not colon:
+        return bool(timm_names()) and module.partition(".")[0] not in timm_names()
+    if not module.startswith("timm.") or not timm_names():
+        return False
+    return not re.search(rf"^class {name}\b", _source(module), re.MULTILINE)
+
+
+@cache
+def _source(module: str) -> str:
+    path = timm_folder().joinpath(*module.split(".")[1:]).with_suffix(".py")
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def near_names(create: str) -> str:
+    """The nearest of timm's many names, as the tail of a message."""
+    module, colon, _ = create.partition(":")
+    if colon:
+        classes = re.findall(r"^class (\w+)", _source(module), re.MULTILINE)
+        return f"valid in {module}: {', '.join(classes) or 'nothing, there is no such file'}"
+    close = difflib.get_close_matches(module, timm_names(), n=3, cutoff=0.6)
+    return (
+        f"did you mean {' or '.join(map(repr, close))}?" if close else "`timm.list_models()` names them all"
+    )
