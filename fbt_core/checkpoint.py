@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from fbt_core.errors import CheckpointError
+from fbt_core.errors import CheckpointError, NonFiniteLoss
 from fbt_core.files import cannot_write, flush_folder, write_file
 from fbt_core.spec import RunSpec
 
@@ -60,24 +60,45 @@ def _write(file: BinaryIO, content: dict[str, Any]) -> None:
     file.write(MARK + hashing.hash.digest())
 
 
+def check_finite(state: dict[str, Any], where: str) -> None:
+    """Refuse to save weights with a NaN or an infinity, which no rerun could recover from: NonFiniteLoss.
+
+    One synchronisation with the device for all tensors together; a save copies them anyway.
+    """
+    parts = {name: state[name] or {} for name in ("trainable", "ema")}
+    tensors = {f"{part}: {name}": t for part, held in parts.items() for name, t in held.items()}
+    tensors = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    good = torch.stack([torch.isfinite(tensor).all() for tensor in tensors.values()]).tolist()
+    bad = [name for name, fine in zip(tensors, good, strict=True) if not fine]
+    if bad:
+        more = f" and {len(bad) - 1} more" if bad[1:] else ""
+        what = f"weights are not finite ({bad[0]}{more}), step {state['position']['step']}"
+        raise NonFiniteLoss(what, where)
+
+
 def load(folder: Path, spec: RunSpec) -> tuple[dict[str, Any] | None, list[str]]:
-    """The newest readable state of this run (None where there is none) and what was found wrong on the way.
+    """The newest readable state of this run (None where there is none) and what was wrong on the way."""
+    return choose(folder, spec)[1:]
+
+
+def choose(folder: Path, spec: RunSpec) -> tuple[str | None, dict[str, Any] | None, list[str]]:
+    """The newest readable checkpoint of this run, its state, and what was found wrong on the way.
 
     Raises CheckpointError when checkpoints exist but none can be read, or when one belongs to another spec.
     """
     faults: list[str] = []
     for path in (folder / name for name in (NEXT, LAST, PREVIOUS) if (folder / name).exists()):
         try:
-            state = _checked(path, spec)
+            state = read(path, spec)
         except _DamagedError as error:
             faults.append(f"{path} {error}")
             continue
         _set_aside(folder, path.name)
-        return state, faults
+        return path.name, state, faults
     if faults:
         mend = "nothing was overwritten; delete them to start this run again from its first epoch"
         raise CheckpointError(f"no checkpoint can be read: {'; '.join(faults)}", mend=mend)
-    return None, faults
+    return None, None, faults
 
 
 def _set_aside(folder: Path, good: str) -> None:
@@ -90,10 +111,11 @@ def _set_aside(folder: Path, good: str) -> None:
 
 
 class _DamagedError(Exception):
-    """A checkpoint that is cut off or changed."""
+    """A checkpoint that is cut off or changed, or that the disk does not give."""
 
 
-def _checked(path: Path, spec: RunSpec) -> dict[str, Any]:
+def read(path: Path, spec: RunSpec) -> dict[str, Any]:
+    """The state in one file; refuses one of another spec."""
     state = _read(path)
     if state.get("spec") != spec.canonical_json():
         what = f"checkpoint of another run ({state.get('run')}), expected {spec.id}"
@@ -104,7 +126,10 @@ def _checked(path: Path, spec: RunSpec) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise _DamagedError(f"cannot be read ({error.strerror})") from None
     body, trailer = content[:-TRAILER], content[-TRAILER:]
     if len(content) <= TRAILER or trailer != MARK + hashlib.sha256(body).digest():
         raise _DamagedError(f"is truncated or damaged ({len(content):,} bytes, wrong sha256)")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from timm.utils import distribute_bn
-from torch import Tensor, nn
+from torch import Tensor
 
 from fbt_core.errors import UserError
 from fbt_core.spec import ExecutionSettings, MethodSpec, RecipeSpec
@@ -18,8 +18,11 @@ from fbt_core.spec import ExecutionSettings, MethodSpec, RecipeSpec
 if TYPE_CHECKING:
     from fbt_core.methods.base import Method
 
-COMPARE_IMAGES = ("cc", "crd", "dist", "lowpass", "rkd")
-"""Methods whose losses always compare images of a batch; FBT and FitNet do where their loss is InfoNCE."""
+NEED_WHOLE_BATCH = {
+    **dict.fromkeys(("cc", "crd", "dist", "lowpass", "rkd"), "compares the images of a batch"),
+    "fcfd": "draws its mixed paths once for all images of a batch",
+}
+"""Methods that parts of a batch would change, and why; FBT and FitNet are where their loss is InfoNCE."""
 
 
 def world_size() -> int:
@@ -37,11 +40,10 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(context, tensor: Tensor) -> Tensor:
-        context.mine = _rows(rank(), len(tensor), tensor.device)
+        context.mine = _rows(rank(), len(tensor), world_size(), tensor.device)
         parts = [torch.empty_like(tensor) for _ in range(world_size())]
         dist.all_gather(parts, tensor.contiguous())
-        order = torch.cat([_rows(number, len(tensor), tensor.device) for number in range(world_size())])
-        return torch.cat(parts)[order.argsort()]
+        return torch.cat(parts)[_back_in_order(len(tensor), world_size(), tensor.device)]
 
     @staticmethod
     def backward(context, gradient: Tensor) -> Tensor:
@@ -50,9 +52,16 @@ class _Gather(torch.autograd.Function):
         return total[context.mine]
 
 
-def _rows(number: int, share: int, device: torch.device) -> Tensor:
+@lru_cache(maxsize=64)  # made anew at each step, its way to a GPU would be a synchronisation
+def _rows(number: int, share: int, world: int, device: torch.device) -> Tensor:
     """The whole batch's rows that a process holds."""
-    return torch.tensor(rows_of(number, world_size(), share * world_size()), device=device)
+    return torch.tensor(rows_of(number, world, share * world), device=device)
+
+
+@lru_cache(maxsize=64)
+def _back_in_order(share: int, world: int, device: torch.device) -> Tensor:
+    """Where each row of the whole batch stands among the rows of one process after the other."""
+    return torch.cat([_rows(number, share, world, device) for number in range(world)]).argsort()
 
 
 def gather_with_gradient(tensor: Tensor) -> Tensor:
@@ -70,7 +79,7 @@ def draw_rows(rows: int, columns: int, device: torch.device) -> Tensor:
     On GPUs every process has a generator of its own, and the numbers are merely independent.
     """
     drawn = torch.rand(rows * world_size(), columns, dtype=torch.float64, device=device)
-    return drawn[_rows(rank(), rows, device)] if world_size() > 1 else drawn
+    return drawn[_rows(rank(), rows, world_size(), device)] if world_size() > 1 else drawn
 
 
 def rows_of(number: int, world: int, batch: int) -> tuple[int, ...]:
@@ -140,8 +149,49 @@ def start(settings: ExecutionSettings) -> Place:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=PEERS.meet(), rank=int(os.environ["RANK"]), world_size=world)
     return Place(device, rank(), world)
+
+
+class Peers:
+    """The processes of a run, before and after they form a group: which of them fails first says why."""
+
+    def __init__(self) -> None:
+        self.store: dist.Store | None = None
+        self._first: bool | None = None
+
+    def meet(self) -> dist.Store | None:
+        """Reach the store that torchrun's processes share; None where a process is alone."""
+        if self.store is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            self.store, _, _ = next(dist.rendezvous("env://"))
+            self._first = None
+        return self.store
+
+    def first_to_fail(self) -> bool:
+        """Whether no other process failed before this one; asked again it says the same."""
+        if self._first is None:
+            self._first = self.store is None or self._claim(self.store)
+        return self._first
+
+    def _claim(self, store: dist.Store) -> bool:
+        try:
+            return store.add("fbt_core/failures", 1) == 1
+        except RuntimeError:  # the store went with the process that failed
+            return False
+
+
+PEERS = Peers()
+
+
+def explain(error: Exception) -> Exception:
+    """The user's error where a process waits for one that is gone; any other error as it is."""
+    gone = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+    if world_size() == 1 or not gone:
+        return error
+    reason = str(error).splitlines()[0][:200]
+    what = f"another process of this run is gone or does not answer ({reason})"
+    return UserError(what, where=f"process {rank()}", mend="run the same command again: it continues")
 
 
 def _threads_given() -> int:
@@ -173,21 +223,37 @@ def share_of_batch(recipe: RecipeSpec, place: Place, accumulation: int) -> int:
 
 
 def check_accumulation(method: MethodSpec, recipe: RecipeSpec, accumulation: int) -> None:
-    """Refuse to cut a batch in parts for a loss that compares its images, unless the recipe allows it."""
+    """Refuse to cut a batch in parts for a method that needs it whole, unless the recipe allows it."""
     if recipe.allow_changed_batch:
         return
-    if accumulation > 1 and (method.name in COMPARE_IMAGES or "infonce" in method.parameters.values()):
-        what = (
-            f"method '{method.name}' compares the images of a batch, which {accumulation} parts would change"
-        )
+    contrasts = "infonce" in method.parameters.values()
+    reason = "compares the images of a batch" if contrasts else NEED_WHOLE_BATCH.get(method.name)
+    if accumulation > 1 and reason:
+        what = f"method '{method.name}' {reason}, which {accumulation} parts would change"
         mend = (
             "set it to 1, use more GPUs, or give the recipe allow_changed_batch: true (that is another run)"
         )
         raise UserError(what, where="gradient_accumulation", mend=mend)
 
 
+def check_pairs(recipe: RecipeSpec, place: Place) -> None:
+    """Mixup and CutMix mix pairs of images, so each process needs an even number of them."""
+    augmentation = recipe.augmentation
+    pairs = 2 * place.world
+    if recipe.batch_size % pairs == 0 or not (augmentation.mixup or augmentation.cutmix):
+        return
+    below = recipe.batch_size // pairs * pairs
+    fitting = " or ".join(str(size) for size in (below, below + pairs) if size)
+    processes = f" on each of {place.world} processes" if place.world > 1 else ""
+    what = f"mixup and cutmix mix pairs of images, so batch_size {recipe.batch_size} must be even{processes}"
+    raise UserError(what, where="recipe.batch_size", mend=f"use a multiple of {pairs}, e.g. {fitting}")
+
+
 class Vote:
-    """All processes agree, without waiting, on what one of them wants: the answer comes a step later."""
+    """All processes agree, without waiting, on what one of them wants: the answer comes a step later.
+
+    To stop because of signal n is the wish STOP + n, so every process can name the signal.
+    """
 
     NOTHING, SAVE, STOP = 0, 1, 2
 
@@ -212,11 +278,18 @@ class Vote:
         work.wait()
         return int(ballot)
 
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        if self.group is not None:
+            dist.barrier(self.group)
 
-def average_statistics(module: nn.Module) -> None:
-    """Give BatchNorm's running statistics of all processes the same values before they are used."""
-    if world_size() > 1:
-        distribute_bn(module, world_size(), reduce=True)
+    def first_says(self, word: str | None) -> str | None:
+        """What the first process says, on all of them."""
+        if self.group is None:
+            return word
+        words = [word]
+        dist.broadcast_object_list(words, src=0, group=self.group)
+        return words[0]
 
 
 def visible_devices() -> str | None:

@@ -35,13 +35,23 @@ class CheckpointError(UserError):
 
 
 class NonFiniteLoss(UserError):  # noqa: N818 - the words of the house
-    """A loss became NaN or infinite; the last good checkpoint is kept."""
+    """A loss or a weight became NaN or infinite; the last good checkpoint is kept."""
+
+    def __init__(self, what: str, where: str) -> None:
+        mend = "the last good checkpoint is kept; lower the learning rate, clip gradients or use float32"
+        super().__init__(what, where=where, mend=mend)
 
 
 class Interrupted(Exception):  # noqa: N818
     """A signal asked the run to stop; its state is saved and the same command continues it."""
 
     exit_code = 75
+
+
+class FailedElsewhere(Exception):  # noqa: N818
+    """Another process of this run failed first and says why; this one ends without a word."""
+
+    exit_code = UserError.exit_code
 
 
 def _choice_parts(given: str | None, choices: Iterable[str] | None) -> list[str]:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fbt_core import checkpoint, distributed
+from fbt_core import checkpoint, distributed, running_statistics
 from fbt_core.data.feed import Feed, Preparation, Raw
-from fbt_core.data.order import STEP, BatchKey, Order, seed_everything, test_keys
+from fbt_core.data.order import STEP, BatchKey, Order, seed_everything, test_keys, test_rounds
 from fbt_core.display import Display
 from fbt_core.distributed import Place, Vote
-from fbt_core.errors import Interrupted
+from fbt_core.errors import Interrupted, NonFiniteLoss
 from fbt_core.loss_log import LossLog
 from fbt_core.methods.base import Batch, Method
 from fbt_core.normalisation import set_normalisation_batch
@@ -101,6 +103,7 @@ class Training:
             method.setup_ema(recipe.ema_decay)
         accumulation = settings.gradient_accumulation
         distributed.share_of_batch(recipe, place, accumulation)
+        distributed.check_pairs(recipe, place)
         distributed.check_accumulation(spec.method, recipe, accumulation)
         method.trainable_module = set_normalisation_batch(self.trainable, recipe, place, accumulation)
         self.trainable = method.trainable_module
@@ -121,7 +124,7 @@ class Training:
             self.finish_epoch()
             self.save()
             self.folder.write_history(self.record.history)
-            self.stop_if_alone(saved=True)
+            self.leave_if(self.vote.ask(self.wish()))
 
     def train_epoch(self) -> None:
         """The remaining steps of the present epoch."""
@@ -154,7 +157,7 @@ class Training:
         """Evaluate, note the epoch, move the schedule, stand at the next epoch's first step."""
         self.read_losses()
         self.record.epoch_seconds += self.tick()
-        distributed.average_statistics(self.trainable)
+        running_statistics.average(self.with_statistics)
         score = self.evaluate(self.method.get_eval_model())
         ema = self.evaluate(self.method.get_eval_model(ema=True)) if self.method.has_ema() else None
         self.note_epoch(score, ema)
@@ -167,14 +170,21 @@ class Training:
         """Top-1 and top-5 (percent) and cross-entropy on the test split, every image counted once."""
         network.eval()
         sums = torch.zeros(4, dtype=torch.float64, device=self.place.device)
-        keys = test_keys(self.spec.dataset.test_images, self.test_batch, self.place.rank, self.place.world)
-        for raw in self.test_feed(keys):
-            with self.optimisation.autocast():
-                logits = network(self.preparation.images(raw))
-            sums += count_correct(logits.float(), raw.labels.to(self.place.device))
-            self.stop_if_alone()
+        division = self.spec.dataset.test_images, self.test_batch
+        feed = self.test_feed(test_keys(*division, self.place.rank, self.place.world))
+        for _, raw in zip_longest(range(test_rounds(*division, self.place.world)), feed):
+            if raw is not None:  # a process whose share has ended votes with the others all the same
+                sums += self.test_batch_counts(network, raw)
+            self.save_and_leave_if(self.vote.ask(self.wish()))
         first, fifth, loss, images = distributed.total(sums).tolist()
+        self.check_test_loss(loss)
         return {"top1": 100 * first / images, "top5": 100 * fifth / images, "loss": loss / images}
+
+    def test_batch_counts(self, network: nn.Module, raw: Raw) -> Tensor:
+        """What `count_correct` says of one test batch."""
+        with self.optimisation.autocast():
+            logits = network(self.preparation.images(raw))
+        return count_correct(logits.float(), raw.labels.to(self.place.device))
 
     @property
     def test_batch(self) -> int:
@@ -231,6 +241,13 @@ class Training:
         where = f"{self.spec.id}, epoch {self.position.epoch + 1}"
         self.losses.read(where, self.optimisation.learning_rate)
 
+    def check_test_loss(self, loss: float) -> None:
+        """Raises NonFiniteLoss before such a number reaches the history or a checkpoint."""
+        if math.isfinite(loss):
+            return
+        what = f"the loss on the test images is not finite ({loss}), epoch {self.position.epoch + 1}"
+        raise NonFiniteLoss(what, self.spec.id)
+
     def report_progress(self, force: bool = False, state: str = "running") -> None:
         """Read the losses and tell where the run stands."""
         self.read_losses()
@@ -263,7 +280,7 @@ class Training:
     def wish(self) -> int:
         """What this process wants after a step: to stop after a signal, a checkpoint every few minutes."""
         if self.stop.signal:
-            return Vote.STOP
+            return Vote.STOP + self.stop.signal
         due = time.monotonic() - self._saved >= 60 * self.settings.checkpoint_minutes
         return Vote.SAVE if due and self.place.first else Vote.NOTHING
 
@@ -272,47 +289,59 @@ class Training:
         if agreed == Vote.NOTHING:
             return
         self.save()
-        if agreed == Vote.STOP:
-            self.leave()
+        self.leave_if(agreed)
 
-    def stop_if_alone(self, saved: bool = False) -> None:
-        """Between batches of an evaluation and after an epoch a single process need not ask others."""
-        if self.stop.signal and self.place.world == 1:
-            if not saved:
-                self.save()
-            self.leave()
+    def save_and_leave_if(self, agreed: int) -> None:
+        """Between the batches of an evaluation only a signal counts."""
+        if agreed >= Vote.STOP:
+            self.obey(agreed)
 
-    def leave(self) -> None:
-        """The state is saved; the same command continues the run."""
-        name, position = signal.Signals(self.stop.signal or signal.SIGTERM).name, self.position
+    def leave_if(self, agreed: int) -> None:
+        """Leave where a process got a signal; the state is saved, the same command continues the run."""
+        if agreed < Vote.STOP:
+            return
+        name, position = signal.Signals(agreed - Vote.STOP).name, self.position
         raise Interrupted(f"{name}: state saved at epoch {position.epoch + 1}, step {position.step}")
 
     def save(self) -> None:
-        """Write a checkpoint, after making sure that the losses up to here are finite."""
+        """Write a checkpoint if losses and weights are finite; no process goes on before it is there."""
         self.read_losses()
         self.record.epoch_seconds += self.tick()
+        state = self.state_dict()
+        checkpoint.check_finite(state, f"{self.spec.id}, epoch {self.position.epoch + 1}")
         if self.place.first:
-            checkpoint.save(self.folder.path, self.spec, self.state_dict())
+            checkpoint.save(self.folder.path, self.spec, state)
+        self.vote.wait()
         self._saved = time.monotonic()
+
+    @property
+    def ema(self) -> nn.Module | None:
+        """The EMA copy of the trained module."""
+        copy = self.method.get_trainable_module(ema=True)
+        return None if copy is None else copy.module
+
+    @property
+    def with_statistics(self) -> list[nn.Module]:
+        """The modules that BatchNorm keeps running statistics in."""
+        return [module for module in (self.trainable, self.ema) if module is not None]
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue exactly."""
-        ema = self.method.get_trainable_module(ema=True)
+        ema = self.ema
         return {
             "position": asdict(self.position),
             "record": {name: getattr(self.record, name) for name in Record.__dataclass_fields__},
             "losses": self.losses.state_dict(),
             "trainable": self.trainable.state_dict(),
-            "ema": ema.module.state_dict() if ema is not None else None,
+            "ema": ema.state_dict() if ema is not None else None,
+            "statistics": running_statistics.of_processes(self.with_statistics),
             "optimisation": self.optimisation.state_dict(),
             "random": checkpoint.random_state(),
         }
 
     def resume(self) -> None:
         """Continue from the newest good checkpoint, if there is one."""
-        state, faults = checkpoint.load(self.folder.path, self.spec)
-        for fault in faults:
-            self.folder.note(f"{fault}; using the checkpoint before it")
+        state = self.newest_checkpoint()
         if state is None:
             return
         self.load_state_dict(state)
@@ -320,13 +349,24 @@ class Training:
         self.folder.note(f"resumed at epoch {self.position.epoch + 1}, step {self.position.step}")
         self.folder.write_history(self.record.history)
 
+    def newest_checkpoint(self) -> dict[str, Any] | None:
+        """The state to continue from: the first process chooses its file, the others read the same one."""
+        chosen, state, faults = None, None, []
+        if self.place.first:
+            chosen, state, faults = checkpoint.choose(self.folder.path, self.spec)
+        for fault in faults:
+            self.folder.note(f"{fault}; using the checkpoint before it")
+        name = self.vote.first_says(chosen)
+        return checkpoint.read(self.folder.path / name, self.spec) if name and state is None else state
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a checkpoint's state."""
         self.position, self.record = Position(**state["position"]), Record(**state["record"])
         self.losses.load_state_dict(state["losses"])
         self.trainable.load_state_dict(state["trainable"])
         if state["ema"] is not None:
-            self.method.get_trainable_module(ema=True).module.load_state_dict(state["ema"])
+            self.ema.load_state_dict(state["ema"])
+        running_statistics.take(self.with_statistics, state["statistics"], self.place)
         self.optimisation.load_state_dict(state["optimisation"])
         checkpoint.restore_random_state(state["random"])
 

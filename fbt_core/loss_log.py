@@ -47,8 +47,7 @@ class LossLog:
         wrong = [i for i in range(len(self.names)) if not math.isfinite(rows[step, i])]
         names = ", ".join(f"{self.names[i]} = {rows[step, i].item()}" for i in wrong)
         what = f"the loss is not finite ({names}), step {self.steps + step + 1}, learning rate {rate:.3g}"
-        mend = "the last good checkpoint is kept; lower the learning rate, clip gradients or use float32"
-        raise NonFiniteLoss(what, where=where, mend=mend)
+        raise NonFiniteLoss(what, where)
 
     def means(self) -> dict[str, float]:
         """Mean of the loss and of each term over the steps read so far."""

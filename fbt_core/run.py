@@ -22,7 +22,7 @@ from fbt_core.data.order import seed_everything
 from fbt_core.data.splits import Split
 from fbt_core.data.transforms import test_pipeline, training_pipeline
 from fbt_core.distributed import Place
-from fbt_core.errors import Interrupted, UserError
+from fbt_core.errors import FailedElsewhere, Interrupted, UserError
 from fbt_core.files import make_folder
 from fbt_core.loop import StopRequest, Training
 from fbt_core.methods.base import Context, Method
@@ -41,6 +41,21 @@ def train(spec: RunSpec, settings: ExecutionSettings, runs: Path, stop: StopRequ
     """Train one run to its end, or to where a signal stops it; a complete run is left alone."""
     place = distributed.start(settings)
     folder = RunFolder(runs, spec, writes=place.first)
+    try:
+        with explaining_loaders():
+            train_in(folder, spec, settings, runs, place, stop)
+    except Exception as error:
+        told = explain(error)
+        if not (place.first if isinstance(told, Interrupted) else distributed.PEERS.first_to_fail()):
+            raise (told if isinstance(told, Interrupted) else FailedElsewhere()) from None
+        folder.close(told)
+        raise told from (error if told is error else None)
+
+
+def train_in(
+    folder: RunFolder, spec: RunSpec, settings: ExecutionSettings, runs: Path, place: Place, stop: StopRequest
+) -> None:
+    """The run itself, with its files in this folder."""
     splits = load_splits(spec.dataset, settings.data_roots)
     method = make_method(spec, settings, runs, splits[0]).to(place.device)
     if settings.channels_last:
@@ -49,19 +64,19 @@ def train(spec: RunSpec, settings: ExecutionSettings, runs: Path, stop: StopRequ
     if folder.complete:
         folder.note(f"{spec.id} is complete; delete its folder to train it again")
         return
-    try:
-        with explaining_loaders():
-            feeds = make_feeds(spec, settings, splits, place)
-            training = Training(spec, settings, place, method, feeds, folder, stop)
-            training.resume()
-            training.fit()
-        folder.publish(training.record.best_weights, make_metrics(training))
-        training.report_progress(force=True, state="done")
-    except Exception as error:
-        folder.change_progress("interrupted" if isinstance(error, Interrupted) else "failed", str(error))
-        if isinstance(error, UserError | Interrupted):
-            folder.note(str(error), terminal=False)
-        raise
+    feeds = make_feeds(spec, settings, splits, place)
+    training = Training(spec, settings, place, method, feeds, folder, stop)
+    training.resume()
+    training.fit()
+    folder.publish(training.record.best_weights, make_metrics(training))
+    training.report_progress(force=True, state="done")
+
+
+def explain(error: Exception) -> Exception:
+    """The user's error behind a full GPU or a process that is gone; any other error as it is."""
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return UserError(f"the GPU's memory is full ({str(error).split('. ')[0]})", mend=MEMORY)
+    return distributed.explain(error)
 
 
 def make_method(spec: RunSpec, settings: ExecutionSettings, runs: Path, split: Split) -> Method:
@@ -184,14 +199,19 @@ def main(arguments: list[str] | None = None) -> int:
     stop = StopRequest()
     try:
         with stop.listening():
+            distributed.PEERS.meet()
             spec, settings, runs = read_arguments(arguments)
             make_folder(runs)
             train(spec, settings, runs, stop)
-    except torch.cuda.OutOfMemoryError as error:
-        print(f"error: the GPU's memory is full ({str(error).split('. ')[0]}); {MEMORY}", file=sys.stderr)
-        return UserError.exit_code
-    except (UserError, Interrupted) as error:
-        print(f"{'interrupted' if isinstance(error, Interrupted) else 'error'}: {error}", file=sys.stderr)
+    except Interrupted as error:
+        if distributed.rank() == 0:
+            print(f"interrupted: {error}", file=sys.stderr)
+        return error.exit_code
+    except FailedElsewhere as error:
+        return error.exit_code
+    except UserError as error:
+        if distributed.PEERS.first_to_fail():
+            print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     finally:
         distributed.stop()

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fbt_core.errors import UserError
+from fbt_core.errors import Interrupted, UserError
 from fbt_core.files import make_folder, remove_leftovers, write_bytes, write_json
 from fbt_core.provenance import now
 from fbt_core.spec import RunSpec
@@ -30,13 +30,17 @@ class RunFolder:
 
     def __init__(self, runs: Path, spec: RunSpec, writes: bool = True) -> None:
         self.path, self.spec, self.writes = runs / spec.id, spec, writes
+        self.opened = False
         self._progress_written = 0.0
         self._lock: Any = None
 
     def open(self) -> None:
         """Create the folder, take its lock and remove what a killed process left half written."""
-        if not self.writes:
-            return
+        if self.writes:
+            self._prepare()
+        self.opened = True
+
+    def _prepare(self) -> None:
         make_folder(self.path)
         self._take_lock()
         remove_leftovers(self.path)
@@ -86,6 +90,15 @@ class RunFolder:
             path = self.path / "progress.json"
             content = json.loads(path.read_text()) if path.exists() else {}
             self.write_progress({**content, "state": state, "error": error}, force=True)
+
+    def close(self, error: Exception) -> None:
+        """Note why the run ends before its end; the process that met the error writes, whichever it is."""
+        if not self.opened:  # nothing was begun, or the folder is another process's
+            return
+        self.writes = True
+        self.change_progress("interrupted" if isinstance(error, Interrupted) else "failed", str(error))
+        if isinstance(error, UserError | Interrupted):
+            self.note(str(error), terminal=False)
 
     def publish(self, weights: Mapping[str, Tensor], metrics: Mapping[str, Any]) -> None:
         """Write the declared results: weights first, metrics last, each by renaming."""

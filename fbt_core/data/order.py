@@ -5,6 +5,7 @@ So neither a restart, nor the number of loader processes, nor the number of GPUs
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 
@@ -67,6 +68,11 @@ def test_keys(images: int, batch: int, rank: int = 0, world: int = 1) -> list[Ba
     mine = range(rank, images, world)
     parts = [tuple(mine[start : start + batch]) for start in range(0, len(mine), batch)]
     return [BatchKey(part, tuple(range(len(part))), len(part)) for part in parts]
+
+
+def test_rounds(images: int, batch: int, world: int = 1) -> int:
+    """How many batches the largest share of a test split makes."""
+    return math.ceil(math.ceil(images / world) / batch)
 
 
 def generator(seed: int, *stream: int) -> np.random.Generator:

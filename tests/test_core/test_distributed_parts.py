@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import time
 from contextlib import nullcontext
 
 import pytest
@@ -11,7 +13,8 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from fbt_core import distributed
+from fbt_core import checkpoint, distributed
+from fbt_core.data.feed import Batches, Fault
 from fbt_core.distributed import (
     Place,
     Vote,
@@ -25,6 +28,7 @@ from fbt_core.loop import Training
 from fbt_core.normalisation import set_normalisation_batch
 from fbt_core.spec import ExecutionSettings, MethodSpec
 from tests.test_core.engine_runs import (
+    PLAIN,
     arguments,
     in_child,
     make_spec,
@@ -101,6 +105,7 @@ def test_indivisible_batch_stops_a_run_before_its_first_step(root, tmp_path, cap
     [
         ("kd", {}, False),
         ("rkd", {}, True),
+        ("fcfd", {}, True),
         ("fitnet", {"loss": "mse"}, False),
         ("fitnet", {"loss": "infonce"}, True),
         ("fbt", {"feature_loss": "infonce"}, True),
@@ -111,7 +116,7 @@ def test_losses_that_compare_images_refuse_to_be_cut_in_parts(name, parameters, 
     method = MethodSpec(name=name, parameters=parameters, revision=1)
     check_accumulation(method, recipe(), 1)
     check_accumulation(method, recipe(allow_changed_batch=True), 2)
-    message = f"method '{name}' compares.*allow_changed_batch: true"
+    message = f"method '{name}' (compares|draws).*allow_changed_batch: true"
     with pytest.raises(UserError, match=message) if refused else nullcontext():
         check_accumulation(method, recipe(), 2)
 
@@ -165,26 +170,162 @@ def test_gathering_gives_every_process_all_rows_and_the_whole_gradient(tmp_path)
     assert run_together([], 2, check) == [0, 0]
 
 
-def test_two_processes_stop_together_when_one_gets_the_signal_and_resume(root, tmp_path):
-    spec = make_spec()
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert run_together(arguments(spec, whole, root), 2) == [0, 0]
+def in_step_of_second(act):
+    """Prepares the second of two processes so that it acts in the fourth step."""
 
-    def signal_second(rank: int) -> None:
+    def prepare(rank: int) -> None:
         step = Training.train_step
 
         def watched(training, key, raw):
             if rank == 1 and (key.epoch, key.step) == (0, 3):
-                os.kill(os.getpid(), signal.SIGUSR2)
+                act()
             step(training, key, raw)
 
         Training.train_step = watched
 
-    command = arguments(spec, stopped, root)
-    assert run_together(command, 2, signal_second) == [75, 75]
+    return prepare
+
+
+def in_evaluation_of_second(act):
+    """Prepares the second of two processes so that it acts in its first batch of test images."""
+
+    def prepare(rank: int) -> None:
+        counts, calls = Training.test_batch_counts, iter(range(1, 1000))
+
+        def watched(training, network, raw):
+            if rank == 1 and next(calls) == 1:
+                act()
+            return counts(training, network, raw)
+
+        Training.test_batch_counts = watched
+
+    return prepare
+
+
+def send_signal() -> None:
+    os.kill(os.getpid(), signal.SIGUSR2)
+
+
+@pytest.fixture(scope="module")
+def together(root, tmp_path_factory):
+    """A run on two processes, each BatchNorm over the images of one of them."""
+    spec, runs = make_spec(recipe__normalisation_batch=8), tmp_path_factory.mktemp("together")
+    assert run_together(arguments(spec, runs, root), 2) == [0, 0]
+    return spec, weights_of(runs, spec), measured(runs, spec)
+
+
+@pytest.mark.parametrize("where", [in_step_of_second, in_evaluation_of_second])
+def test_two_processes_stop_together_when_one_gets_the_signal_and_resume(
+    where, together, root, tmp_path, capfd
+):
+    spec, weights, numbers = together
+    command, folder = arguments(spec, tmp_path, root), tmp_path / spec.id
+    assert run_together(command, 2, where(send_signal)) == [75, 75]
+    told = [line for line in capfd.readouterr().err.splitlines() if "interrupted" in line]
+    assert len(told) == 1
+    place = "step 5" if where is in_step_of_second else "epoch 1, step 6"
+    assert "SIGUSR2: state saved" in told[0] and place in told[0]
+    assert "SIGUSR2: state saved" in json.loads((folder / "progress.json").read_text())["error"]
     assert run_together(command, 2) == [0, 0]
-    assert weights_of(stopped, spec) == weights_of(whole, spec)
-    assert metrics_of(stopped, spec)["execution"]["world_size"] == 2
+    assert weights_of(tmp_path, spec) == weights
+    assert measured(tmp_path, spec) == numbers
+    assert metrics_of(tmp_path, spec)["execution"]["world_size"] == 2
+
+
+def test_a_checkpoint_of_two_processes_continues_on_one(root, tmp_path):
+    spec = make_spec()
+    command = arguments(spec, tmp_path / "both", root)
+    assert run_together(command, 2, in_step_of_second(send_signal)) == [75, 75]
+    assert in_child(command) == 0
+    assert in_child(arguments(spec, tmp_path / "one", root)) == 0
+    losses = [[line[2] for line in measured(tmp_path / name, spec)] for name in ("both", "one")]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3)
+
+
+def test_no_process_leaves_before_the_checkpoint_is_written(root, tmp_path):
+    spec, runs = make_spec(), tmp_path / "runs"
+
+    def prepare(rank: int) -> None:
+        in_step_of_second(send_signal)(rank)
+        write = checkpoint.save
+
+        def slow(*values):
+            time.sleep(1.5)
+            write(*values)
+
+        checkpoint.save = slow
+
+    ended: list[bool] = []
+    assert run_together(arguments(spec, runs, root), 2, prepare, lambda: ended.append(saved(runs, spec))) == [
+        75,
+        75,
+    ]
+    assert ended == [True, True]
+
+
+def saved(runs, spec) -> bool:
+    return (runs / spec.id / "last.pt").exists()
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_error_of_one_process_ends_all_with_one_line(failing, root, tmp_path, capfd):
+    spec, folder = make_spec(), tmp_path / make_spec().id
+
+    def prepare(rank: int) -> None:
+        make = Batches.__getitem__
+
+        def gone(batches, key):
+            if rank == failing and (key.epoch, key.step) == (0, 3):
+                return Fault("data/train/cat/7.png: image file is gone")
+            return make(batches, key)
+
+        Batches.__getitem__ = gone
+
+    assert run_together(arguments(spec, tmp_path, root), 2, prepare) == [1, 1]
+    text = capfd.readouterr().err
+    assert "Traceback" not in text
+    told = [line for line in text.splitlines() if line.startswith("error")]
+    assert told == ["error: data/train/cat/7.png: image file is gone"]
+    progress = json.loads((folder / "progress.json").read_text())
+    assert (progress["state"], progress["error"]) == ("failed", "data/train/cat/7.png: image file is gone")
+    assert "7.png: image file is gone" in (folder / "log.txt").read_text()
+
+
+def test_an_error_of_all_processes_is_told_once(root, tmp_path, capfd):
+    spec = make_spec(recipe__batch_size=15)
+    assert run_together(arguments(spec, tmp_path, root), 2) == [1, 1]
+    assert capfd.readouterr().err.count("cannot be divided by 2 processes") == 1
+
+
+def test_a_process_that_is_killed_is_told_of_in_one_line(root, tmp_path, capfd):
+    """Killed by the kernel, say: it says nothing itself."""
+    kill = in_step_of_second(lambda: os.kill(os.getpid(), signal.SIGKILL))
+    assert run_together(arguments(make_spec(), tmp_path, root), 2, kill) == [1, -signal.SIGKILL]
+    text = capfd.readouterr().err
+    assert "Traceback" not in text
+    assert "another process of this run is gone" in text.strip().splitlines()[-1]
+
+
+def test_rows_of_the_batch_are_made_once(monkeypatch):
+    """Made anew, they would be copied to the GPU at each step, and the copy waits for it."""
+    rows = distributed._rows(1, 4, 2, CPU), distributed._back_in_order(4, 2, CPU)
+    monkeypatch.setattr(torch, "tensor", None)
+    assert distributed._rows(1, 4, 2, CPU) is rows[0]
+    assert distributed._back_in_order(4, 2, CPU) is rows[1]
+
+
+@pytest.mark.parametrize(
+    ("batch", "world", "offered"),
+    [(15, 1, "multiple of 2, e.g. 14 or 16"), (6, 2, "multiple of 4, e.g. 4 or 8")],
+)
+def test_mixing_needs_an_even_share(root, tmp_path, capfd, batch, world, offered):
+    spec = make_spec({**PLAIN, "mixup": 0.8}, recipe__batch_size=batch)
+    assert run_together(arguments(spec, tmp_path, root), world) == [1] * world
+    told = [line for line in capfd.readouterr().err.splitlines() if "error" in line]
+    assert len(told) == 1
+    assert "recipe.batch_size" in told[0] and offered in told[0]
+    plain = make_spec(recipe__batch_size=batch, recipe__normalisation_batch=batch // world)
+    distributed.check_pairs(plain.recipe, Place(CPU, 0, world))
 
 
 def test_place_counts_from_torchruns_environment(monkeypatch):

@@ -76,9 +76,15 @@ def free_port() -> int:
 
 
 def run_together(
-    command: list[str], world: int, prepare: Callable[[int], None] = lambda rank: None
+    command: list[str],
+    world: int,
+    prepare: Callable[[int], None] = lambda rank: None,
+    at_end: Callable[[], object] = lambda: None,
 ) -> list[int]:
-    """Run the engine in forked processes that find each other as torchrun's would; their exit codes."""
+    """Run the engine in forked processes that find each other as torchrun's would; their exit codes.
+
+    `at_end` is called when each of them ends, in the order in which they do.
+    """
     port, children = free_port(), []
     for rank in range(world):
         child = os.fork()
@@ -93,7 +99,13 @@ def run_together(
             finally:
                 os._exit(code)
         children.append(child)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    codes = {}
+    while len(codes) < world:
+        child, status = os.wait()
+        if child in children:
+            codes[child] = os.waitstatus_to_exitcode(status)
+            at_end()
+    return [codes[child] for child in children]
 
 
 def losses_of(command: list[str], world: int, file: Path) -> torch.Tensor:

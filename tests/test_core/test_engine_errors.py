@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -11,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from fbt_core import checkpoint
+from fbt_core import checkpoint, loop
 from fbt_core.data import feed
 from fbt_core.methods.base import Method
+from fbt_core.optimisation import Optimisation
 from tests.test_core.engine_runs import (
     EVERYTHING,
     arguments,
@@ -125,6 +127,66 @@ def test_non_finite_loss_names_term_step_and_rate(root, tmp_path, capfd, expecte
     assert '"failed"' in (tmp_path / SPEC.id / "progress.json").read_text()
     assert in_child(arguments(SPEC, tmp_path, root)) == 0
     assert weights_of(tmp_path, SPEC) == expected
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_non_finite_test_loss_stays_out_of_the_history(root, tmp_path, capfd, expected, ema):
+    def poison():
+        evaluate, calls = loop.Training.test_batch_counts, iter(range(1, 1000))
+
+        def poisoned(training, network, raw):
+            counts = evaluate(training, network, raw)
+            is_ema = network is not training.method.get_eval_model()
+            return counts * torch.nan if is_ema == ema and next(calls) > 2 else counts
+
+        loop.Training.test_batch_counts = poisoned
+
+    assert in_child(arguments(SPEC, tmp_path, root), poison) == 1
+    one_line(capfd, "loss on the test images is not finite (nan)", "epoch 2", "last good checkpoint is kept")
+    assert_no_result(tmp_path)
+    assert len((tmp_path / SPEC.id / "history.jsonl").read_text().splitlines()) == 1
+    assert in_child(arguments(SPEC, tmp_path, root)) == 0
+    assert "resumed at epoch 2, step 0" in (tmp_path / SPEC.id / "log.txt").read_text()
+    assert weights_of(tmp_path, SPEC) == expected
+
+
+def test_weights_that_a_gradient_made_nan_are_not_saved(root, tmp_path, capfd, expected):
+    """The loss of that step is finite: only the weights tell."""
+
+    def poison():
+        backward, calls = Optimisation.backward, iter(range(1, 1000))
+
+        def poisoned(optimisation, loss):
+            backward(optimisation, loss)
+            if next(calls) == 9:
+                next(optimisation.module.parameters()).grad.fill_(torch.nan)
+
+        Optimisation.backward = poisoned
+
+    command = arguments(SPEC, tmp_path, root, checkpoint_minutes=1e-9)
+    assert in_child(command, poison) == 1
+    one_line(capfd, "weights are not finite", "student", "epoch 2", "step 3", "last good checkpoint is kept")
+    assert in_child(command) == 0
+    assert "resumed at epoch 2, step 2" in (tmp_path / SPEC.id / "log.txt").read_text()
+    assert weights_of(tmp_path, SPEC) == expected
+
+
+def test_checkpoint_that_the_disk_does_not_give_falls_back_to_the_one_before(stopped, root, expected):
+    folder = stopped / SPEC.id
+
+    def break_reading():
+        read = Path.read_bytes
+
+        def broken(path):
+            if path.name == "last.pt":
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return read(path)
+
+        Path.read_bytes = broken
+
+    assert in_child(arguments(SPEC, stopped, root), break_reading) == 0
+    assert "last.pt cannot be read (Input/output error)" in (folder / "log.txt").read_text()
+    assert weights_of(stopped, SPEC) == expected
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")

@@ -1,0 +1,59 @@
+"""BatchNorm's running statistics on several processes, where each may have seen other images.
+
+A checkpoint keeps those of every process, so that a run continues exactly; before they are used they are
+averaged, in float64: the average of equal float32 numbers is that number, so averaging what was averaged
+before (after an evaluation that was interrupted) changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from fbt_core import distributed
+from fbt_core.distributed import Place, world_size
+
+NAMES = ("running_mean", "running_var")
+
+
+def average(modules: Sequence[nn.Module]) -> None:
+    """Give the modules of all processes the same statistics, their mean."""
+    if world_size() > 1 and (buffers := _buffers(modules)):
+        _fill(buffers, distributed.average(_flat(buffers).double()))
+
+
+def of_processes(modules: Sequence[nn.Module]) -> Tensor | None:
+    """The statistics of every process, (processes, numbers); None where a single process trains."""
+    buffers = _buffers(modules)
+    if world_size() == 1 or not buffers:
+        return None
+    mine = _flat(buffers)
+    rows = [torch.empty_like(mine) for _ in range(world_size())]
+    dist.all_gather(rows, mine)
+    return torch.stack(rows)
+
+
+def take(modules: Sequence[nn.Module], kept: Tensor | None, place: Place) -> None:
+    """Take this process's own statistics out of a checkpoint; on another number of processes their mean."""
+    if kept is None:
+        return
+    own = kept[place.rank] if len(kept) == place.world else kept.double().mean(0)
+    _fill(_buffers(modules), own)
+
+
+def _buffers(modules: Sequence[nn.Module]) -> list[Tensor]:
+    named = [pair for module in modules for pair in module.named_buffers()]
+    return [buffer for name, buffer in named if name.endswith(NAMES)]
+
+
+def _flat(buffers: Sequence[Tensor]) -> Tensor:
+    return torch.cat([buffer.flatten() for buffer in buffers])
+
+
+def _fill(buffers: Sequence[Tensor], numbers: Tensor) -> None:
+    parts = numbers.split([buffer.numel() for buffer in buffers])
+    for buffer, part in zip(buffers, parts, strict=True):
+        buffer.copy_(part.view_as(buffer))
