@@ -5,15 +5,19 @@
 For each pair and method: a whole step of the engine (mixing, forward, backward, clipping, update, loss log)
 against the sum of the bare parts, each timed alone: the teacher's forward pass, the student's step (forward,
 backward, update), and what the method adds, likewise (FBT: L2G and its fourth stage; OFA: its branches; FCFD:
-its bridges and mixed paths). Rounds are interleaved; medians of the rounds are printed.
+its bridges and mixed paths, the same ones as in the step). Rounds are interleaved; medians of the rounds are
+printed. Peak memory is that of a process that runs the step alone, and of one that runs the parts alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,10 +25,11 @@ import yaml
 from torch import Tensor
 
 from fbt_core.data.feed import Raw
-from fbt_core.data.order import STEP, BatchKey, seed_everything
+from fbt_core.data.order import BatchKey, seed_everything
 from fbt_core.distributed import Place
 from fbt_core.loop import StopRequest, Training
 from fbt_core.methods.base import Batch, Context, Method
+from fbt_core.methods.fcfd import FCFD
 from fbt_core.methods.registry import build_method, method_traits
 from fbt_core.optimisation import Optimisation
 from fbt_core.provenance import peak_memory_mb
@@ -34,6 +39,7 @@ from fbt_core.staged import StagedOutput, build_network, stage
 
 CONFIG = Path(__file__).resolve().parents[1] / "config"
 METHODS = ("kd", "ofa", "fcfd", "fbt")
+GOALS = {"kd": 1.03, "ofa": 1.05, "fcfd": 1.05, "fbt": 1.05}
 PAIRS = ("swin_t__resnet18", "convnext_t__deit_t", "mixer_b16__mobilenetv2")
 CPU = Place(torch.device("cpu"), 0, 1)
 CLASSES, SIZE = 100, 224
@@ -53,10 +59,7 @@ def network(name: str, weights: str = "none") -> dict:
 def make_spec(pair: str, method: str, batch: int) -> RunSpec:
     """The pair's CIFAR-100 run with a small batch."""
     teacher, student = (network(name) for name in pair.split("__"))
-    recipe = read("recipes.yaml")["ofa"]["cifar100"][student["family"]] | {
-        "name": "bench",
-        "batch_size": batch,
-    }
+    recipe = read("recipes.yaml")["ofa"]["cifar100"][student["family"]] | {"batch_size": batch}
     parameters = {key: entry["value"] for key, entry in read("methods.yaml")[method]["parameters"].items()}
     data = {"name": "cifar100", "loader": "cifar100", "variant": "full", "classes": CLASSES}
     data |= {"train_images": 50_000, "test_images": 10_000, "image_size": SIZE}
@@ -128,8 +131,10 @@ def branches(method: Method, student: StagedOutput, teacher: StagedOutput) -> li
 def mixed_paths(method: Method, student: StagedOutput, teacher: StagedOutput) -> list[Tensor]:
     """The bridges of all stages and as many paths as a step draws, half of them in each direction."""
     bridged = [method.extras[f"student_to_teacher{i + 1}"](x) for i, x in enumerate(student.stages)]
-    drawn = method._draw_paths()
-    return [*bridged, *(method._run_path(path, student, teacher, bridged).logits for path in drawn)]
+    return [
+        *bridged,
+        *(method._run_path(path, student, teacher, bridged).logits for path in method._draw_paths()),
+    ]
 
 
 EXTRAS: dict[str, Callable[..., list[Tensor]]] = {
@@ -140,37 +145,66 @@ EXTRAS: dict[str, Callable[..., list[Tensor]]] = {
 }
 
 
+def keep_paths(method: Method) -> None:
+    """Draw FCFD's paths once for a round, so that the step and its parts run the same ones."""
+    if isinstance(method, FCFD):
+        drawn = FCFD._draw_paths(method)
+        method._draw_paths = lambda: drawn
+
+
 def cpu_seconds(part: Callable[[], None]) -> float:
     start = time.process_time()
     part()
     return time.process_time() - start
 
 
-def measure(pair: str, name: str, batch: int, rounds: int) -> None:
-    """One line: seconds of the step, of its parts, of teacher and student alone, and the two ratios."""
+def make_parts(pair: str, name: str, batch: int) -> tuple[Training, list[Callable[[], None]]]:
+    """The engine's own training, its whole step, and the parts: teacher, student, what the method adds."""
     seed_everything(0)
     training = make_training(make_spec(pair, name, batch))
     images, numbers = torch.randint(0, 256, (batch, 3, SIZE, SIZE), dtype=torch.uint8), torch.arange(batch)
     raw, key = Raw(images, numbers, numbers), BatchKey(tuple(range(batch)), tuple(range(batch)), batch, 0, 0)
     training.method.train()
-    bare = Bare(training, training.preparation.train(raw))
+    prepared = training.preparation.train(raw)
+    bare = Bare(training, replace(prepared, images=prepared.images.clone()))
 
     def step() -> None:
         training.train_step(key, raw)
 
-    def extra() -> None:
-        seed_everything(training.spec.seed, STEP, 0, 0)  # FCFD draws the same paths as in the step
-        bare.extra()
+    return training, [step, bare.teacher_forward, bare.student_step, bare.extra]
 
-    parts = [step, bare.teacher_forward, bare.student_step, extra]
-    for part in parts:
-        part()
-    rows = [[cpu_seconds(part) for part in parts] for _ in range(rounds)]
+
+def measure(pair: str, name: str, batch: int, rounds: int) -> None:
+    """One line: seconds of the step, of its parts, of teacher and student alone, two ratios, peak memory."""
+    training, parts = make_parts(pair, name, batch)
+    rows = []
+    for _ in range(rounds + 1):
+        keep_paths(training.method)
+        rows.append([cpu_seconds(part) for part in parts])
+    del rows[0]  # the first round warms up
     training.losses.read(pair, 0.0)
-    print(line(pair, name, rows), flush=True)
+    peaks = [peak_in_a_process_of_its_own(pair, name, batch, what) for what in ("step", "parts")]
+    print(line(pair, name, rows, peaks), flush=True)
 
 
-def line(pair: str, name: str, rows: list[list[float]]) -> str:
+def peak_in_a_process_of_its_own(pair: str, name: str, batch: int, what: str) -> float:
+    """Peak memory (MB) of a process that runs only the whole step, or only the parts one after the other."""
+    chosen = ["--peak", what, "--pairs", pair, "--methods", name, "--batch", str(batch)]
+    answer = subprocess.run([sys.executable, __file__, *chosen], capture_output=True, text=True, check=True)
+    return float(answer.stdout)
+
+
+def run_for_peak(pair: str, name: str, batch: int, what: str) -> None:
+    """Run the step or the parts three times and print this process's peak memory (MB)."""
+    training, parts = make_parts(pair, name, batch)
+    for _ in range(3):
+        keep_paths(training.method)
+        for part in parts[:1] if what == "step" else parts[1:]:
+            part()
+    print(peak_memory_mb(CPU.device))
+
+
+def line(pair: str, name: str, rows: list[list[float]], peaks: list[float]) -> str:
     columns = [
         [row[0] for row in rows],
         [sum(row[1:]) for row in rows],
@@ -178,8 +212,8 @@ def line(pair: str, name: str, rows: list[list[float]]) -> str:
         [row[0] / sum(row[1:3]) for row in rows],
     ]
     step, parts, ratio, to_networks = (statistics.median(column) for column in columns)
-    memory = peak_memory_mb(CPU.device)
-    return f"| {pair} | {name} | {step:.2f} | {parts:.2f} | {ratio:.3f} | {to_networks:.2f} | {memory:.0f} |"
+    times = f"{step:.2f} | {parts:.2f} | {ratio:.3f} | {GOALS[name]} | {to_networks:.2f}"
+    return f"| {pair} | {name} | {times} | {peaks[0]:.0f} | {peaks[1]:.0f} |"
 
 
 def main() -> None:
@@ -188,10 +222,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--pairs", nargs="+", default=PAIRS)
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
+    parser.add_argument("--peak", choices=("step", "parts"), help="print only the peak memory of these")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    print("| pair | method | step, s | parts, s | step / parts | step / networks | peak MB so far |")
-    print("|---|---|---|---|---|---|---|")
+    if chosen.peak:
+        run_for_peak(chosen.pairs[0], chosen.methods[0], chosen.batch, chosen.peak)
+        return
+    print(
+        "| pair | method | step, s | parts, s | step / parts | goal | step / networks | peak MB | of parts |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     for pair in chosen.pairs:
         for name in chosen.methods:
             measure(pair, name, chosen.batch, chosen.rounds)

@@ -4,3 +4,7 @@ trap '' TERM USR2
 if [ -n "${SNAKEMAKE_SUBMITIT_USER_BASH_ENV:-}" ] && [ -r "${SNAKEMAKE_SUBMITIT_USER_BASH_ENV}" ]; then
     . "${SNAKEMAKE_SUBMITIT_USER_BASH_ENV}"
 fi
+if [ -n "${SNAKEMAKE_SUBMITIT_PLACE:-}" ]; then  # the program begins: another job of this node may start up
+    rm -f "$SNAKEMAKE_SUBMITIT_PLACE"
+    unset SNAKEMAKE_SUBMITIT_PLACE
+fi
