@@ -15,6 +15,8 @@ COSTS_FILE = Path(__file__).parent / "data" / "network_costs.json"
 TRAINING_FILE = Path(__file__).parent / "data" / "training_costs.json"
 PLAIN_METHOD = "kd"
 """What a method without a count of its own costs: it compares logits or pooled vectors only, as this one."""
+BANK_METHOD, BANK_PRODUCTS = "crd", 4
+"""The method whose products with its memory banks (width * training images each) come on top of that."""
 FORWARD_PASSES_OF_A_STEP = 3  # one forward, and a backward that counts as two
 DEFAULT_TFLOPS = 40.0
 """Sustained TFLOP/s per GPU that the estimate assumes; `fbt plan --tflops` takes your own."""
@@ -83,7 +85,13 @@ def _counted_step(run: RunSpec, training: Mapping[str, Mapping[str, int]]) -> fl
         return None
     pairs = training.get(run.method.name, training.get(PLAIN_METHOD, {}))
     macs = pairs.get(f"{run.teacher.architecture}__{run.student.architecture}")
-    return None if macs is None else 2.0 * macs * (run.dataset.image_size / 224) ** 2
+    return None if macs is None else 2.0 * (macs * (run.dataset.image_size / 224) ** 2 + _bank_macs(run))
+
+
+def _bank_macs(run: RunSpec) -> int:
+    """CRD multiplies each embedding with its two memory banks, forward and for the gradient."""
+    width = run.method.parameters["width"] if run.method.name == BANK_METHOD else 0
+    return BANK_PRODUCTS * int(str(width)) * run.dataset.train_images
 
 
 def _flops(network: NetworkSpec | None, run: RunSpec, macs: Mapping[str, int]) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,17 @@ from fbt_paper.schema import AccuracyTable, ReferenceRow
 Metrics = Mapping[str, Any]
 
 
+SCORES = {
+    "best": "the best epoch",
+    "last": "the last epoch",
+    "ema": "the averaged weights' best epoch (best epoch where a recipe has none)",
+}
+"""What config.yaml's `score` takes from a run, in words."""
+
+
 @dataclass(frozen=True)
 class Entry:
-    """One cell: top-1 of each seed's run (best epoch, in %), the printed number, and why it may be empty."""
+    """One cell: top-1 of each seed's run (in %), the printed number, and why it may be empty."""
 
     values: tuple[float, ...] = ()
     runs: tuple[str, ...] = ()
@@ -55,7 +63,7 @@ class Collected:
     columns: tuple[tuple[str, str], ...]
     entries: Mapping[tuple[str, str], Entry]
     warnings: tuple[str, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    score: str = "best"
 
     def entry(self, row: str, column: str) -> Entry:
         """The cell of a row and a column; an empty one where the table has none."""
@@ -85,8 +93,9 @@ def collect(config: Config, plan: Plan, key: str, runs: Path) -> Collected:
         raise ConfigError([Problem(f"config/tables/{key}.yaml", "kind", "not an accuracy table")])
     metrics = {run: read_metrics(run, runs) for run in planned.runs}
     printed = printed_numbers(config, key)
+    values = {run: _score(found, config.main.score, runs / run) for run, found in metrics.items()}
     entries = {
-        place: _entry(cell.runs, metrics, printed.get(place), cell.note)
+        place: Entry(tuple(values[run] for run in cell.runs), cell.runs, printed.get(place), cell.note)
         for place, cell in planned.cells.items()
     }
     rows = tuple((line.key, line.label) for line in table.rows)
@@ -106,14 +115,17 @@ def collect(config: Config, plan: Plan, key: str, runs: Path) -> Collected:
         columns=columns,
         entries=entries,
         warnings=tuple(mixed(metrics)),
+        score=config.main.score,
     )
 
 
-def _entry(
-    runs: tuple[str, ...], metrics: Mapping[str, Metrics], printed: ReferenceRow | None, note: str
-) -> Entry:
-    values = tuple(float(metrics[run]["best"]["top1"]) for run in runs)
-    return Entry(values=values, runs=runs, reference=printed, note=note)
+def _score(metrics: Metrics, score: str, folder: Path) -> float:
+    """A run's top-1 in %. A run without averaged weights (its recipe has no EMA) counts with its own best."""
+    try:
+        return float((metrics.get(score) or metrics["best"])["top1"])
+    except (ValueError, KeyError, TypeError) as error:
+        message = f"states no top-1 of `{score}` ({type(error).__name__}: {error}); delete it to train again"
+        raise ConfigError([Problem(str(folder / "metrics.json"), "", message)]) from None
 
 
 def _gains(

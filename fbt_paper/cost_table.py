@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from fbt_paper.config import Config, ConfigError, Problem
-from fbt_paper.reference import printed_numbers
-from fbt_paper.schema import CostTable
+from fbt_paper.reference import Cells, printed_numbers
+from fbt_paper.schema import CostPair, CostTable
 
+Counts = Mapping[str, Mapping[str, int]]
 UNITS = {"params": ("parameters", 1e6, "M"), "flops": ("macs", 1e9, "G")}
 BLOCK_TITLES = {"swin": "Swin", "swinv2": "Swin-V2", "vit": "ViT"}
 
 
 @dataclass(frozen=True)
 class CostLine:
-    """One counted part of one pair: parameters in M, MACs in G; `paper` is None where nothing is printed."""
+    """One counted part of one pair: parameters in M, MACs in G; `paper` holds what is printed."""
 
     row: str
     pair: str
@@ -27,11 +28,17 @@ class CostLine:
     rule: Mapping[str, float]
     true: Mapping[str, float]
     exact: Mapping[str, Mapping[str, int]]
-    paper: Mapping[str, float] | None
+    paper: Mapping[str, float]
 
     def differs(self, what: str) -> bool:
         """Whether the paper's digit is another one than the paper's rule gives (two decimals)."""
-        return self.paper is not None and round(self.rule[what], 2) != round(self.paper[what], 2)
+        return what in self.paper and self.gap(what) != 0
+
+    def gap(self, what: str) -> float | None:
+        """By the paper's rule minus printed, both with two decimals; None where nothing is printed."""
+        if what not in self.paper:
+            return None
+        return round(round(self.rule[what], 2) - round(self.paper[what], 2), 2)
 
 
 @dataclass(frozen=True)
@@ -51,47 +58,54 @@ def collect_costs(config: Config, key: str, measured: Path) -> Costs:
     table = config.tables[key]
     if not isinstance(table, CostTable):
         raise ConfigError([Problem(f"config/tables/{key}.yaml", "kind", "not a cost table")])
+    rows, printed = _read_rows(measured, key), printed_numbers(config, key)
     try:
-        rows = json.loads(measured.read_text())["rows"]
-        lines = tuple(
-            line for row in table.rows for line in _lines(config, table, key, row.key, row.label, rows)
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError([Problem(str(measured), "", f"is no count of {key} ({error!r})")]) from None
+        lines = tuple(line for row in table.rows for line in _lines(table, row, rows[row.key], printed))
+    except (KeyError, TypeError) as error:
+        raise ConfigError(
+            [_not_counted(measured, key, f"is no count of {key} as it is now ({error})")]
+        ) from None
     unmatched = tuple(
         f"{line.pair}, {line.label}" for line in lines if any(line.differs(what) for what in UNITS)
     )
     return Costs(key, table.title, table.caption, lines, table.footnotes if unmatched else (), unmatched)
 
 
-def _lines(
-    config: Config, table: CostTable, key: str, row: str, label: str, rows: Mapping[str, Any]
-) -> Iterator[CostLine]:
-    counted = rows[row]
-    parts = {"student": ("Student", counted["student"]), "ofa_branch": ("OFA branch", counted["ofa_branch"])}
-    printed = printed_numbers(config, key)
-    for part, (title, counts) in parts.items():
-        paper = {
-            what: printed[row, f"{part}_{what}"].value for what in UNITS if (row, f"{part}_{what}") in printed
-        }
-        yield _line(row, label, part, title, counts, paper)
+def _read_rows(measured: Path, key: str) -> Mapping[str, Any]:
+    try:
+        rows: Mapping[str, Any] = json.loads(measured.read_text())["rows"]
+    except FileNotFoundError:
+        raise ConfigError([_not_counted(measured, key, "is not counted yet")]) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError([_not_counted(measured, key, f"is no count of {key} ({error!r})")]) from None
+    return rows
+
+
+def _not_counted(measured: Path, key: str, what: str) -> Problem:
+    mend = f"`python -m fbt_core.cost {key} --out {measured}` counts it (and `snakemake` does)"
+    return Problem(str(measured), "", f"{what}; {mend}")
+
+
+def _lines(table: CostTable, row: CostPair, counted: Mapping[str, Any], printed: Cells) -> Iterator[CostLine]:
+    """Student, OFA's branches, and L2G with each block; the paper's digits stand at the block they fit."""
+
+    def line(part: str, title: str, counts: Counts, column: str | None) -> CostLine:
+        cells = {what: printed.get((row.key, f"{column}_{what}")) for what in UNITS}
+        paper = {what: cell.value for what, cell in cells.items() if cell}
+        return _line(row, part, title, counts, paper)
+
+    yield line("student", "Student", counted["student"], "student")
+    yield line("ofa_branch", "OFA branch", counted["ofa_branch"], "ofa_branch")
     for block in (table.paper_block, *(b for b in table.blocks if b != table.paper_block)):
-        at_paper = block == table.paper_block
-        paper = {what: printed[row, f"fbt_branch_{what}"].value for what in UNITS if at_paper}
+        column = "fbt_branch" if block == table.paper_block else None
         title = f"FBT branch ({BLOCK_TITLES[block]} block)"
-        yield _line(row, label, f"fbt_branch_{block}", title, counted["fbt_branch"][block], paper)
+        yield line(f"fbt_branch_{block}", title, counted["fbt_branch"][block], column)
 
 
-def _line(
-    row: str,
-    pair: str,
-    part: str,
-    label: str,
-    counts: Mapping[str, Mapping[str, int]],
-    paper: Mapping[str, float],
-) -> CostLine:
+def _line(row: CostPair, part: str, label: str, counts: Counts, paper: Mapping[str, float]) -> CostLine:
     scaled = {
         rule: {what: counts[rule][name] / unit for what, (name, unit, _) in UNITS.items()}
         for rule in ("paper_rule", "true")
     }
-    return CostLine(row, pair, part, label, scaled["paper_rule"], scaled["true"], counts, paper or None)
+    rule, true = scaled["paper_rule"], scaled["true"]
+    return CostLine(row.key, row.label, part, label, rule, true, counts, paper)

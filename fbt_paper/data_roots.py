@@ -31,6 +31,8 @@ def find_root(config: Config, dataset: str) -> Path | None:
 
 
 def _missing(root: Path, loader: str) -> str:
+    if root.is_file():
+        return f"{root} is a file, not a folder"
     if not root.is_dir():
         return f"the folder {root} does not exist"
     for group in WANTED[loader]:

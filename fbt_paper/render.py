@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from fbt_paper.collect import Collected, Entry
+from fbt_paper.collect import SCORES, Collected, Entry
 from fbt_paper.cost_table import UNITS, CostLine, Costs
 from fbt_paper.files import publish
 from fbt_paper.reference import STATUS_MARKS, legend
@@ -137,9 +137,13 @@ def _remarks(table: Collected, escape: Callable[[str], str]) -> list[str]:
     marks = legend({place: e.reference for place, e in table.entries.items() if e.reference})
     seeds = sorted({len(entry.runs) for entry in table.entries.values() if entry.runs})
     counts = (
-        f"Seeds per cell: {', '.join(map(str, seeds))}; ± is the sample standard deviation." if seeds else ""
+        f"Top-1 of {SCORES[table.score]}. Seeds per cell: {', '.join(map(str, seeds))}; "
+        "± is the sample standard deviation."
+        if seeds
+        else ""
     )
-    return [escape(part) for part in (*marks, counts, *(f"Warning: {w}." for w in table.warnings)) if part]
+    warnings = (f"Warning: {warning}." for warning in table.warnings)
+    return [escape(part) for part in (*marks, counts, *warnings) if part]
 
 
 def markdown_table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -202,7 +206,7 @@ def costs_to_csv(costs: Costs) -> str:
         counts = [
             str(line.exact[rule][name]) for rule in ("paper_rule", "true") for name, _, _ in UNITS.values()
         ]
-        paper = [percent(line.paper.get(what)) if line.paper else "" for what in UNITS]
+        paper = [percent(line.paper.get(what)) for what in UNITS]
         lines.append([line.row, line.part, line.label, *counts, *paper])
     return _csv(head, lines)
 
@@ -221,7 +225,7 @@ def cost_rows(costs: Costs) -> list[list[str]]:
 
 def _cost_cells(line: CostLine, what: str) -> list[str]:
     unit = UNITS[what][2]
-    paper = f"{line.paper[what]:.2f} {unit}" if line.paper else ""
+    paper = f"{line.paper[what]:.2f} {unit}" if what in line.paper else ""
     mark = " (a)" if line.differs(what) else ""
     return [paper + mark, f"{line.rule[what]:.2f} {unit}", f"{line.true[what]:.2f} {unit}"]
 

@@ -12,13 +12,13 @@ MACS = {"swin_t": 50, "resnet18": 10}
 TRAINING = {"kd": {"swin_t__resnet18": 79}, "fbt": {"swin_t__resnet18": 100}}
 
 
-def run(method, teacher="swin_t", student="resnet18", image_size=224):
+def run(method, teacher="swin_t", student="resnet18", image_size=224, **parameters):
     """What the bill reads of a RunSpec: 3 epochs of 1000 training and 200 test images."""
     network = lambda name: SimpleNamespace(architecture=name) if name else None  # noqa: E731
     return SimpleNamespace(
         dataset=SimpleNamespace(train_images=1000, test_images=200, image_size=image_size),
         recipe=SimpleNamespace(epochs=3),
-        method=SimpleNamespace(name=method),
+        method=SimpleNamespace(name=method, parameters=parameters),
         teacher=network(teacher),
         student=network(student),
     )
@@ -34,6 +34,11 @@ def test_a_counted_method_costs_what_was_counted():
 
 def test_a_method_without_a_count_of_its_own_costs_what_kd_costs():
     assert flops(run("rkd")) == flops(run("kd")) == 3 * 2 * (1000 * 79 + 200 * 10)
+
+
+def test_crd_costs_its_products_with_two_memory_banks_more():
+    banks = 4 * 128 * 1000  # forward and gradient of two banks of 1000 vectors
+    assert flops(run("crd", width=128)) == flops(run("kd")) + 3 * 2 * 1000 * banks
 
 
 def test_without_a_count_a_step_is_three_passes_of_the_student_and_one_of_the_teacher():

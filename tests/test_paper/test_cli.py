@@ -14,6 +14,17 @@ from fbt_paper.config import load
 from fbt_paper.plan import plan
 
 ROOT = Path(__file__).parents[2]
+ARCHITECTURES = {
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "mobilenetv1",
+    "mobilenetv2",
+    "convnext_t",
+    "vit_s",
+    "deit_t",
+}
+ARCHITECTURES |= {"swin_t", "swin_n", "swin_p", "mixer_b16", "resmlp_s12"}
 COMMANDS = ["plan", "spec", "recipe", "check-data", "check-cluster", "fetch-weights", "status", "show"]
 COMMANDS += ["diff", "build-table", "compare"]
 
@@ -70,7 +81,9 @@ def test_the_bill_of_one_run_by_hand():
 
 def test_every_architecture_is_counted():
     """Of the paper's thirteen; one that is added is named by `fbt plan` until it is counted."""
-    assert set(read_macs()) <= set(load().architectures)
+    counted = read_macs()
+    assert set(load().architectures) >= set(counted) >= ARCHITECTURES
+    assert all(macs > 10**8 for macs in counted.values())
 
 
 def test_plan_lists_runs_in_an_order_they_can_be_run(capsys):
@@ -94,6 +107,14 @@ def test_spec_finds_a_run_by_a_part_of_its_id(capsys):
         (["plan", "tabel5"], "is unknown; valid: ablation,"),
         (["recipe", "cifar10", "cnn"], "did you mean 'cifar100'?"),
         (["recipe", "cifar100", "cnm"], "did you mean 'cnn'?"),
+        (
+            ["--scale", "paper", "recipe", "imagenet", "teacher"],
+            "ofa.imagenet: has no recipe for 'teacher'; ",
+        ),
+        (
+            ["--scale", "paper", "build-table", "table6"],
+            "is not counted yet; `python -m fbt_core.cost table6",
+        ),
         (["check-data", "cifar10"], "did you mean 'cifar100'?"),
         (["--set", "recipes", "plan"], "must be KEY=VALUE"),
         (["--set", "recipes=offa", "plan"], "did you mean 'ofa'?"),
@@ -131,6 +152,13 @@ def test_a_dataset_that_is_not_there_names_the_setting(capsys, tmp_path):
     roots = f"data_roots={{cifar100: {tmp_path}/gone, imagenet: null}}"
     assert main(["--set", roots, "check-data", "cifar100"]) == 1
     assert f"the folder {tmp_path}/gone does not exist" in capsys.readouterr().err
+
+
+def test_a_dataset_that_is_a_file_names_the_setting(capsys, tmp_path):
+    (tmp_path / "file").touch()
+    roots = f"data_roots={{cifar100: {tmp_path}/file, imagenet: null}}"
+    assert main(["--set", roots, "check-data", "cifar100"]) == 1
+    assert f"data_roots.cifar100: {tmp_path}/file is a file, not a folder" in capsys.readouterr().err
 
 
 def test_the_shipped_dataset_is_in_place(capsys, tmp_path):

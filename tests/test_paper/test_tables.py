@@ -14,6 +14,7 @@ from fbt_paper.config import ConfigError, load
 from fbt_paper.cost_table import collect_costs
 from fbt_paper.plan import plan
 from fbt_paper.schema import ReferenceRow
+from tests.test_paper.config_copy import ConfigCopy
 
 CONFIG = load()
 PLAN = plan(CONFIG)
@@ -121,6 +122,25 @@ def test_a_table_that_mixes_revisions_or_versions_warns(runs, change, warning):
 
 def test_same_circumstances_give_no_warning(runs):
     assert collect(CONFIG, PLAN, "table5", runs).warnings == ()
+
+
+@pytest.mark.parametrize(("score", "top1"), [("best", 80.0), ("last", 79.0), ("ema", 77.0)])
+def test_the_score_is_a_setting_and_changes_no_run(runs, score, top1):
+    run = PLAN.tables["table5"].runs[0]
+    path = runs / run / "metrics.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "ema": {"epoch": 2, "top1": 77.0}}))
+    config = load(overrides={"score": score})
+    assert plan(config).runs.keys() == PLAN.runs.keys()
+    table = collect(config, PLAN, "table5", runs)
+    assert [entry.mean for entry in table.entries.values() if entry.runs == (run,)] == [top1]
+    words = {"best": "the best epoch", "last": "the last epoch", "ema": "the averaged weights"}[score]
+    assert f"Top-1 of {words}" in render.to_markdown(table)
+    assert f"top-1 in % of {words}" in compare.to_markdown([table], "smoke")
+
+
+def test_a_run_without_averaged_weights_counts_with_its_best(runs):
+    table = collect(load(overrides={"score": "ema"}), PLAN, "table5", runs)
+    assert {entry.mean for entry in table.entries.values()} == {80.0}
 
 
 # ---------------------------------------------------------------- files
@@ -234,7 +254,7 @@ def test_table_6_marks_the_digit_that_does_not_come_out(costs):
     )
     assert not lines["fbt_branch_swinv2"].differs("params")
     assert lines["fbt_branch_swinv2"].differs("flops")
-    assert lines["fbt_branch_vit"].paper is None
+    assert lines["fbt_branch_vit"].paper == {}
     text = render.costs_to_markdown(costs)
     assert "0.07 G (a) | 0.08 G" in text and "0.0758 G" in text
 
@@ -244,6 +264,49 @@ def test_table_6_renders_and_is_no_smoke_number(costs, tmp_path):
     assert len(list(csv.DictReader(io.StringIO(csv_path.read_text())))) == 15
     assert "SMOKE" not in md_path.read_text() + tex_path.read_text()
     assert latex_problems(tex_path.read_text()) == []
+
+
+def test_the_comparison_gives_table_6_ours_paper_and_gap_at_full_size(costs, runs):
+    text = compare.to_markdown([collect(CONFIG, PLAN, "table5", runs), costs], "smoke")
+    section = text.partition("## Table 6")[2]
+    assert section.startswith(" (full size)\n\nCounted at full size")
+    assert "SMOKE" not in section
+    assert "| DeiT-T -\\> ResNet18 | Student, parameters | 11.69 M | 11.69 M | +0.00 |" in section
+    assert "| FBT branch (Swin-V2 block), macs | 0.08 G | 0.07 G (a) | +0.01 |" in section
+    assert "| FBT branch (ViT block), macs | 0.08 G |  |  |" in section
+
+
+@pytest.mark.parametrize("lost", ["fbt_branch_flops", "student_params", "fbt_branch"])
+def test_table_6_leaves_a_cell_empty_where_nothing_is_printed(costs, tmp_path, lost):
+    copy = ConfigCopy(tmp_path / "copy")
+    path = copy.path("tables/table6.reference.csv")
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(line for line in lines if not line.startswith(f"deit_t__resnet18,{lost}")))
+    table = collect_costs(copy.load(), "table6", tmp_path / "table6.json")
+    part = "student" if lost.startswith("student") else "fbt_branch_swinv2"
+    (line,) = [line for line in table.lines if (line.row, line.part) == ("deit_t__resnet18", part)]
+    assert len(line.paper) == (0 if lost == "fbt_branch" else 1)
+    render.write_table(table, tmp_path / "tables")
+    compare.to_markdown([table], "smoke")
+
+
+def test_a_row_that_is_not_counted_yet_says_what_to_run(costs, tmp_path):
+    copy = ConfigCopy(tmp_path / "copy")
+    row = "  - {key: new, label: New, teacher: swin_t, student: resnet18}\n"
+    copy.replace("tables/table6.yaml", "rows:\n", f"rows:\n{row}")
+    with pytest.raises(ConfigError, match=r"as it is now \('new'\); `python -m fbt_core.cost table6 --out"):
+        collect_costs(copy.load(), "table6", tmp_path / "table6.json")
+
+
+def test_a_table_that_is_not_counted_yet_says_what_to_run(tmp_path):
+    with pytest.raises(ConfigError, match=r"is not counted yet; `python -m fbt_core.cost table6 --out"):
+        collect_costs(CONFIG, "table6", tmp_path / "table6.json")
+
+
+def test_table_3_cites_takd_and_mtpd(runs):
+    text = render.to_markdown(collect(CONFIG, PLAN, "table3", runs))
+    assert "Improved Knowledge Distillation via Teacher Assistant" in text
+    assert "Multi-Teacher Progressive Distillation" in text
 
 
 def test_a_broken_count_names_its_file(tmp_path):
