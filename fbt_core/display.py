@@ -27,9 +27,10 @@ class Display:
         )
 
     def move(self, step: int, loss: float) -> None:
-        """Move the bar; called when the losses have been read anyway."""
-        if self._bar is not None:
-            self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        """Move the bar, which draws itself ten times a second at most; `loss` is the one read last."""
+        if self._bar is not None and not self._bar.disable:
+            if loss == loss:
+                self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             self._bar.update(step - self._bar.n)
 
     def end_epoch(self, line: dict[str, Any]) -> None:

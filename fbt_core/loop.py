@@ -63,11 +63,13 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[StopRequest]:
-        """Catch the signals for as long as the block runs."""
+        """Catch the signals for as long as the block runs; one that was held back until now comes at once."""
         before = {number: signal.signal(number, self._remember) for number in SIGNALS}
+        held_back = signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         try:
             yield self
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held_back)
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -135,7 +137,8 @@ class Training:
         for key, raw in zip(keys, self.train_feed(keys), strict=True):
             self.train_step(key, raw)
             if self.position.step % self.settings.log_steps == 0:
-                self.report_progress()
+                self.read_losses()
+            self.report_progress()
             self.obey(self.vote.ask(self.wish()))
 
     def train_step(self, key: BatchKey, raw: Raw) -> None:
@@ -249,8 +252,7 @@ class Training:
         raise NonFiniteLoss(what, self.spec.id)
 
     def report_progress(self, force: bool = False, state: str = "running") -> None:
-        """Read the losses and tell where the run stands."""
-        self.read_losses()
+        """Tell where the run stands, with the loss that was read last: the device is not waited for."""
         self.record.epoch_seconds += self.tick() if state == "running" and not force else 0.0
         self.display.move(self.position.step, self.losses.latest)
         self.folder.write_progress(self.progress(state), force)
