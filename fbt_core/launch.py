@@ -29,7 +29,7 @@ def command(gpus: int, arguments: Sequence[str], environment: Mapping[str, str],
     if gpus % nodes:
         raise UserError(f"{gpus} GPUs cannot be divided by {nodes} nodes", where="resources: gpu, nodes")
     meeting = ["--standalone"] if nodes == 1 else _meeting(nodes, environment, host)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", *meeting, f"--nproc-per-node={gpus // nodes}"]
+    torchrun = [sys.executable, "-m", "fbt_core.torchrun", *meeting, f"--nproc-per-node={gpus // nodes}"]
     return [*launcher, *torchrun, "-m", "fbt_core.run", *arguments]
 
 

@@ -5,12 +5,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from fbt_core.errors import UserError
 from fbt_core.launch import command, main
+from fbt_core.torchrun import exit_code
+from tests.test_core.engine_runs import arguments, make_spec, weights_of, write_images
+from tests.test_core.test_distributed_runs import run_together
 
 ROOT = Path(__file__).parents[2]
 SRUN = {"SNAKEMAKE_SUBMITIT_LAUNCHER": "srun --overlap --nodes=2 --ntasks=2", "SLURM_JOB_NUM_NODES": "2"}
@@ -23,7 +27,7 @@ def test_one_gpu_or_none_is_one_plain_process(gpus):
 
 def test_several_gpus_are_one_torchrun_process_each():
     started = command(8, ["--spec", "{}"], {"SNAKEMAKE_SUBMITIT_LAUNCHER": ""}, "n1")
-    assert started[1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=8"]
+    assert started[1:5] == ["-m", "fbt_core.torchrun", "--standalone", "--nproc-per-node=8"]
     assert started[5:] == ["-m", "fbt_core.run", "--spec", "{}"]
 
 
@@ -44,6 +48,45 @@ def test_torchrun_survives_the_signal_that_its_processes_save_at(monkeypatch, gp
     finally:
         signal.signal(signal.SIGUSR2, kept)
     assert found == [signal.SIG_IGN if gpus == "2" else signal.SIG_DFL]
+
+
+def test_exit_code_of_several_processes(capsys):
+    assert exit_code({0: 75, 1: 75}) == exit_code({0: 75, 1: -signal.SIGTERM}) == 75
+    assert exit_code({0: 1, 1: 75}) == exit_code({0: 1, 1: -signal.SIGKILL}) == 1
+    assert capsys.readouterr().err == ""
+    assert exit_code({0: 75, 3: -signal.SIGKILL}) == 1
+    assert "process 3 was killed by SIGKILL" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_torchrun_interrupted_ends_with_75_and_the_same_command_continues_it(tmp_path):
+    """Two processes, the signal sent to the launcher alone."""
+    root, spec = write_images(tmp_path / "data"), make_spec(recipe__epochs=6, recipe__normalisation_batch=8)
+    assert run_together(arguments(spec, tmp_path / "whole", root), 2) == [0, 0]
+    options = arguments(spec, tmp_path / "cut", root, device="cpu", checkpoint_minutes=1e-9)
+    started = [sys.executable, "-m", "fbt_core.launch", "2", *options]
+    folder = tmp_path / "cut" / spec.id
+    with subprocess.Popen(started, cwd=ROOT, stderr=subprocess.PIPE, text=True) as running:
+        while not (folder / "last.pt").exists() and running.poll() is None:
+            time.sleep(0.02)
+        running.send_signal(signal.SIGUSR2)
+        told = running.communicate()[1]
+    assert running.returncode == 75, told
+    assert "Traceback" not in told
+    assert [line for line in told.splitlines() if line.startswith("interrupted: SIGUSR2: state saved")]
+    done = subprocess.run(started, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "resumed at epoch" in (folder / "log.txt").read_text()
+    assert weights_of(tmp_path / "cut", spec) == weights_of(tmp_path / "whole", spec)
+
+
+@pytest.mark.slow
+def test_torchrun_tells_a_users_error_in_one_line(tmp_path):
+    options = arguments(make_spec(), tmp_path, tmp_path / "nowhere", device="cpu")
+    started = [sys.executable, "-m", "fbt_core.launch", "2", *options]
+    done = subprocess.run(started, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == [done.stderr.strip()]
 
 
 def test_gpus_that_do_not_divide_by_the_nodes_are_an_error():

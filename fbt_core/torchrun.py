@@ -1,0 +1,81 @@
+"""torchrun whose exit code is the run's own: 75 where its processes saved their state, and no traceback.
+
+    python -m fbt_core.torchrun --standalone --nproc-per-node=8 -m fbt_core.run ...
+
+torchrun ends with 1 and a traceback whatever its processes ended with, and a SIGUSR2 sent to it alone does
+not reach them. Here it is passed on; one that comes before they listen waits until they do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from fbt_core.errors import Interrupted, UserError
+
+ENDED = -signal.SIGTERM  # how torchrun ends the processes that are left when one has failed
+
+
+def main(arguments: list[str]) -> int:
+    # Blocked before torch starts its threads; the processes inherit that and unblock it once they listen.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+    threading.Thread(target=pass_on, args=(signal.SIGUSR2,), daemon=True).start()
+    logging.disable(logging.CRITICAL)  # torchrun's own words about processes that have said it better
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "120")  # seconds to save after SIGTERM
+    return run(arguments)
+
+
+def run(arguments: list[str]) -> int:
+    """What torchrun does, with an exit code in place of its exceptions."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    try:
+        run(parse_args(arguments))
+    except ChildFailedError as error:
+        return exit_code({rank: failure.exitcode for rank, failure in error.failures.items()})
+    except SignalException:  # passed on to the processes, which have saved and ended
+        return Interrupted.exit_code
+    return 0
+
+
+def exit_code(codes: Mapping[int, int]) -> int:
+    """One exit code from those of the processes that did not end well; names one that was killed."""
+    found = set(codes.values())
+    if Interrupted.exit_code in found and found <= {Interrupted.exit_code, ENDED}:
+        return Interrupted.exit_code
+    killed = [(rank, code) for rank, code in codes.items() if code < 0 and code != ENDED]
+    if killed and UserError.exit_code not in found:
+        rank, code = killed[0]
+        name = signal.Signals(-code).name
+        print(f"error: process {rank} was killed by {name}; the last checkpoint is kept", file=sys.stderr)
+    return UserError.exit_code
+
+
+def pass_on(number: signal.Signals) -> None:
+    """Hand every such signal to the processes that torchrun starts."""
+    while True:
+        signal.sigwait({number})
+        while not (started := children()):
+            time.sleep(0.1)
+        for process in started:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, number)
+
+
+def children() -> list[int]:
+    """The processes that this one has started."""
+    lists = Path("/proc/self/task").glob("*/children")
+    return [int(process) for path in lists for process in path.read_text().split()]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
