@@ -38,16 +38,37 @@ def write_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
             temporary.unlink()
 
 
-def _write_through(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Write and fsync; errors of torch's writer on a full disk become the OSError behind them."""
-    with path.open("wb") as file:
+class _Remembering:
+    """A file that keeps the first OSError met in it: torch's writer makes a RuntimeError of it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.error = file, None
+
+    def write(self, content: Any) -> int:
+        return self._try(self.file.write, content)
+
+    def flush(self) -> None:
+        self._try(self.file.flush)
+
+    def _try(self, act: Callable[..., Any], *values: Any) -> Any:
         try:
-            write(file)
-        except RuntimeError as error:
-            if "DataLoader worker" in str(error):
+            return act(*values)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+
+def _write_through(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Write and fsync; an error that torch's writer makes of one of the disk's is the disk's again."""
+    with path.open("wb") as file:
+        watched = _Remembering(file)
+        try:
+            write(watched)
+        except RuntimeError:
+            if watched.error is None:
                 raise
-            raise OSError(errno.ENOSPC, str(error).splitlines()[0]) from None
-        file.flush()
+            raise watched.error from None
+        watched.flush()
         os.fsync(file.fileno())
 
 

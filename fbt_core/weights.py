@@ -124,9 +124,9 @@ def _from_file(sha256: str, network: nn.Module, sources: WeightSources) -> Mappi
 
 
 def _from_timm(tag: str, network: nn.Module, sources: WeightSources) -> Mapping[str, Tensor]:
+    """With the classes it was trained on: asked for others, timm would make up a random classifier."""
     try:
-        options = {"num_classes": network.num_classes} if hasattr(network, "num_classes") else {}
-        return timm.create_model(tag, pretrained=True, **options).state_dict()
+        return timm.create_model(tag, pretrained=True).state_dict()
     except Exception as error:  # each way of being offline raises something else
         raise _explain_download(tag, error) from None
 

@@ -68,7 +68,7 @@ def open_picture(path: Path) -> Image.Image:
             return picture.convert("RGB")
     except FileNotFoundError:
         raise UserError("image file is gone; expected a readable image", where=str(path)) from None
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"image cannot be decoded ({error})", where=str(path)) from None
 
 

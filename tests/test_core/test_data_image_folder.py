@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from fbt_core.data import image_folder
 from fbt_core.data.check import check_data
@@ -67,6 +68,13 @@ def test_batches_of_photographs(root):
     alone = BatchKey((11,), (2,), 3, epoch=0, step=0)
     assert torch.equal(pipeline(load(root), alone)[0], batch[2])
     assert make_test_pipeline(load(root), spec())(load(root), key).shape == (3, 3, 64, 64)
+
+
+def test_a_picture_too_large_to_be_decoded_safely_is_named(root, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(UserError, match=r"00\.\w+: image cannot be decoded .*decompression bomb"):
+        load(root).picture(0)
+    assert {finding.level for finding in check_data("photos", spec(), root, processes=1)} == {"error"}
 
 
 def test_complete_root_has_no_errors(root):

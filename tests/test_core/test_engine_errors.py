@@ -14,6 +14,8 @@ import torch
 
 from fbt_core import checkpoint, loop
 from fbt_core.data import feed
+from fbt_core.errors import UserError
+from fbt_core.files import write_file
 from fbt_core.methods.base import Method
 from fbt_core.optimisation import Optimisation
 from tests.test_core.engine_runs import (
@@ -205,6 +207,37 @@ def test_full_disk(root, tmp_path, capfd, expected):
         assert weights_of(disk, SPEC) == expected
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_an_error_of_the_gpu_in_a_checkpoint_is_not_taken_for_a_full_disk(tmp_path):
+    def fail(file):
+        file.write(b"x")
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        write_file(tmp_path / "x", fail)
+    assert not list(tmp_path.iterdir())
+
+
+class BrokenDisk:
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+    def write(self, content):
+        raise OSError(self.code, os.strerror(self.code))
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_torchs_writer_on_a_failing_disk_tells_what_the_disk_said(tmp_path, monkeypatch, code):
+    def fail(hashing, content):
+        hashing.file.file.close()
+        hashing.file.file = BrokenDisk(code)
+        return hashing.file.write(content)
+
+    monkeypatch.setattr(checkpoint._Hashing, "write", fail)
+    with pytest.raises(UserError, match=os.strerror(code)):
+        checkpoint.save(tmp_path, SPEC, {"x": torch.zeros(1000)})
+    assert not list(tmp_path.iterdir())
 
 
 def test_folder_that_cannot_be_written(root, tmp_path, capfd):

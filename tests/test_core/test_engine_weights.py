@@ -155,6 +155,23 @@ def test_timm_weights_fill_the_network(tmp_path, monkeypatch):
     assert same(target, source)
 
 
+def test_timm_teacher_of_another_class_count_is_refused_and_a_student_gets_a_new_head(tmp_path, monkeypatch):
+    """timm itself would give the teacher a random classifier without a word."""
+    published, teacher, student = build(classes=10), build(classes=4), build(classes=4)
+
+    def create(tag, pretrained, num_classes=10):
+        return published if num_classes == 10 else teacher
+
+    monkeypatch.setattr(timm, "create_model", create)
+    tag, sources = spec("timm:resnet18.a1_in1k"), WeightSources(tmp_path, {})
+    with pytest.raises(UserError, match=r"fc.weight \(10, 8\) instead of \(4, 8\)"):
+        load_weights(teacher, tag, sources, new_head=False)
+    head = student.fc.weight.clone()
+    load_weights(student, tag, sources, new_head=True)
+    assert torch.equal(student.fc.weight, head)
+    assert torch.equal(student.conv1.weight, published.conv1.weight)
+
+
 def test_sha256_of_a_file_is_printed(tmp_path, capsys):
     path = tmp_path / "x"
     path.write_bytes(b"abc")
