@@ -230,7 +230,6 @@ class BrokenDisk:
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
 def test_torchs_writer_on_a_failing_disk_tells_what_the_disk_said(tmp_path, monkeypatch, code):
     def fail(hashing, content):
-        hashing.file.file.close()
         hashing.file.file = BrokenDisk(code)
         return hashing.file.write(content)
 
