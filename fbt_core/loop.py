@@ -144,7 +144,7 @@ class Training:
     def train_step(self, key: BatchKey, raw: Raw) -> None:
         """One update of the weights; every random draw in it follows from seed, epoch and step."""
         seed_everything(self.spec.seed, STEP, key.epoch, key.step, process=self.place.rank)
-        batch = self.preparation.train(raw)
+        batch = self.preparation.train(raw, key.rows)
         results = []
         for part in parts_of(batch, self.settings.gradient_accumulation):
             with self.optimisation.autocast():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -152,13 +153,28 @@ class Preparation:
         self.mix = _mixing(recipe, classes)
         self._batch: Tensor | None = None
 
-    def train(self, raw: Raw) -> Batch:
-        """A training batch; mixed targets are probabilities (B, classes), smoothed already."""
+    def train(self, raw: Raw, rows: Sequence[int] | None = None) -> Batch:
+        """A training batch; mixed targets are probabilities (B, classes), smoothed already.
+
+        `rows` says where its images stand in the whole batch of all processes.
+        """
         images, target = self.images(raw), raw.labels.to(self.device, non_blocking=True)
         if self.mix:
             images, target = self.mix(images, target)
-        images = self.erase(images) if self.erase else images
+        if self.erase:
+            self._erase_each(images, rows or range(len(images)))
         return Batch(images, target, raw.indices.to(self.device, non_blocking=True))
+
+    def _erase_each(self, images: Tensor, rows: Sequence[int]) -> None:
+        """Erase rectangles in place; what is drawn for an image depends on its row, not on who holds it.
+
+        On GPUs each process draws the noise inside the rectangles from a generator of its own.
+        """
+        seed = 1 + random.getrandbits(31)
+        for image, row in zip(images, rows, strict=True):
+            _seed_cpu(seed + row)
+            self.erase(image)
+        _seed_cpu(seed - 1)
 
     def images(self, raw: Raw) -> Tensor:
         """Images normalised for the student, (B, 3, H, W), from one or three channels.
@@ -175,6 +191,11 @@ class Preparation:
             room = torch.empty(shape, device=self.device, memory_format=self.format)
             self._batch = room
         return room[: shape[0]]
+
+
+def _seed_cpu(seed: int) -> None:
+    random.seed(seed)
+    torch.default_generator.manual_seed(seed)
 
 
 def _mixing(recipe: RecipeSpec, classes: int) -> Mixup | None:

@@ -10,12 +10,13 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 from scipy.stats import ks_2samp
+from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation, ToNumpy
 
 from fbt_core.data import transforms
 from fbt_core.data.crops import draw_boxes, resize_crops
 from fbt_core.data.feed import Feed, Preparation, Raw
-from fbt_core.data.order import BatchKey, Order
+from fbt_core.data.order import BatchKey, Order, seed_everything
 from fbt_core.data.splits import InMemory
 from fbt_core.spec import AugmentationSpec, DatasetSpec
 from tests.test_core.engine_runs import EVERYTHING, PLAIN, make_spec
@@ -131,24 +132,44 @@ def test_loader_processes_give_the_same_batches():
         assert torch.equal(one.indices, other.indices)
 
 
-def test_mixing_on_two_processes_is_mixing_of_the_whole_batch():
-    recipe = make_spec({**PLAIN, "mixup": 0.8, "cutmix": 1.0}).recipe
+@pytest.mark.parametrize(
+    "changes", [{"mixup": 0.8, "cutmix": 1.0}, {"erasing": 0.7}, {"mixup": 0.8, "erasing": 0.7}]
+)
+def test_two_processes_mix_and_erase_as_one_with_the_whole_batch(changes):
+    recipe = make_spec({**PLAIN, **changes}).recipe
     prepare = Preparation(recipe, 10, (0.3,) * 3, (0.3,) * 3, torch.device("cpu"))
     split = pictures(16)
     pipeline = transforms.training_pipeline(split, dataset(32), recipe.augmentation, seed=0)
 
     def batch(**place):
         (key,) = train_keys(split, **place)
-        np.random.seed(5)
+        seed_everything(5)
         indices = torch.tensor(key.indices)
-        mixed = prepare.train(Raw(pipeline(split, key), split.labels[indices], indices))
-        return replace(mixed, images=mixed.images.clone()), list(key.rows)
+        mixed = prepare.train(Raw(pipeline(split, key), split.labels[indices], indices), key.rows)
+        return replace(mixed, images=mixed.images.clone()), list(key.rows), torch.rand(1)
 
-    whole, _ = batch()
+    whole, _, drawn = batch()
     for rank in range(2):
-        part, rows = batch(rank=rank, world=2)
+        part, rows, own_drawn = batch(rank=rank, world=2)
         assert torch.equal(part.images, whole.images[rows])
         assert torch.equal(part.target, whole.target[rows])
+        assert drawn == own_drawn  # methods that draw for the whole batch draw the same afterwards
+
+
+def test_erasing_is_timms():
+    """As often and as large as timm's own on a batch."""
+    recipe, cpu = make_spec({**PLAIN, "erasing": 0.6}).recipe, torch.device("cpu")
+    prepare = Preparation(recipe, 10, (0.5,) * 3, (0.5,) * 3, cpu)
+    raw = Raw(torch.full((600, 3, 32, 32), 200, dtype=torch.uint8), torch.zeros(600), torch.zeros(600))
+    seed_everything(1)
+    plain = prepare.images(raw)[0, 0, 0, 0].clone()
+    ours = prepare.train(raw).images != plain
+    theirs = RandomErasing(0.6, mode="pixel", device=cpu)(torch.full((600, 3, 32, 32), plain)) != plain
+    for erased in (ours, theirs):
+        share = erased.float().mean((1, 2, 3))
+        assert (share > 0).float().mean() == pytest.approx(0.6, abs=0.06)
+        assert share[share > 0].mean() == pytest.approx((0.02 + 1 / 3) / 2, abs=0.02)
+    assert not torch.equal(ours[0], ours[1])
 
 
 def test_images_are_normalised_and_get_three_channels():
