@@ -20,16 +20,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from snakemake_executor_plugin_submitit import head, queue, slurm
 from snakemake_executor_plugin_submitit.backends import Look, Result
-from snakemake_executor_plugin_submitit.executor import Executor
 from snakemake_executor_plugin_submitit.job import SnakemakeJob
-from snakemake_executor_plugin_submitit.journal import Entry, Journal, make_key
+from snakemake_executor_plugin_submitit.journal import Journal, make_key
 from snakemake_executor_plugin_submitit.messages import explain_failure, explain_reason, last_lines
 from snakemake_executor_plugin_submitit.record import Record
-from snakemake_executor_plugin_submitit.requests import RequestError, read_request
+from snakemake_executor_plugin_submitit.requests import DEAF, RequestError, read_request
 from snakemake_executor_plugin_submitit.settings import ExecutorSettings, setting_problems
-from snakemake_executor_plugin_submitit.tracker import Tracker
 
-SINFO = "main*|infinite|n/a|up|gpu:2(S:0-1)|8+|16000\nshort|10:00|5:00|up|gpu:a100:4,gpu:v100:1|64|512000+\n"
+from tests.test_plugin.fakes import Watched, make_entry
+
+SINFO = """\
+main*|infinite|n/a|up|gpu:2(S:0-1)|8+|16000|3
+main*|infinite|n/a|up|(null)|16|8000|2
+short|10:00|5:00|up|gpu:a100:4,gpu:v100:1|64|512000+|4
+"""
 
 
 def test_request_reads_snakemakes_resources() -> None:
@@ -45,7 +49,8 @@ def test_request_reads_snakemakes_resources() -> None:
     assert (request.runtime, request.cpus, request.gpus_per_node, request.tasks) == (90, 4, 1, 2)
     assert request.options() == {"ntasks": "2", "exclude": "n3", "exclusive": True}
     assert request.parameters()["gpus_per_node"] == 1
-    assert request.launcher == "srun --overlap --mem=0 --nodes=2 --ntasks=2"
+    shape = "--nodes=2 --ntasks=2 --cpus-per-task=4"
+    assert request.launcher == f"srun --overlap --mem=0 {shape} /bin/sh {DEAF}"
 
 
 @pytest.mark.parametrize(
@@ -63,6 +68,8 @@ def test_request_reads_snakemakes_resources() -> None:
         ({"nodes": 3, "tasks": 2}, "tasks=2 is less than nodes=3"),
         ({"slurm_extra": "--time=5"}, "use the resource 'runtime'"),
         ({"slurm_extra": "--array=1-3"}, "the plugin needs for itself"),
+        ({"slurm_extra": "--gres=gpu:2"}, "use the resource 'gpu'"),
+        ({"slurm_extra": "--gpus-per-task=1"}, "use the resource 'gpu'"),
         ({"slurm_extra": "exclude=n1"}, "write 'exclude=n1' as --option"),
         ({"slurm_extra": "'--a"}, "cannot be read"),
     ],
@@ -109,6 +116,12 @@ def test_partitions_and_limits() -> None:
         ]
     )
     assert not facts.problems(read_request({"gpu": 2}, 1, "r"))
+    assert not facts.problems(read_request({"nodes": 5}, 1, "r"))
+    assert "nodes: 6 asked, but partition 'main' has only 5" in facts.problems(
+        read_request({"nodes": 6}, 1, "r")
+    )
+    misspelt = facts.problems(read_request({"slurm_partition": "main,shrot"}, 1, "r"))
+    assert misspelt == ["partition 'shrot' does not exist (did you mean 'short'?); valid are main, short"]
 
 
 @pytest.mark.parametrize(
@@ -175,18 +188,6 @@ def test_queue_backs_off_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> No
     assert said[-1] == "Slurm answers again."
 
 
-def make_entry(folder: Path, **changes: Any) -> Entry:
-    """An entry of a submitted job."""
-    fields: dict[str, Any] = {
-        "key": "k", "name": "train run=one", "rule": "train", "wildcards": {"run": "one"}, "outputs": ["a"],
-        "cluster": "slurm", "token": "t", "script": str(folder / "script.sh"),
-        "record": str(folder / "record.json"),
-        "submitted": 1.0, "state": "PENDING", "job_id": "7", "result": str(folder / "7_0_result.pkl"),
-        "log": str(folder / "out"), "error_log": str(folder / "err"),
-    }  # fmt: skip
-    return Entry(**{**fields, **changes})
-
-
 def test_journal_keeps_what_it_is_given(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     entry = make_entry(tmp_path)
@@ -203,48 +204,6 @@ def test_journal_keeps_what_it_is_given(tmp_path: Path) -> None:
 def test_keys_follow_outputs_not_numbers() -> None:
     assert make_key(["b", "a"], "train", {}) == make_key(["a", "b"], "other", {"x": "1"})
     assert make_key([], "train", {"x": "1"}) != make_key([], "train", {"x": "2"})
-
-
-class FakeBackend:
-    """A cluster whose answers the test sets."""
-
-    name = "slurm"
-
-    def __init__(self) -> None:
-        self.answer: Look | None = Look("RUNNING")
-        self.left: Result | None = None
-
-    def look(self, entry: Entry) -> Look | None:
-        return self.answer
-
-    def result(self, entry: Entry) -> Result | None:
-        return self.left
-
-    def results_present(self) -> set[str]:
-        return {"7_0_result.pkl"} if self.left else set()
-
-    def refresh(self) -> None:
-        return
-
-    def forget(self, entry: Entry) -> None:
-        self.left = None
-
-
-class Watched:
-    """A tracker with a clock and a cluster in the test's hands."""
-
-    def __init__(self, folder: Path) -> None:
-        self.backend, self.said, self.now = FakeBackend(), [], 0.0
-        self.tracker = Tracker(
-            self.backend, Journal(folder / "journal"), self.said.append, clock=lambda: self.now
-        )  # type: ignore[arg-type]
-        self.entry = make_entry(folder)
-
-    def judge(self, answer: Look | None, after: float = 1.0) -> Any:
-        self.backend.answer = answer
-        self.now += after
-        self.tracker.look_around()
-        return self.tracker.judge(self.entry)
 
 
 def test_node_failure_is_followed(tmp_path: Path) -> None:
@@ -272,25 +231,57 @@ def test_result_beats_the_queue(tmp_path: Path) -> None:
     watched.backend.left = Result("Traceback ... RuleError: exit code 3")
     assert watched.judge(Look("FAILED", True)).state == "FAILED"
     watched.backend.left = Result("TooManyTimeoutsError: met 3 times")
-    assert watched.judge(None).state == "TIMEOUT"
+    assert watched.judge(Look("FAILED", True)).state == "TIMEOUT"
     watched.backend.left = Result(None)
     assert watched.judge(Look("RUNNING")).ok
 
 
-@pytest.mark.parametrize(("head_started", "kept"), [(50.0, True), (70.0, False)])
-def test_job_that_ends_while_a_new_head_starts(tmp_path: Path, head_started: float, kept: bool) -> None:
-    """Snakemake may have planned it just before it ended: asked for, the job is done, not lost."""
+@pytest.mark.parametrize("state", ["OUT_OF_MEMORY", "FAILED"])
+def test_slurm_names_the_end_of_a_job_that_has_left_an_error(tmp_path: Path, state: str) -> None:
+    """With cgroups the job's own error is there before squeue shows OUT_OF_MEMORY."""
+    watched = Watched(tmp_path)
+    watched.backend.left = Result("Traceback ... RuleError: exit code 137")
+    assert watched.judge(Look("RUNNING")) is None
+    assert watched.judge(None, after=0.5) is None
+    assert watched.backend.hurries == 1
+    assert watched.judge(Look(state, True)).state == state
+    assert watched.backend.left is None, "a result that was judged must not be met again"
+
+
+def test_error_of_an_earlier_start_is_no_verdict(tmp_path: Path) -> None:
+    """Slurm has the job in its queue again: what it left before counts no more."""
+    watched = Watched(tmp_path)
+    watched.backend.left = Result("Traceback ... RuleError: exit code 1")
+    assert watched.judge(Look("RUNNING")) is None
+    assert watched.judge(Look("PENDING", reason="BeginTime"), after=20) is None
+    assert watched.judge(Look("PENDING", reason="BeginTime"), after=200) is None
+    assert watched.judge(Look("RUNNING"), after=1) is None
+    watched.backend.left = None  # the job has begun
+    assert watched.judge(Look("RUNNING"), after=100) is None
+    watched.backend.left = Result("Traceback ... RuleError: exit code 1")
+    assert watched.judge(Look("RUNNING")) is None
+    assert watched.judge(Look("RUNNING"), after=31).state == "FAILED", "Slurm need not tell for ever"
+
+
+def test_job_that_has_ended_well_is_never_reported_failed(tmp_path: Path) -> None:
+    """Its record says so, whatever became of its result and whatever Slurm calls its end."""
     watched = Watched(tmp_path)
     Record(submitted=1.0, ended=60.0, exit_code=0).save(Path(watched.entry.record))
-    watched.backend.left = Result(None)
-    watched.tracker.look_around()
-    new_head = object.__new__(Executor)
-    new_head.tracker, new_head.backend, new_head.head_started = watched.tracker, watched.backend, head_started
-    new_head.earlier = {watched.entry.key: watched.entry}
-    assert new_head._known(watched.entry)
-    assert (watched.entry.key in new_head.earlier) is kept
-    assert watched.judge(Look("COMPLETED", True), after=100).ok
-    assert watched.judge(Look("COMPLETED", True), after=100).ok
+    assert watched.judge(Look("CANCELLED", True)) is None
+    assert watched.judge(Look("CANCELLED", True), after=10).ok
+    assert watched.entry.state == "COMPLETED"
+
+
+def test_missing_result_has_time_to_appear(tmp_path: Path) -> None:
+    """A completed job whose result never comes has failed, and is not taken for completed later."""
+    watched = Watched(tmp_path)
+    assert watched.judge(Look("COMPLETED", True)) is None
+    assert watched.judge(Look("COMPLETED", True), after=64) is None
+    verdict = watched.judge(Look("COMPLETED", True), after=2)
+    assert not verdict.ok
+    assert "no result was written" in verdict.message
+    assert (verdict.state, watched.entry.state) == ("FAILED", "FAILED")
+    assert not watched.judge(Look("COMPLETED", True), after=1)
 
 
 def test_reason_is_reported_once(tmp_path: Path) -> None:
@@ -340,6 +331,23 @@ def test_out_of_memory_is_recognised_behind_failed(tmp_path: Path) -> None:
     message = explain_failure(entry, "FAILED", record)
     assert "out of memory (OUT_OF_MEMORY): its limit was mem_mb=400" in message
     assert "the largest use seen by the job itself was 398 MB" in message
+
+
+def test_gpu_memory_is_not_the_hosts(tmp_path: Path) -> None:
+    """torch's own words must not send anybody to mem_mb, and a program's words do not name Slurm's state."""
+    entry = make_entry(tmp_path, resources={"mem_mb": 400}, exit_code=1)
+    (tmp_path / "err").write_text(
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB. GPU 0\n"
+    )
+    message = explain_failure(entry, "FAILED", None)
+    assert "its GPU had too little memory (exit code 1, FAILED): use more GPUs, gradient acc" in message
+    assert "mem_mb" not in message
+    (tmp_path / "err").write_text("my own words about Out Of Memory\n")
+    assert "its command failed with exit code 1" in explain_failure(entry, "FAILED", None)
+    (tmp_path / "err").write_text("slurmstepd: error: Detected 1 oom-kill event(s) in StepId=7.0\n")
+    assert "out of memory" in explain_failure(entry, "FAILED", None)
+    assert "cancelled (CANCELLED)" in explain_failure(entry, "CANCELLED", None)
+    assert "met its time limit" in explain_failure(entry, "TIMEOUT", None)
 
 
 def test_time_limits_are_told_apart(tmp_path: Path) -> None:
@@ -444,6 +452,61 @@ def test_signals_reach_the_program_but_not_the_shells(
     assert process.wait(30) in (0, 5)
     assert (tmp_path / "saved").exists()
     assert (tmp_path / "shell_lived").exists()
+
+
+def test_job_removes_what_its_earlier_start_has_left(
+    make_job: Callable[..., SnakemakeJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An old result would be taken for the new one's; a file half written stops submitit's next writing."""
+    monkeypatch.setenv("SUBMITIT_FOLDER", str(tmp_path))
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    for name in ("7_0_result.pkl", "7_0_result.pkl.save_tmp", "7_submitted.pkl.save_tmp", "8_0_result.pkl"):
+        (tmp_path / name).touch()
+    assert make_job("exit 0", cluster="slurm")() == {"exit_code": 0}
+    assert [path.name for path in tmp_path.glob("*.pkl*")] == ["8_0_result.pkl"]
+
+
+def test_record_of_a_job_that_starts_again_has_no_end() -> None:
+    record = Record(submitted=0.0)
+    record.start("n1", "7")
+    record.end(75)
+    record.start("n2", "7")
+    assert (record.ended, record.exit_code) == (None, None)
+
+
+def test_signal_after_the_end_of_the_command_is_not_heard(
+    make_job: Callable[..., SnakemakeJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """submitit would ask a child that is no more."""
+    job = make_job("exit 0")
+    before = signal.signal(signal.SIGUSR2, lambda *_: job.checkpoint())
+    finish = job._finish
+    monkeypatch.setattr(job, "_finish", lambda code: (os.kill(os.getpid(), signal.SIGUSR2), finish(code))[1])
+    try:
+        assert job() == {"exit_code": 0}
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
+def test_requeue_is_asked_for_until_the_job_is_killed(
+    make_job: Callable[..., SnakemakeJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a Slurm that does not answer nor one that says no for minutes ends it."""
+    paused: list[float] = []
+
+    def pause(seconds: float) -> None:
+        paused.append(seconds)
+        if sum(paused) > 3600:
+            raise KeyboardInterrupt
+
+    def never(command: list[str], **_: Any) -> None:
+        raise subprocess.TimeoutExpired(command, 60)
+
+    monkeypatch.setattr(time, "sleep", pause)
+    monkeypatch.setattr(subprocess, "run", never)
+    with pytest.raises(KeyboardInterrupt):
+        make_job("exit 0")._requeue_again()
+    assert 50 < len(paused) < 100
 
 
 def test_importing_the_plugin_imports_neither_submitit_nor_torch() -> None:

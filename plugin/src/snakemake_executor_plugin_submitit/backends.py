@@ -6,10 +6,12 @@ import os
 import pickle
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import threading
 import time
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,15 +21,18 @@ from typing import Any
 
 from snakemake_executor_plugin_submitit.job import SnakemakeJob, family
 from snakemake_executor_plugin_submitit.journal import Entry
-from snakemake_executor_plugin_submitit.queue import ENDED_STATES, Line, Queue, ended_states
+from snakemake_executor_plugin_submitit.queue import Accounting, Queue, read_lines, squeue_command
+from snakemake_executor_plugin_submitit.record import Record
 from snakemake_executor_plugin_submitit.requests import Request
 from snakemake_executor_plugin_submitit.settings import ExecutorSettings
 from snakemake_executor_plugin_submitit.slurm import (
     Backoff,
     ClusterFacts,
+    QueueFullError,
     SlurmBusyError,
     SlurmRefusedError,
     ask,
+    ask_patiently,
     classify,
     outside_of_jobs,
     queue_full,
@@ -37,6 +42,8 @@ from snakemake_executor_plugin_submitit.slurm import (
 __all__ = ["Backend", "Look", "Result", "make_backend"]
 
 UNLIMITED_MINUTES = 365 * 24 * 60
+START_S = 120.0
+"""How much later than its entry in the journal the process of a local job may have begun."""
 NEVER_BY_SUBMITIT = 10**6
 """submitit's own count of timeouts is coarse for short limits; SnakemakeJob counts by itself."""
 
@@ -63,6 +70,7 @@ class Backend(ABC):
     """One of submitit's clusters."""
 
     name: str
+    host: str | None = None
     array_limit = 1
     accounting = False
 
@@ -80,6 +88,16 @@ class Backend(ABC):
         """Why the cluster can never run a request, one line each."""
         return ["nodes: this cluster has only one"] if request.nodes > 1 else []
 
+    def time_problems(self, request: Request) -> list[str]:
+        """Why a job could never work under its time limit."""
+        minutes, signal_s = self.minutes(request), self.settings.signal_seconds
+        if 60 * minutes > signal_s:
+            return []
+        return [
+            f"runtime: {minutes} minutes are over before the warning {signal_s} s ahead of the time limit: "
+            "raise runtime, or lower --submitit-signal-seconds"
+        ]
+
     def minutes(self, request: Request) -> int:
         """The time limit that a job will have."""
         return request.runtime or UNLIMITED_MINUTES
@@ -88,9 +106,23 @@ class Backend(ABC):
     def submit(self, jobs: Sequence[SnakemakeJob], request: Request, name: str, token: str) -> list[str]:
         """Submit jobs with equal requests and return their ids. Raises SlurmRefusedError."""
 
-    def find(self, token: str) -> dict[int | None, str]:
-        """Ids of jobs that an earlier head has submitted, by their place in the array."""
-        return {}
+    def busy(self) -> bool:
+        """Whether jobs are in the queue that will make room for others."""
+        return False
+
+    def find(self, entry: Entry) -> str | None:
+        """Id of a job whose head ended before it wrote it down: the job's own record may tell."""
+        record = Record.load(Path(entry.record))
+        return str(record.starts[-1]["job_id"]) if record is not None and record.starts else None
+
+    def name_files(self, entry: Entry, job_id: str) -> None:
+        """Note a job's id and where its files are."""
+        paths = self.paths(job_id)
+        entry.job_id = job_id
+        entry.submission = str(paths.submission_file) if self.name == "slurm" else None
+        entry.result = str(paths.result_pickle)
+        if self.name != "debug":
+            entry.log, entry.error_log = str(paths.stdout), str(paths.stderr)
 
     def mend(self, job_id: str, job: SnakemakeJob, request: Request) -> None:
         """Give a job its function again if the head died before it could."""
@@ -100,7 +132,9 @@ class Backend(ABC):
         if not path.exists():
             delayed = DelayedSubmission(job)
             delayed.set_timeout(self.minutes(request), NEVER_BY_SUBMITIT)
-            delayed.dump(path)
+            temporary = path.with_suffix(f".{uuid.uuid4().hex[:8]}.tmp")
+            delayed.dump(temporary)
+            temporary.replace(path)
 
     def refresh(self) -> None:
         """Learn the state of all jobs, if it is time to."""
@@ -140,6 +174,11 @@ class Backend(ABC):
         """Remove what nobody needs once a job has ended well; its logs stay."""
         if entry.job_id and entry.result:
             self.paths(entry.job_id).submitted_pickle.unlink(missing_ok=True)
+        self.drop_result(entry)
+
+    def drop_result(self, entry: Entry) -> None:
+        """Remove a result that has been judged: no later start of this or another job must meet it."""
+        if entry.result:
             Path(entry.result).unlink(missing_ok=True)
 
     def results_present(self) -> set[str]:
@@ -158,7 +197,7 @@ class SlurmBackend(Backend):
         self.queue = Queue(settings.poll_seconds, say)
         self.facts: ClusterFacts | None = None
         self._missing: dict[str, int] = {}
-        self._accounted: dict[str, tuple[str, str]] = {}
+        self._accounting = Accounting()
 
     def prepare(self) -> None:
         missing = [
@@ -174,7 +213,7 @@ class SlurmBackend(Backend):
         self.array_limit = max(1, min(self.settings.array_size, self.facts.max_array_size - 1))
 
     def problems(self, request: Request) -> list[str]:
-        return [] if self.facts is None else self.facts.problems(request)
+        return [] if self.facts is None else [*self.facts.problems(request), *self.time_problems(request)]
 
     def minutes(self, request: Request) -> int:
         limit = request.runtime if self.facts is None else self.facts.minutes(request)
@@ -184,13 +223,13 @@ class SlurmBackend(Backend):
         backoff = Backoff(first=2.0)
         while True:
             try:
-                return self._submit_once(jobs, request, name, token)
+                with uninterrupted():
+                    return self._submit_once(jobs, request, name, token)
             except SlurmBusyError as error:
                 if backoff.failures == 0:
                     self.say(f"Slurm does not take jobs at the moment ({error}); trying again until it does.")
-                time.sleep(backoff.failed())
-                if found := self._submitted_all_the_same(jobs, request, token):
-                    return found
+            if found := self._submitted_all_the_same(jobs, request, token, backoff):
+                return found
 
     def _submit_once(
         self, jobs: Sequence[SnakemakeJob], request: Request, name: str, token: str
@@ -205,24 +244,29 @@ class SlurmBackend(Backend):
                 )
         except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
             if queue_full(str(error)):
-                raise SlurmBusyError(
-                    f"your share of the queue is full: {' '.join(str(error).split())}"
-                ) from None
+                raise QueueFullError(f"sbatch: {' '.join(str(error).split())}") from None
             raise classify(str(error), "sbatch") from None
         self.queue.hurry()
         return [job.job_id for job in submitted]
 
     def _submitted_all_the_same(
-        self, jobs: Sequence[SnakemakeJob], request: Request, token: str
+        self, jobs: Sequence[SnakemakeJob], request: Request, token: str, backoff: Backoff
     ) -> list[str] | None:
-        """After sbatch failed without an answer the jobs may be in the queue all the same."""
-        try:
-            found = self.find(token)
-        except SlurmBusyError:
-            return None
+        """After sbatch failed without an answer the jobs may be in the queue all the same: wait until squeue
+        has told.
+        """
+        while True:
+            time.sleep(backoff.failed())
+            try:
+                lines = {line.job_id: line for line in read_lines(ask(squeue_command()))}
+                break
+            except SlurmBusyError:
+                continue
+        found = [job_id for job_id, line in lines.items() if line.comment == mark(token)]
         if not found:
             return None
-        job_ids = [found[None]] if None in found else [found[index] for index in range(len(jobs))]
+        number, is_array, _ = found[0].partition("_")  # tasks that have ended may be forgotten already
+        job_ids = [f"{number}_{place}" for place in range(len(jobs))] if is_array else [number]
         for job_id, job in zip(job_ids, jobs, strict=True):
             self.mend(job_id, job, request)
         return job_ids
@@ -248,71 +292,60 @@ class SlurmBackend(Backend):
         return executor
 
     def try_submission(self, request: Request, name: str) -> str | None:
-        """Ask Slurm whether it would take a job (sbatch --test-only); None if it would, else its answer."""
+        """Ask Slurm whether it would take a job (sbatch --test-only); None if it would, else its answer.
+
+        Raises SlurmBusyError if it gives none.
+        """
         text = self.executor(request, name, "test", 1)._make_submission_file_text("true", "test")
         with tempfile.NamedTemporaryFile("w", suffix=".sh") as script:
             script.write(text)
             script.flush()
             try:
                 with outside_of_jobs():
-                    ask(["sbatch", "--test-only", script.name])
-            except (SlurmRefusedError, SlurmBusyError) as error:
+                    ask_patiently(["sbatch", "--test-only", script.name], self.say, give_up_after=120.0)
+            except SlurmRefusedError as error:
                 return str(error)
         return None
 
-    def find(self, token: str) -> dict[int | None, str]:
-        answer = ask(["squeue", "--noheader", "--array", "--all", "--states=all", f"--user={os.getuid()}",
-                      "--format=%i|%k"])  # fmt: skip
-        found: dict[int | None, str] = {}
-        for line in answer.splitlines():
-            job_id, _, comment = line.strip().partition("|")
-            if comment.strip() == mark(token):
-                _, _, index = job_id.partition("_")
-                found[int(index) if index else None] = job_id
-        return found
+    def busy(self) -> bool:
+        self.queue.hurry()
+        self.queue.refresh()
+        return self.queue.waiting_or_running > 0
+
+    def find(self, entry: Entry) -> str | None:
+        if self.queue.answers == 0:
+            raise SlurmBusyError("squeue has not answered yet")
+        return self.queue.marked(mark(entry.token)).get(entry.index) or super().find(entry)
 
     def refresh(self) -> None:
         if self.queue.refresh():
             for job_id in [one for one in self._missing if one in self.queue.lines]:
                 del self._missing[job_id]
-            self._ask_accounting()
+            if self.accounting:
+                forgotten = [one for one, since in self._missing.items() if self.queue.answers >= since + 2]
+                self._accounting.want(forgotten)
+        if self.accounting:
+            self._accounting.refresh()
 
     def hurry(self) -> None:
         self.queue.hurry()
-
-    def _ask_accounting(self) -> None:
-        forgotten = [one for one, since in self._missing.items() if self.queue.answers >= since + 2]
-        if not self.accounting or not forgotten:
-            return
-        try:
-            self._accounted.update(ended_states(forgotten))
-        except (SlurmBusyError, SlurmRefusedError):
-            return
 
     def look(self, entry: Entry) -> Look | None:
         job_id = entry.job_id or ""
         line = self.queue.lines.get(job_id)
         if line is None:
             return self._look_back(job_id)
-        by_whom = self._who_cancelled(job_id) if line.state == "CANCELLED" else ""
-        return Look(line.state, line.ended, line.reason, line.node, by_whom)
-
-    def _who_cancelled(self, job_id: str) -> str:
-        if not self.accounting:
-            return ""
-        if job_id not in self._accounted:
-            try:
-                self._accounted.update(ended_states([job_id]))
-            except (SlurmBusyError, SlurmRefusedError):
-                return ""
-        return self._accounted.get(job_id, ("", ""))[1]
+        if line.state != "CANCELLED":
+            return Look(line.state, line.ended, line.reason, line.node)
+        self._accounting.want([job_id])  # it knows by whom; until it is asked again, nobody
+        return Look(line.state, line.ended, line.reason, line.node, self._accounting.end_of(job_id)[1])
 
     def _look_back(self, job_id: str) -> Look | None:
         """A job that squeue does not show: too new, or ended and forgotten."""
         since = self._missing.setdefault(job_id, self.queue.answers)
         answers = self.queue.answers - since
-        state, by_whom = self._accounted.get(job_id, ("", ""))
-        if state in ENDED_STATES:
+        state, by_whom = self._accounting.end_of(job_id)
+        if state:
             return Look(state, True, by_whom=by_whom)
         patience = 5 if self.accounting else 3
         return Look("LOST", True) if answers >= patience else None
@@ -322,10 +355,6 @@ class SlurmBackend(Backend):
         for start in range(0, len(job_ids), 500):
             ask(["scancel", *job_ids[start : start + 500]])
 
-    def line(self, job_id: str) -> Line | None:
-        """squeue's line of a job."""
-        return self.queue.lines.get(job_id)
-
 
 class LocalBackend(Backend):
     """This machine: every job is a process of its own that survives the head."""
@@ -334,7 +363,11 @@ class LocalBackend(Backend):
 
     def __init__(self, settings: ExecutorSettings, folder: Path, say: Callable[[str], None]) -> None:
         super().__init__(settings, folder, say)
+        self.host = socket.gethostname()
         self._jobs: dict[str, Any] = {}
+
+    def problems(self, request: Request) -> list[str]:
+        return [*super().problems(request), *self.time_problems(request)]
 
     def submit(self, jobs: Sequence[SnakemakeJob], request: Request, name: str, token: str) -> list[str]:
         from submitit.local.local import LocalExecutor
@@ -349,17 +382,22 @@ class LocalBackend(Backend):
         )
         with unheard_interrupts():
             submitted = [executor.submit(job) for job in jobs]
+        for job in submitted:  # process numbers are used again: this may be the file of an old job
+            self.paths(job.job_id).result_pickle.unlink(missing_ok=True)
         self._jobs.update({job.job_id: job for job in submitted})
         return [job.job_id for job in submitted]
 
     def look(self, entry: Entry) -> Look | None:
         if (job := self._jobs.get(entry.job_id or "")) is not None:
             return Look("RUNNING") if job.state == "RUNNING" else Look("FAILED", True)
-        return Look("RUNNING") if controllers(entry) else Look("FAILED", True)
+        return Look("RUNNING") if self._controllers(entry) else Look("FAILED", True)
+
+    def _controllers(self, entry: Entry) -> list[Any]:
+        return controllers(entry, self.folder)
 
     def cancel(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
-            for controller in controllers(entry):
+            for controller in self._controllers(entry):
                 end_family(controller.pid)
 
     def cancel_command(self, entries: Sequence[Entry]) -> str:
@@ -417,6 +455,24 @@ def mark(token: str) -> str:
 
 
 @contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let a Ctrl-C wait for the end of a submission; the programs called for it do not hear it at all."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    noted: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: noted.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+        if noted:
+            raise KeyboardInterrupt
+
+
+@contextmanager
 def unheard_interrupts() -> Iterator[None]:
     """Start processes that a Ctrl-C in this terminal, or closing it, does not end."""
     if threading.current_thread() is not threading.main_thread():
@@ -430,13 +486,15 @@ def unheard_interrupts() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def controllers(entry: Entry) -> list[Any]:
-    """The process that controls a local job, if it still runs and is really that."""
+def controllers(entry: Entry, folder: Path) -> list[Any]:
+    """The process that controls a local job, if it still runs and is really that: numbers are used again."""
     import psutil  # type: ignore[import-untyped, unused-ignore]
 
     try:
         process = psutil.Process(int(entry.job_id or 0))
-        ours = any("submitit.local._local" in word for word in process.cmdline())
+        words = " ".join(process.cmdline())
+        at_that_time = process.create_time() - entry.submitted <= START_S
+        ours = "submitit.local._local" in words and str(folder) in words and at_that_time
         return [process] if ours and process.status() != psutil.STATUS_ZOMBIE else []
     except (psutil.Error, ValueError):
         return []

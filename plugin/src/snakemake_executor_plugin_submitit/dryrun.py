@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from snakemake_interface_common.exceptions import WorkflowError  # type: ignore[import-untyped, unused-ignore]
 
 from snakemake_executor_plugin_submitit.requests import Request, RequestError, read_request
+from snakemake_executor_plugin_submitit.slurm import SlurmBusyError
 
 if TYPE_CHECKING:
     from snakemake_executor_plugin_submitit.backends import Backend
@@ -46,7 +47,11 @@ def try_submissions(backend: Backend, requests: dict[Request, str], say: Callabl
     """Ask Slurm about each request and say what it answers; the refusals are returned."""
     refusals = []
     for request, rule in requests.items():
-        answer = backend.try_submission(request, rule)  # type: ignore[attr-defined]
+        try:
+            answer = backend.try_submission(request, rule)  # type: ignore[attr-defined]
+        except SlurmBusyError as error:
+            say(f"sbatch --test-only, rule {rule}: no answer ({error}), so nobody knows")
+            continue
         say(f"sbatch --test-only, rule {rule}: {answer or 'would be taken'}")
         if answer is not None:
             refusals.append(f"rule {rule}: {answer}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import shutil
 import tempfile
 import time
@@ -21,20 +20,26 @@ from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
 from snakemake_interface_executor_plugins.jobs import JobExecutorInterface  # type: ignore[import-untyped, unused-ignore]
 
 from snakemake_executor_plugin_submitit import head
+from snakemake_executor_plugin_submitit.adoption import EarlierJobs
 from snakemake_executor_plugin_submitit.backends import Backend, make_backend
 from snakemake_executor_plugin_submitit.dryrun import request_of, requests_of_rules, try_submissions
 from snakemake_executor_plugin_submitit.job import SnakemakeJob
 from snakemake_executor_plugin_submitit.journal import Entry, Journal, make_key
-from snakemake_executor_plugin_submitit.probe import shared_folder_problem
+from snakemake_executor_plugin_submitit.probe import shared_folder_problem, unwritable
 from snakemake_executor_plugin_submitit.requests import Request, RequestError
 from snakemake_executor_plugin_submitit.settings import ExecutorSettings, setting_problems
-from snakemake_executor_plugin_submitit.slurm import Backoff, SlurmBusyError, SlurmRefusedError
-from snakemake_executor_plugin_submitit.tracker import Tracker, Verdict
+from snakemake_executor_plugin_submitit.slurm import (
+    Backoff,
+    QueueFullError,
+    SlurmBusyError,
+    SlurmRefusedError,
+)
+from snakemake_executor_plugin_submitit.tracker import Tracker
 
 __all__ = ["Executor"]
 
 TICK_S = 0.5
-MOST_ERRORS = 20
+LONGEST_FAILURE_S = 600.0
 
 
 class Executor(RemoteExecutor):  # type: ignore[misc]
@@ -44,29 +49,27 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         """Check everything that can be checked before the first job is submitted."""
         self.settings: ExecutorSettings = self.executor_settings or ExecutorSettings()
         self.folder = head.FOLDER.absolute()
-        self.head_started = head.started(os.getpid()) or time.time()
+        self.followed: dict[str, Entry] = {}
         self._scripts: Path | None = None
-        self._errors = 0
+        self._failing_since: float | None = None
         self._failed = False
         if problems := setting_problems(self.settings):
             raise WorkflowError("\n".join(problems))
-        self._require_submitit()
+        require_submitit()
+        if problem := unwritable(self.folder):
+            raise WorkflowError(problem)
         self.journal = Journal(self.folder / "journal")
         self.backend: Backend = make_backend(self.settings, self.folder / "jobs", self.say)
-        self.tracker = Tracker(self.backend, self.journal, self.say)
+        latency_wait = float(self.workflow.execution_settings.latency_wait or 0)
+        self.tracker = Tracker(self.backend, self.journal, self.say, latency_wait=latency_wait)
         self._check()
         head.note_head(self.folder)
-        self._find_earlier_jobs()
+        self.earlier = EarlierJobs(self.backend, self.tracker, self.journal, self.say)
+        self.earlier.find_out()
 
     def say(self, message: str) -> None:
         """Tell the user something in one line."""
         self.logger.warning(f"submitit: {message}")
-
-    def _require_submitit(self) -> None:
-        try:
-            import submitit  # noqa: F401
-        except ImportError as error:
-            raise WorkflowError(f"submitit cannot be imported ({error}): pip install submitit") from None
 
     def _check(self) -> None:
         """Refuse what can never work, with one line per problem."""
@@ -97,68 +100,25 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
 
     # Adopting the jobs of an earlier head
 
-    def _find_earlier_jobs(self) -> None:
-        """Read which jobs an earlier head has left in the queue, waiting until Slurm can tell."""
-        self.earlier = {entry.key: entry for entry in self.journal.entries() if entry.active}
-        if not self.earlier:
-            return
-        backoff = Backoff()
-        while not self._earlier_jobs_known():
-            if backoff.failures == 0:
-                self.say("an earlier call has submitted jobs; waiting for Slurm to tell about them.")
-            time.sleep(min(5.0, backoff.failed()))
-            self.backend.hurry()
-
-    def _earlier_jobs_known(self) -> bool:
-        """Resolve each entry of the journal: adopt it, take it as ended, or forget it."""
-        self.tracker.look_around()
-        known = [self._known(entry) for entry in list(self.earlier.values())]
-        return all(known)
-
-    def _known(self, entry: Entry) -> bool:
-        if entry.cluster != self.backend.name:
-            self.earlier.pop(entry.key)
-            self.say(
-                f"{entry.name}: an earlier call submitted it to cluster {entry.cluster} as {entry.job_id}; "
-                "if it still runs there, end it before it is started here."
-            )
-            return True
-        try:
-            if entry.job_id is None and not self._find_by_token(entry):
-                return True
-        except (SlurmBusyError, SlurmRefusedError):
-            return False
-        if (verdict := self.tracker.judge(entry)) is not None:
-            self._settle(entry, verdict)
-            return True
-        return self.backend.look(entry) is not None
-
-    def _find_by_token(self, entry: Entry) -> bool:
-        """The head died while it submitted: the job may be in the queue, marked with its token."""
-        job_id = self.backend.find(entry.token).get(entry.index)
-        if job_id is None:
-            entry.state, entry.message = "CANCELLED", "the head process ended before the job was submitted"
-            self.journal.write(entry)
-            self.earlier.pop(entry.key)
-            return False
-        self._name_files(entry, job_id)
-        self.journal.write(entry)
-        return True
-
-    def _settle(self, entry: Entry, verdict: Verdict) -> None:
-        """An earlier job has ended while no head was alive."""
-        if verdict.ok:
-            if (entry.ended or 0.0) < self.head_started:  # Snakemake has seen its files and decides by itself
-                self.earlier.pop(entry.key)
-            return  # else Snakemake may have looked too early: if it asks for the job, that is done
-        self.earlier.pop(entry.key)
-        self.say(f"a job of an earlier call has failed meanwhile: {verdict.message}")
-
     def _adopt(self, job: JobExecutorInterface) -> bool:
         """Take over the job of an earlier head instead of submitting a second one."""
-        entry = self.earlier.pop(key_of(job), None)
-        if entry is None:
+        outputs = outputs_of(job)
+        makers = self.earlier.makers_of(key_of(job), outputs)
+        if (obstacle := self.earlier.obstacle(makers, outputs)) is not None:
+            self._refuse(job, f"{job.name}: {obstacle}")
+            return True
+        active = [entry for entry in makers if entry.active]
+        if active:
+            self._take_over(job, active[0])
+        elif makers and asked_as_unfinished(self.workflow, job) and all_exist(job):
+            self._report(job, makers[0])  # done since Snakemake has looked at its files
+        else:
+            for entry in makers:
+                self.earlier.drop(entry)
             return False
+        return True
+
+    def _take_over(self, job: JobExecutorInterface, entry: Entry) -> None:
         if entry.fingerprint != fingerprint(job):
             self.say(
                 f"{entry.name}: job {entry.job_id} was submitted with another command or other parameters; "
@@ -168,7 +128,6 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
             self._mend(job, entry)
         self.logger.info(f"submitit: adopted job {entry.job_id} ({entry.name}) of an earlier call.")
         self._report(job, entry)
-        return True
 
     def _mend(self, job: JobExecutorInterface, entry: Entry) -> None:
         if not Path(entry.script).exists():
@@ -196,8 +155,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
             except RequestError as error:
                 self._refuse(job, str(error))
         for (request, name), members in groups.items():
-            for start in range(0, len(members), self.backend.array_limit):
-                self._submit(request, name, members[start : start + self.backend.array_limit])
+            self._submit_all(request, name, members)
 
     def additional_general_args(self) -> str:
         """What the inner Snakemake of a job is told: one job needs neither a rate limit nor a solver.
@@ -206,22 +164,55 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         """
         return "--max-jobs-per-timespan 1000/0s --scheduler greedy"
 
+    def _submit_all(self, request: Request, name: str, jobs: Sequence[JobExecutorInterface]) -> None:
+        """Submit jobs in arrays, in smaller ones where the queue has no room for a large one."""
+        waiting, size, backoff = list(jobs), self.backend.array_limit, Backoff(first=5.0)
+        while waiting:
+            chunk = waiting[:size]
+            try:
+                self._submit(request, name, chunk)
+            except QueueFullError as error:
+                if len(chunk) > 1:
+                    size = len(chunk) // 2
+                elif not self._wait_for_room(str(error), backoff):
+                    self._refuse_all(waiting, error)
+                    return
+            else:
+                del waiting[:size]
+                backoff.answered()
+
+    def _wait_for_room(self, answer: str, backoff: Backoff) -> bool:
+        """Wait a while for jobs to leave the queue; False if there are none that could."""
+        if "grp" not in answer.lower() and not self.backend.busy():
+            return False
+        if backoff.failures == 0:
+            self.say(f"your share of the queue is full ({answer}); the other jobs follow when it is not.")
+        time.sleep(backoff.failed())
+        return True
+
+    def _refuse_all(self, jobs: Sequence[JobExecutorInterface], error: Exception) -> None:
+        for job in jobs:
+            self._refuse(job, f"{job.name} was not taken: {error}")
+
     def _submit(self, request: Request, name: str, jobs: Sequence[JobExecutorInterface]) -> None:
+        """Submit one job or array; raises QueueFullError."""
         token = uuid.uuid4().hex[:16]
         entries = [self._make_entry(job, request, token, place, len(jobs)) for place, job in enumerate(jobs)]
         for entry in entries:
+            self.followed[entry.key] = entry
             self.journal.write(entry)
         submitted = [self._make_submitted(entry, request) for entry in entries]
         try:
             job_ids = self.backend.submit(submitted, request, name, token)
         except SlurmRefusedError as error:
-            for job, entry in zip(jobs, entries, strict=True):
-                entry.state, entry.message = "FAILED", str(error)
-                self.journal.write(entry)
-                self._refuse(job, f"{entry.name} was not taken: {error}")
+            for entry in entries:
+                self._end(entry, "FAILED", str(error))
+            if isinstance(error, QueueFullError):
+                raise
+            self._refuse_all(jobs, error)
             return
         for job, entry, job_id in zip(jobs, entries, job_ids, strict=True):
-            self._name_files(entry, job_id)
+            self.backend.name_files(entry, job_id)
             entry.state = "PENDING"
             self.journal.write(entry)
             self._report(job, entry)
@@ -236,8 +227,9 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
             name=" ".join([job.name, *(f"{name}={value}" for name, value in wildcards.items())]),
             rule=job.name,
             wildcards=wildcards,
-            outputs=sorted(str(path) for path in job.output),
+            outputs=sorted(outputs_of(job)),
             cluster=self.backend.name,
+            host=self.backend.host,
             token=token,
             index=place if count > 1 else None,
             script=script,
@@ -262,15 +254,8 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
             submitted=entry.submitted,
         )
 
-    def _name_files(self, entry: Entry, job_id: str) -> None:
-        paths = self.backend.paths(job_id)
-        entry.job_id = job_id
-        entry.submission = str(paths.submission_file) if self.backend.name == "slurm" else None
-        entry.result = str(paths.result_pickle)
-        if self.backend.name != "debug":
-            entry.log, entry.error_log = str(paths.stdout), str(paths.stderr)
-
     def _report(self, job: JobExecutorInterface, entry: Entry) -> None:
+        self.followed[entry.key] = entry
         self.report_job_submission(SubmittedJobInfo(job, external_jobid=entry.job_id, aux={"entry": entry}))
 
     def _refuse(self, job: JobExecutorInterface, message: str) -> None:
@@ -292,7 +277,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
                 yield info
             return
         for info in active_jobs:
-            if not self._ended(info):
+            if not self.wait or not self._ended(info):
                 yield info
         self.tracker.report_waiting()
 
@@ -302,7 +287,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         except Exception as error:
             self._note_error(error)
             return False
-        self._errors = 0
+        self._failing_since = None
         return True
 
     def _ended(self, info: SubmittedJobInfo) -> bool:
@@ -314,6 +299,8 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
             return False
         if verdict is None:
             return False
+        self.followed.pop(entry.key, None)
+        self.earlier.drop(entry)
         if verdict.ok:
             self.report_job_success(info)
         else:
@@ -322,10 +309,12 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         return True
 
     def _note_error(self, error: Exception) -> None:
-        """An error of our own must not end the poller at once; but it must not repeat for ever either."""
-        self._errors += 1
-        self.say(f"could not follow the jobs ({type(error).__name__}: {error}); trying again.")
-        if self._errors > MOST_ERRORS:
+        """A full disk, or an error of our own, ends the head only if it lasts."""
+        now = time.monotonic()
+        if self._failing_since is None:
+            self._failing_since = now
+            self.say(f"could not follow the jobs ({type(error).__name__}: {error}); trying again.")
+        if now - self._failing_since > LONGEST_FAILURE_S:
             raise error
 
     def print_job_error(self, job_info: SubmittedJobInfo, msg: str | None = None, **kwargs: Any) -> None:
@@ -338,38 +327,70 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
 
     def cancel(self) -> None:
         """Ctrl-C: leave the jobs in the queue or cancel them, as the settings say."""
-        with self.lock:
-            active = list(self.active_jobs)
+        self._stop_following()
+        self._find_unnamed()
         if self.settings.on_interrupt == "cancel":
-            self.cancel_jobs(active)
-        elif active:
-            self._failed = True
-            entries = [info.aux["entry"] for info in active]
-            self.say(f"{len(entries)} submitted jobs go on; the same command adopts them. "
-                     f"To cancel them: {self.backend.cancel_command(entries)}")  # fmt: skip
+            self._cancel(list(self.followed.values()))
         self.shutdown()
 
     def cancel_jobs(self, active_jobs: list[SubmittedJobInfo]) -> None:
         """End submitted jobs for good."""
-        entries = [info.aux["entry"] for info in active_jobs]
+        self._cancel([info.aux["entry"] for info in active_jobs])
+
+    def _cancel(self, entries: list[Entry]) -> None:
+        if not entries:
+            return
+        self._failed = True
         try:
             self.backend.cancel(entries)
         except (SlurmBusyError, SlurmRefusedError) as error:
             self.say(f"could not cancel ({error}); later: {self.backend.cancel_command(entries)}")
             return
         for entry in entries:
-            entry.state, entry.message = "CANCELLED", "cancelled by Ctrl-C"
-            self.journal.write(entry)
+            self._end(entry, "CANCELLED", "cancelled by Ctrl-C")
+
+    def _find_unnamed(self) -> None:
+        """Ctrl-C during a submission: the jobs are in the queue, or they never came so far."""
+        unnamed = [entry for entry in self.followed.values() if entry.job_id is None]
+        if not unnamed:
+            return
+        try:
+            self.backend.hurry()
+            self.backend.refresh()
+            for entry in unnamed:
+                if (job_id := self.backend.find(entry)) is not None:
+                    self.backend.name_files(entry, job_id)
+                    self.journal.write(entry)
+        except (SlurmBusyError, SlurmRefusedError) as error:
+            self.say(f"jobs of the last moment may be in the queue ({error}); the next call finds them.")
+
+    def _end(self, entry: Entry, state: str, message: str) -> None:
+        """Note the end of a job that is no longer followed."""
+        self.followed.pop(entry.key, None)
+        entry.state, entry.message = state, message
+        self.journal.write(entry)
+
+    def _stop_following(self) -> None:
+        """End the poller, so that nobody else reads or writes what is known of the jobs."""
+        with self.lock:
+            self.wait = False
+        self.wait_thread.join()
 
     def shutdown(self) -> None:
         """Stop the poller; scripts stay as long as a job may still need them."""
-        with self.lock:
-            self.wait = False
-            left = bool(self.active_jobs)
-        self.wait_thread.join()
-        if self._scripts is not None and not left and not self._failed:
+        self._stop_following()
+        left = [entry for entry in self.followed.values() if entry.job_id is not None]
+        if left:
+            self.say(f"{len(left)} submitted jobs go on; the same command adopts them. "
+                     f"To cancel them: {self.backend.cancel_command(left)}")  # fmt: skip
+        if self._scripts is not None and not self._failed and not self._scripts_in_use():
             shutil.rmtree(self._scripts, ignore_errors=True)
         head.forget_head(self.folder)
+
+    def _scripts_in_use(self) -> bool:
+        """Whether the journal knows of a job that may still read a script of this head."""
+        known = [*self.followed.values(), *(entry for entry in self.journal.entries() if entry.active)]
+        return any(Path(entry.script).parent == self._scripts for entry in known)
 
     @property
     def tmpdir(self) -> str:
@@ -381,9 +402,45 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         return str(self._scripts)
 
 
+def require_submitit() -> None:
+    """Say in one line that submitit is missing."""
+    try:
+        import submitit  # noqa: F401
+    except ImportError as error:
+        raise WorkflowError(f"submitit cannot be imported ({error}): pip install submitit") from None
+
+
 def key_of(job: Any) -> str:
     """The journal's name of one of Snakemake's jobs."""
-    return make_key([str(path) for path in job.output], job.name, wildcards_of(job))
+    return make_key(outputs_of(job), job.name, wildcards_of(job))
+
+
+def outputs_of(job: Any) -> list[str]:
+    """What a job makes; for a group also what only its own jobs read."""
+    return [str(path) for member in members_of(job) for path in member.output]
+
+
+def members_of(job: Any) -> list[Any]:
+    """The jobs of a group, or the job itself."""
+    return list(job.jobs) if job.is_group() else [job]
+
+
+def all_exist(job: Any) -> bool:
+    """Whether everything that others may read of a job is there now."""
+    return all(Path(str(path)).exists() for path in job.output)
+
+
+def asked_as_unfinished(workflow: Any, job: Any) -> bool:
+    """Whether Snakemake wants a job only because its outputs were not there, or not whole, when it looked.
+
+    A job that the user forces, or whose inputs are made anew, must run again even if it has just ended.
+    """
+    settings = workflow.dag_settings
+    by_user = bool(settings.forceall or settings.forcetargets or settings.forcerun)
+    reasons = [workflow.dag.reason(member) for member in members_of(job)]
+    renewed = (one.updated_input or one.updated_input_run or (one.forced and by_user) for one in reasons)
+    unfinished = (one.missing_output or one.incomplete_output or one.forced for one in reasons)
+    return any(unfinished) and not any(renewed)
 
 
 def wildcards_of(job: Any) -> dict[str, str]:

@@ -44,6 +44,12 @@ def started(pid: int) -> float | None:
         return None
 
 
+def is_process(head: dict[str, Any]) -> bool:
+    """Whether the noted process of this machine still runs; its start is computed anew, to about a second."""
+    start = started(int(head.get("pid", 0)))
+    return start is not None and abs(start - float(head.get("started") or 0.0)) < 2.0
+
+
 def report_lock() -> None:
     """If Snakemake will refuse to start because of a lock, say whose it is and how to mend it."""
     message = explain_lock(Path.cwd())
@@ -63,7 +69,7 @@ def explain_lock(folder: Path) -> str | None:
             f"submitit: this folder is in use by or was left locked by {who}: "
             "look there before `snakemake --unlock`."
         )
-    if started(int(head.get("pid", 0))) == head.get("started"):
+    if is_process(head):
         return f"submitit: another snakemake works in this folder ({who}); wait for it or end it first."
     count = sum(entry.active for entry in Journal(folder / FOLDER / "journal").entries())
     return (

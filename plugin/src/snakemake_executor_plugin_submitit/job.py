@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,7 +35,7 @@ POLL_S = 0.2
 HEARTBEAT_S = 30.0
 SIGNAL_GRACE_S = 2.0
 WAIT_FOR_KILL_S = 900.0
-REQUEUE_S = 90.0
+LONGEST_REQUEUE_S = 60.0
 
 
 class RuleError(RuntimeError):
@@ -97,6 +97,7 @@ class SnakemakeJob:
 
     def __call__(self) -> dict[str, Any]:
         """Run the inner Snakemake to its end; called by submitit on the node."""
+        self._remove_leftovers()
         done = Record.load(self.record_path)
         if (
             done is not None and done.exit_code == 0
@@ -108,8 +109,9 @@ class SnakemakeJob:
                 exit_code = self._run()
         except _EndedWellError:
             exit_code = 0
-        except subprocess.SubprocessError as refusal:  # submitit's `scontrol requeue`
-            self._requeue_again(refusal)
+        except subprocess.SubprocessError:  # submitit's `scontrol requeue`
+            self._requeue_again()
+        be_deaf()
         if self._child is not None:
             self._child.wait()
         if self._terminated:
@@ -122,13 +124,22 @@ class SnakemakeJob:
         self._record.start(os.environ.get("SLURMD_NODENAME") or socket.gethostname(), job_id())
         self._record.save(self.record_path)
 
-    def _requeue_again(self, refusal: Exception) -> NoReturn:
+    def _requeue_again(self) -> NoReturn:
         """Slurm refuses to requeue a job that it requeues itself, or when it is busy: go on until killed."""
-        deadline = time.monotonic() + REQUEUE_S
-        while time.monotonic() < deadline:
-            time.sleep(2.0)
-            subprocess.run(["scontrol", "requeue", job_id()], capture_output=True, timeout=60, check=False)
-        raise RuleError(f"the job was interrupted, but Slurm does not requeue it: {refusal}") from None
+        be_deaf()
+        pause = 2.0
+        while True:
+            time.sleep(pause)
+            pause = min(1.5 * pause, LONGEST_REQUEUE_S)
+            with suppress(OSError, subprocess.SubprocessError):
+                command = ["scontrol", "requeue", job_id()]
+                subprocess.run(command, capture_output=True, timeout=60, check=False)
+
+    def _remove_leftovers(self) -> None:
+        """Remove what an earlier start of this job has left: its result, and files half written."""
+        if (folder := os.environ.get("SUBMITIT_FOLDER")) and self.cluster != "debug":
+            for name in ("0_result.pkl", "0_result.pkl.save_tmp", "submitted.pkl.save_tmp"):
+                (Path(folder) / f"{job_id()}_{name}").unlink(missing_ok=True)
 
     def _finish(self, exit_code: int) -> dict[str, Any]:
         self._record.end(exit_code)
@@ -257,11 +268,19 @@ class SnakemakeJob:
 def job_id() -> str:
     """The job's id as Slurm prints it: 12, or 12_3 for a task of an array."""
     environment = os.environ
+    if environment.get("SUBMITIT_EXECUTOR") == "local":  # perhaps inside of another job of Slurm
+        return environment["SUBMITIT_LOCAL_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in environment:
         return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
     return (
         environment.get("SUBMITIT_LOCAL_JOB_ID") or environment.get("SLURM_JOB_ID") or f"debug-{os.getpid()}"
     )
+
+
+def be_deaf() -> None:
+    """The command has ended: submitit's handler must not ask it to save any more."""
+    if threading.current_thread() is threading.main_thread() and callable(signal.getsignal(signal.SIGUSR2)):
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
 def preempted(identifier: str) -> bool:

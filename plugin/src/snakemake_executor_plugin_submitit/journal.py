@@ -6,19 +6,20 @@ may read the files without this package; each is always whole (written to a temp
 Fields:
 
     key             first 20 hex digits of the sha256 of the declared outputs (of rule and wildcards where
-    there are none)
+                    there are none)
     name            rule and wildcards, for people
     rule, wildcards, outputs
     cluster         slurm | local | debug
     state           SUBMITTING, PENDING, RUNNING, then Slurm's word for the end: COMPLETED, FAILED, TIMEOUT,
-                    OUT_OF_MEMORY, NODE_FAIL, CANCELLED
+                    OUT_OF_MEMORY, NODE_FAIL, BOOT_FAIL, CANCELLED, PREEMPTED, DEADLINE; or LOST: gone from
+                    the queue without a trace
+    host            machine whose processes the jobs of cluster local are; null on other clusters
     job_id          12, or 12_3 for a task of an array; null while SUBMITTING
     token, index    mark of the submission (sbatch --comment) and place in its array; null if it is no array
     script          the script with the inner Snakemake;  submission: the script given to sbatch
     log, error_log  what the job prints
     record          JSON file that the job itself keeps on its node (see record.py); newer than this one while
-    no
-                    head process runs: restarts, queue wait, peak memory
+                    no head process runs: restarts, queue wait, peak memory
     result          file that exists when submitit's function has returned
     submitted, started, ended     seconds since 1970, or null
     reason          why the job waits, in Slurm's word (PartitionTimeLimit, ...), or null
@@ -63,6 +64,7 @@ class Entry:
     state: str = "SUBMITTING"
     job_id: str | None = None
     index: int | None = None
+    host: str | None = None
     submission: str | None = None
     log: str | None = None
     error_log: str | None = None

@@ -38,6 +38,11 @@ REASONS = {
     "Reservation": "it waits for a reservation",
     "Licenses": "it waits for a licence",
 }
+SLURMS_MEMORY = re.compile(
+    r"^(slurmstepd|srun): .*(exceeded (job |step )?memory limit|oom[-_ ]kill|out of memory)", re.IGNORECASE
+)
+GPU_MEMORY = re.compile(r"(CUDA|HIP|XPU) (error: )?out of memory|\bOutOfMemoryError: .*GPU", re.IGNORECASE)
+GPU_MEMORY_MEND = "use more GPUs, gradient accumulation or bfloat16, or a GPU with more memory"
 NOISE = re.compile(r"submitit (INFO|WARNING|ERROR) \(|^submitit: |^srun: error: .* Exited with exit code")
 PREAMBLE = re.compile(r"\A.*?^Execute \d+ jobs\.\.\.$.*?^    resources: [^\n]*$", re.MULTILINE | re.DOTALL)
 """What the inner Snakemake prints before the rule's program says anything."""
@@ -121,6 +126,9 @@ def what_happened(entry: Entry, state: str, record: Record | None, by_whom: str)
     """One sentence about the end of a job, in the reader's words."""
     if out_of_memory(entry, state):
         return memory_sentence(entry, record)
+    code = own_exit_code(entry)
+    if state == "FAILED" and out_of_gpu_memory(entry):
+        return f"its GPU had too little memory (exit code {code}, {state}): {GPU_MEMORY_MEND}"
     sentences: Mapping[str, str] = {
         "TIMEOUT": timeout_sentence(entry),
         "NODE_FAIL": "its node failed and Slurm did not start it again (NODE_FAIL)",
@@ -133,7 +141,6 @@ def what_happened(entry: Entry, state: str, record: Record | None, by_whom: str)
     }
     if state in sentences:
         return sentences[state]
-    code = own_exit_code(entry)
     if code is None:
         return f"ended by Slurm before it could report ({state})"
     return f"its command failed with exit code {code} ({state})"
@@ -161,14 +168,20 @@ def timeout_sentence(entry: Entry) -> str:
 
 
 def out_of_memory(entry: Entry, state: str) -> bool:
-    """Whether memory was the reason: Slurm may say so, or only FAILED with a line in the log."""
-    if state == "OUT_OF_MEMORY":
-        return True
-    tails = [*last_lines(entry.error_log, 60), *last_lines(entry.log, 60)]
-    return any(
-        re.search(r"exceeded (job |step )?memory limit|oom[-_ ]kill|Out Of Memory", line, re.IGNORECASE)
-        for line in tails
-    )
+    """Whether memory was the reason: Slurm may say so, or only FAILED with a line of its own in the log."""
+    if state not in ("FAILED", "LOST"):
+        return state == "OUT_OF_MEMORY"
+    return any(SLURMS_MEMORY.search(line) for line in tails(entry))
+
+
+def out_of_gpu_memory(entry: Entry) -> bool:
+    """Whether the program says that its GPU's memory was too small."""
+    return any(GPU_MEMORY.search(line) for line in tails(entry))
+
+
+def tails(entry: Entry) -> list[str]:
+    """The last lines of both logs."""
+    return [*last_lines(entry.error_log, 60), *last_lines(entry.log, 60)]
 
 
 def memory_sentence(entry: Entry, record: Record | None) -> str:

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 from snakemake_executor_plugin_submitit.slurm import Backoff, SlurmBusyError, SlurmRefusedError, ask
 
-__all__ = ["ENDED_STATES", "Line", "Queue", "read_lines"]
+__all__ = ["ENDED_STATES", "Accounting", "Line", "Queue", "read_lines", "squeue_command"]
 
+SACCT_S, SACCT_JOBS, SACCT_TIMES = 1.5, 500, 10
+"""sacct is asked no more often (and ever more slowly), for no more jobs at a time, no more times for one."""
 FORMAT = "%i|%T|%N|%k|%r"
 ENDED_STATES = frozenset(
     {
@@ -75,6 +77,20 @@ class Queue:
         self._next = self.clock() + self.interval
         return True
 
+    def marked(self, comment: str) -> dict[int | None, str]:
+        """Ids of the jobs that were submitted with a comment, by their place in the array."""
+        found: dict[int | None, str] = {}
+        for line in self.lines.values():
+            if line.comment == comment:
+                _, _, index = line.job_id.partition("_")
+                found[int(index) if index else None] = line.job_id
+        return found
+
+    @property
+    def waiting_or_running(self) -> int:
+        """How many jobs of this user are in the queue."""
+        return sum(not line.ended for line in self.lines.values())
+
     def hurry(self) -> None:
         """Ask again at the next occasion, unless Slurm is silent."""
         if self.backoff.failures == 0:
@@ -122,20 +138,49 @@ def expand(identifiers: str) -> Iterable[str]:
     return found
 
 
+class Accounting:
+    """How jobs have ended, from sacct: one question for all of them, and only final answers are kept."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self._wanted: dict[str, int] = {}
+        self._ends: dict[str, tuple[str, str]] = {}
+        self._next = 0.0
+
+    def want(self, job_ids: Iterable[str]) -> None:
+        """Ask for jobs at the next refresh; nobody is asked for without end."""
+        for job_id in job_ids:
+            if job_id not in self._ends:
+                self._wanted.setdefault(job_id, 0)
+
+    def end_of(self, job_id: str) -> tuple[str, str]:
+        """State and cancelling user of a job that has ended; empty as long as sacct does not know."""
+        return self._ends.get(job_id, ("", ""))
+
+    def refresh(self) -> None:
+        """Ask for what is wanted, a few hundred jobs at a time, unless it was just asked."""
+        asked = [job_id for job_id, times in self._wanted.items() if times < SACCT_TIMES][:SACCT_JOBS]
+        if not asked or self.clock() < self._next:
+            return
+        self._next = self.clock() + SACCT_S * (1 + max(self._wanted[job_id] for job_id in asked))
+        try:
+            self._ends.update(ended_states(asked))
+        except (SlurmBusyError, SlurmRefusedError):
+            return
+        for job_id in asked:
+            if job_id in self._ends:
+                del self._wanted[job_id]
+            else:
+                self._wanted[job_id] += 1
+
+
 def ended_states(job_ids: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """State and cancelling user of jobs that squeue no longer shows, from the accounting."""
-    wanted = ",".join(job_ids)
-    command = [
-        "sacct",
-        "--allocations",
-        "--noheader",
-        "--parsable2",
-        f"--jobs={wanted}",
-        "--format=JobID,State",
-    ]
+    """State and cancelling user of those jobs that the accounting knows to have ended."""
+    command = ["sacct", "--allocations", "--noheader", "--parsable2", "--format=JobID,State"]
     found = {}
-    for text in ask(command).splitlines():
+    for text in ask([*command, f"--jobs={','.join(job_ids)}"]).splitlines():
         job_id, _, words = text.partition("|")
         state, _, rest = words.partition(" ")
-        found[job_id] = (state.rstrip("+"), rest.removeprefix("by ").strip())
+        if state.rstrip("+") in ENDED_STATES:
+            found[job_id] = (state.rstrip("+"), rest.removeprefix("by ").strip())
     return found

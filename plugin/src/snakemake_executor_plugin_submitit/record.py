@@ -72,7 +72,7 @@ class Record:
         waiting_since = self.submitted if self.last_seen is None else self.last_seen
         self.queue_wait_s += max(0.0, now - waiting_since)
         self.starts.append({"time": now, "host": host, "job_id": job_id})
-        self.last_seen = now
+        self.last_seen, self.ended, self.exit_code = now, None, None
 
     def seen(self) -> None:
         """Note that the job still runs."""

@@ -7,6 +7,7 @@ import math
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 __all__ = ["RESOURCES", "Request", "RequestError", "nearest", "read_request"]
@@ -40,6 +41,8 @@ OWNED_OPTIONS = {
     "cpus-per-task": "cpus",
     "gpus": "gpu",
     "gpus-per-node": "gpu",
+    "gpus-per-task": "gpu",
+    "gpus-per-socket": "gpu",
     "nodes": "nodes",
     "ntasks": "tasks",
     "ntasks-per-node": "tasks",
@@ -64,6 +67,10 @@ PLUGINS_OPTIONS = frozenset(
     }
 )
 ALIASES = {"cpus_per_task": "cpus", "gpus": "gpu"}
+
+
+DEAF = Path(__file__).with_name("deaf.sh")
+"""What srun starts on every node: the signals of a time limit must not end what starts the programs there."""
 
 
 class RequestError(ValueError):
@@ -102,7 +109,8 @@ class Request:
         """Command that starts one process on every node of the job; empty for a job on one node."""
         if self.nodes == 1 and self.tasks == 1:
             return ""
-        return f"srun --overlap --mem=0 --nodes={self.nodes} --ntasks={self.tasks}"
+        shape = f"--nodes={self.nodes} --ntasks={self.tasks} --cpus-per-task={self.cpus}"
+        return f"srun --overlap --mem=0 {shape} /bin/sh {DEAF}"
 
     def parameters(self) -> dict[str, Any]:
         """The request in submitit's words; None means the cluster's default."""
@@ -216,6 +224,8 @@ def read_extra(text: str, problems: list[str]) -> dict[str, str | bool]:
         name, has_value, value = word.removeprefix("--").partition("=")
         if not word.startswith("--") or not name:
             problems.append(f"slurm_extra: write {word!r} as --option or --option=value")
+        elif name == "gres" and "gpu" in value:
+            problems.append("slurm_extra sets --gres=gpu: use the resource 'gpu' for it")
         elif name in OWNED_OPTIONS:
             problems.append(f"slurm_extra sets --{name}: use the resource {OWNED_OPTIONS[name]!r} for it")
         elif name in PLUGINS_OPTIONS:

@@ -17,6 +17,7 @@ __all__ = [
     "Backoff",
     "ClusterFacts",
     "Partition",
+    "QueueFullError",
     "SlurmBusyError",
     "SlurmRefusedError",
     "ask",
@@ -54,6 +55,10 @@ class SlurmRefusedError(RuntimeError):
     """Slurm answered, and the answer is no."""
 
 
+class QueueFullError(SlurmRefusedError):
+    """Slurm takes no further jobs, or not so many at once, until others have left the queue."""
+
+
 def ask(command: Sequence[str], timeout: float = COMMAND_TIMEOUT_S) -> str:
     """Run one of Slurm's commands and return what it prints. Raises SlurmBusyError or SlurmRefusedError."""
     try:
@@ -76,8 +81,8 @@ def classify(message: str, command: str) -> SlurmBusyError | SlurmRefusedError:
 
 
 def queue_full(message: str) -> bool:
-    """Whether Slurm refused only because the user has too many jobs in the queue at the moment."""
-    return "maxsubmit" in message.lower()
+    """Whether Slurm refused because the user, or his group, may not have so many jobs in the queue."""
+    return re.search(r"maxsubmit|submitjob.*limit", message, re.IGNORECASE) is not None
 
 
 @dataclass
@@ -139,6 +144,7 @@ class Partition:
     usual_minutes: int | None
     cpus: int
     mem_mb: int
+    nodes: int
     gpus: dict[str, int] = field(default_factory=dict)
 
     def most_gpus(self, model: str | None = None) -> int:
@@ -156,13 +162,16 @@ class ClusterFacts:
 
     def problems(self, request: Request) -> list[str]:
         """Why a request can never run here, one line each."""
+        valid = ", ".join(sorted(self.partitions))
+        names = request.slurm_partition.split(",") if request.slurm_partition else []
+        if unknown := [name for name in names if name not in self.partitions]:
+            return [
+                f"partition {name!r} does not exist{nearest(name, self.partitions)}; valid are {valid}"
+                for name in unknown
+            ]
         partition = self._partition(request.slurm_partition)
         if partition is None:
-            valid = ", ".join(sorted(self.partitions))
-            name = request.slurm_partition
-            if name is None:
-                return [f"the cluster has no default partition: set slurm_partition to one of {valid}"]
-            return [f"partition {name!r} does not exist{nearest(name, self.partitions)}; valid are {valid}"]
+            return [f"the cluster has no default partition: set slurm_partition to one of {valid}"]
         return [problem for problem, wrong in too_much(partition, request) if wrong]
 
     def minutes(self, request: Request) -> int | None:
@@ -202,6 +211,10 @@ def too_much(partition: Partition, request: Request) -> Iterator[tuple[str, bool
         ((request.mem_mb or 0) > partition.mem_mb),
     )
     yield (
+        f"nodes: {request.nodes} asked, but {where} has only {partition.nodes}",
+        request.nodes > partition.nodes,
+    )
+    yield (
         f"runtime: {request.runtime} minutes asked, but {where} allows {partition.minutes}",
         (partition.minutes is not None and (request.runtime or 0) > partition.minutes),
     )
@@ -209,7 +222,7 @@ def too_much(partition: Partition, request: Request) -> Iterator[tuple[str, bool
 
 def read_facts(say: Callable[[str], None]) -> ClusterFacts:
     """Ask Slurm for its partitions and limits, waiting if it does not answer."""
-    listing = ask_patiently(["sinfo", "--all", "--noheader", "--format=%P|%l|%L|%a|%G|%c|%m"], say)
+    listing = ask_patiently(["sinfo", "--all", "--noheader", "--format=%P|%l|%L|%a|%G|%c|%m|%D"], say)
     config = ask_patiently(["scontrol", "show", "config"], say)
     values = dict(re.findall(r"^(\w+)\s*=\s*(.*?)\s*$", config, flags=re.MULTILINE))
     return ClusterFacts(
@@ -224,7 +237,7 @@ def read_partitions(listing: str) -> dict[str, Partition]:
     """Read sinfo's lines; a partition with several kinds of nodes has several."""
     found: dict[str, Partition] = {}
     for line in listing.splitlines():
-        name, minutes, usual, available, gres, cpus, memory = line.split("|")
+        name, minutes, usual, available, gres, cpus, memory, nodes = line.split("|")
         one = Partition(
             name=name.rstrip("*"),
             default=name.endswith("*"),
@@ -233,6 +246,7 @@ def read_partitions(listing: str) -> dict[str, Partition]:
             usual_minutes=read_minutes(usual) or read_minutes(minutes),
             cpus=leading_number(cpus),
             mem_mb=leading_number(memory),
+            nodes=leading_number(nodes),
             gpus=read_gpus(gres),
         )
         found[one.name] = larger(found[one.name], one) if one.name in found else one
@@ -250,6 +264,7 @@ def larger(one: Partition, other: Partition) -> Partition:
         usual_minutes=one.usual_minutes,
         cpus=max(one.cpus, other.cpus),
         mem_mb=max(one.mem_mb, other.mem_mb),
+        nodes=one.nodes + other.nodes,
         gpus=gpus,
     )
 

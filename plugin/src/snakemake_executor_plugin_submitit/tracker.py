@@ -15,14 +15,19 @@ from snakemake_executor_plugin_submitit.messages import (
     explain_failure,
     explain_reason,
     ordinary_reason,
+    out_of_memory,
 )
 from snakemake_executor_plugin_submitit.record import Record
 
 __all__ = ["Tracker", "Verdict"]
 
-GRACE_S = {"NODE_FAIL": 60.0, "BOOT_FAIL": 60.0, "PREEMPTED": 60.0, "COMPLETED": 30.0}
+GRACE_S = {"NODE_FAIL": 60.0, "BOOT_FAIL": 60.0, "PREEMPTED": 60.0, "COMPLETED": 60.0}
 """How long a job that looks ended may still be requeued, or its result be on its way."""
 USUAL_GRACE_S = 4.0
+LOCAL_GRACE_S = 1.0
+ERROR_GRACE_S = 30.0
+"""How long Slurm may take to tell the end of a job that has left an error."""
+HURRY_S = 2.0
 WAITING_STATES = frozenset(
     {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 )
@@ -46,13 +51,17 @@ class Tracker:
         journal: Journal,
         say: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
+        latency_wait: float = 0.0,
     ) -> None:
         self.backend = backend
         self.journal = journal
         self.say = say
         self.clock = clock
+        self.latency_wait = latency_wait
         self._present: set[str] = set()
         self._ended_since: dict[str, tuple[str, float]] = {}
+        self._error_since: dict[str, float] = {}
+        self._hurried = -HURRY_S
         self._waiting: dict[str, list[Entry]] = defaultdict(list)
         self._reported: set[tuple[str, str]] = set()
 
@@ -71,7 +80,6 @@ class Tracker:
         if look is None:
             return None
         if not look.ended:
-            self._ended_since.pop(entry.key, None)
             self._follow(entry, look)
             return None
         if (result := self.backend.result(entry)) is not None:
@@ -86,22 +94,43 @@ class Tracker:
         if state != look.state:
             self._ended_since[entry.key] = (look.state, self.clock())
             return False
-        if self.backend.name != "slurm":
-            return self.clock() - since >= 1.0
-        return self.clock() - since >= GRACE_S.get(look.state, USUAL_GRACE_S)
+        return self.clock() - since >= self._grace(look.state)
 
-    def _judge_result(self, entry: Entry, result: Result) -> Verdict:
+    def _grace(self, state: str) -> float:
+        if self.backend.name != "slurm":
+            return LOCAL_GRACE_S
+        return GRACE_S.get(state, USUAL_GRACE_S) + (self.latency_wait if state == "COMPLETED" else 0.0)
+
+    def _judge_result(self, entry: Entry, result: Result) -> Verdict | None:
         if result.error is None:
             return self._succeed(entry)
-        self._absorb(entry)
+        look = self.backend.look(entry)
+        if self.backend.name == "slurm" and not self._error_is_final(entry, look):
+            return None
         if "TooManyTimeoutsError" in result.error:
             return self._fail(entry, "TIMEOUT")
-        look = self.backend.look(entry)
         known = look is not None and look.state == "OUT_OF_MEMORY"
         return self._fail(entry, "OUT_OF_MEMORY" if known else "FAILED")
 
+    def _error_is_final(self, entry: Entry, look: Look | None) -> bool:
+        """Slurm may have the better word for the end, or start the job again: wait a while until it tells."""
+        if look is not None and look.state in WAITING_STATES:  # of an earlier start
+            self._follow(entry, look)
+            return False
+        if look is not None and look.ended:
+            return look.state not in GRACE_S or self._surely_ended(entry, look)
+        self._hurry()
+        return self.clock() - self._error_since.setdefault(entry.key, self.clock()) >= ERROR_GRACE_S
+
+    def _hurry(self) -> None:
+        """Let Slurm be asked before its time, but not at every tick."""
+        if self.clock() - self._hurried >= HURRY_S:
+            self._hurried = self.clock()
+            self.backend.hurry()
+
     def _succeed(self, entry: Entry) -> Verdict:
         self._absorb(entry)
+        self._forget_times(entry)
         entry.state, entry.reason = "COMPLETED", None
         entry.ended = entry.ended or time.time()
         self.journal.write(entry)
@@ -110,12 +139,22 @@ class Tracker:
 
     def _fail(self, entry: Entry, state: str, by_whom: str = "") -> Verdict:
         record = self._absorb(entry)
+        if record is not None and record.exit_code == 0:  # the job says so itself: only its result got lost
+            return self._succeed(entry)
+        self._forget_times(entry)
         message = explain_failure(entry, state, record, by_whom)
-        entry.state = "OUT_OF_MEMORY" if "(OUT_OF_MEMORY)" in message.split("\n")[0] else state
+        ended_as = "FAILED" if state == "COMPLETED" else state
+        entry.state = "OUT_OF_MEMORY" if out_of_memory(entry, state) else ended_as
         entry.reason, entry.message = None, message
         entry.ended = entry.ended or time.time()
         self.journal.write(entry)
+        self.backend.drop_result(entry)
         return Verdict(False, entry.state, message)
+
+    def _forget_times(self, entry: Entry) -> None:
+        """It goes on, or a retry of the same job begins anew."""
+        self._ended_since.pop(entry.key, None)
+        self._error_since.pop(entry.key, None)
 
     def _absorb(self, entry: Entry) -> Record | None:
         record = Record.load(Path(entry.record))
@@ -125,6 +164,7 @@ class Tracker:
 
     def _follow(self, entry: Entry, look: Look) -> None:
         """Note changes of a job that goes on; say when it was requeued or cannot start."""
+        self._forget_times(entry)
         state = "PENDING" if look.state in WAITING_STATES else "RUNNING"
         reason = look.reason if state == "PENDING" and not ordinary_reason(look.reason) else None
         if (state, reason) == (entry.state, entry.reason):

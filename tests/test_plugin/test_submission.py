@@ -1,0 +1,406 @@
+"""Submitting, following and ending without Slurm: nothing is lost when the user or the queue interrupts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from snakemake_executor_plugin_submitit import backends, dryrun, executor, probe, queue
+from snakemake_executor_plugin_submitit.backends import (
+    LocalBackend,
+    Look,
+    Result,
+    SlurmBackend,
+    controllers,
+    uninterrupted,
+)
+from snakemake_executor_plugin_submitit.requests import read_request
+from snakemake_executor_plugin_submitit.settings import ExecutorSettings
+from snakemake_executor_plugin_submitit.slurm import Backoff, SlurmBusyError, queue_full
+from snakemake_interface_common.exceptions import WorkflowError
+
+from tests.test_plugin.fakes import MadeExecutor, Watched, make_entry, make_job
+
+REQUEST = read_request({}, 1, "rule train")
+
+
+def following(tmp_path: Path, **settings: Any) -> tuple[Watched, MadeExecutor, threading.Event]:
+    """An executor with two jobs whose poller is just waiting for squeue; the event lets squeue answer."""
+    watched = Watched(tmp_path, **settings)
+    head = MadeExecutor(watched, tmp_path)
+    asked, answer = threading.Event(), threading.Event()
+
+    def squeue() -> None:
+        asked.set()
+        answer.wait(10)
+
+    watched.backend.refresh = squeue  # type: ignore[method-assign]
+    head.run_jobs([make_job("a"), make_job("b")], announce=False)
+    head.follow()
+    assert asked.wait(10)
+    assert head.active_jobs == [], "Snakemake's own list is empty while the poller works"
+    return watched, head, answer
+
+
+def states(watched: Watched) -> list[str]:
+    """What the journal says."""
+    return [entry.state for entry in watched.journal.entries()]
+
+
+def test_ctrl_c_while_squeue_is_asked_leaves_jobs_and_scripts(tmp_path: Path) -> None:
+    watched, head, answer = following(tmp_path)
+    threading.Timer(0.2, answer.set).start()
+    head.cancel()
+    assert (
+        "2 submitted jobs go on; the same command adopts them. To cancel them: scancel 1" in watched.said[-1]
+    )
+    assert states(watched) == ["PENDING", "PENDING"]
+    assert all(Path(entry.script).exists() for entry in watched.journal.entries())
+
+
+def test_ctrl_c_while_squeue_is_asked_cancels_jobs(tmp_path: Path) -> None:
+    """And the poller does not call them running afterwards."""
+    watched, head, answer = following(tmp_path, on_interrupt="cancel")
+    threading.Timer(0.2, answer.set).start()
+    head.cancel()
+    assert sorted(watched.backend.cancelled) == ["1_0", "1_1"]
+    assert states(watched) == ["CANCELLED", "CANCELLED"]
+    assert not any("go on" in line for line in watched.said)
+
+
+def test_poller_that_fails_leaves_jobs_and_scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor, "LONGEST_FAILURE_S", -1.0)
+    watched, head, answer = following(tmp_path)
+    watched.tracker.judge = lambda entry: 1 / 0  # type: ignore[method-assign, assignment, return-value]
+    answer.set()
+    head.wait_thread.join(10)
+    assert isinstance(head.crashes[0], ZeroDivisionError)
+    head.shutdown()
+    assert "2 submitted jobs go on" in watched.said[-1]
+    assert all(Path(entry.script).exists() for entry in watched.journal.entries())
+
+
+def test_disk_errors_do_not_end_the_head_at_once(tmp_path: Path) -> None:
+    watched = Watched(tmp_path)
+    head = MadeExecutor(watched, tmp_path)
+    for _ in range(100):
+        head._note_error(OSError("disk full"))
+    assert len(watched.said) == 1
+
+
+def test_scripts_are_removed_when_all_jobs_have_ended(tmp_path: Path) -> None:
+    watched = Watched(tmp_path)
+    head = MadeExecutor(watched, tmp_path)
+    head.run_jobs([make_job("a")], announce=False)
+    watched.entry = next(iter(head.followed.values()))
+    Path(str(watched.entry.record)).write_text('{"submitted": 1, "exit_code": 0}')
+    assert not head._ended(head.active_jobs[0])
+    watched.backend.answer = Look("COMPLETED", True)
+    assert not head._ended(head.active_jobs[0])
+    watched.now += 70
+    assert head._ended(head.active_jobs[0])
+    head.follow()
+    head.shutdown()
+    assert not Path(watched.entry.script).exists()
+
+
+def test_ctrl_c_between_sbatch_and_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The jobs are in the queue under their mark: they are found there, told of, or cancelled."""
+    watched = Watched(tmp_path, on_interrupt="cancel")
+    head = MadeExecutor(watched, tmp_path)
+
+    def interrupted(*_: Any) -> list[str]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(watched.backend, "submit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        head.run_jobs([make_job("a")], announce=False)
+    watched.backend.found = "12"
+    head.follow()
+    head.cancel()
+    assert watched.backend.cancelled == ["12"]
+    assert states(watched) == ["CANCELLED"]
+
+
+def test_ctrl_c_waits_for_sbatch_which_does_not_hear_it() -> None:
+    done = []
+    with pytest.raises(KeyboardInterrupt):
+        with uninterrupted():
+            os.kill(os.getpid(), signal.SIGINT)
+            child = "import os, signal, sys; os.kill(os.getpid(), signal.SIGINT); sys.exit(7)"
+            done.append(subprocess.run([sys.executable, "-c", child], check=False).returncode)
+        done.append(0)
+    assert done == [7]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "AssocMaxSubmitJobLimit",
+        "QOSMaxSubmitJobPerUserLimit",
+        "AssocGrpSubmitJobsLimit",
+        "QOSGrpSubmitJobsLimit",
+    ],
+)
+def test_full_queue_is_recognised(message: str) -> None:
+    assert queue_full(
+        f"sbatch: error: {message}\nsbatch: error: Batch job submission failed: Job violates ..."
+    )
+    assert not queue_full("sbatch: error: Batch job submission failed: Invalid qos specification")
+
+
+def test_array_that_is_too_large_goes_out_in_pieces(tmp_path: Path) -> None:
+    watched = Watched(tmp_path)
+    watched.backend.room = 3
+    head = MadeExecutor(watched, tmp_path)
+    head.run_jobs([make_job(f"o{number}") for number in range(10)], announce=False)
+    assert watched.backend.chunks[:4] == [10, 5, 2, 2]
+    assert len(head.active_jobs) == 3
+    assert len(head.ended) == 7, "nothing in the queue will ever make room"
+    assert states(watched).count("PENDING") == 3
+    assert set(head.followed) == {entry.key for entry in watched.journal.entries() if entry.active}
+
+
+def test_last_jobs_wait_until_others_have_left_the_queue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = Watched(tmp_path)
+    watched.backend.room, watched.backend.others_in_queue = 2, True
+    head = MadeExecutor(watched, tmp_path)
+    monkeypatch.setattr(time, "sleep", lambda _: setattr(watched.backend, "room", 2))
+    head.run_jobs([make_job(f"o{number}") for number in range(6)], announce=False)
+    assert (len(head.active_jobs), head.ended) == (6, [])
+    assert any("your share of the queue is full" in line for line in watched.said)
+
+
+@pytest.fixture
+def slurm(tmp_path: Path) -> SlurmBackend:
+    """The real backend; a test sets what Slurm's commands answer."""
+    backend = SlurmBackend(ExecutorSettings(signal_seconds=120), tmp_path / "jobs", lambda line: None)
+    backend.accounting = True
+    return backend
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, **answers: Any) -> list[list[str]]:
+    """Slurm's commands answer this; the list shows what was asked."""
+    calls: list[list[str]] = []
+
+    def ask(command: list[str], timeout: float = 0) -> str:
+        calls.append(list(command))
+        answer = answers[command[0]]
+        if isinstance(answer, list):
+            answer = answer.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return str(answer)
+
+    for module in (queue, backends):
+        monkeypatch.setattr(module, "ask", ask)
+    return calls
+
+
+def test_one_sacct_tells_how_many_cancelled_jobs_have_ended(
+    slurm: SlurmBackend, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    now = [0.0]
+    slurm.queue.clock = slurm._accounting.clock = lambda: now[0]
+    lines = "".join(f"7_{number}|CANCELLED|n1||None\n" for number in range(9))
+    calls = answering(monkeypatch, squeue=lines, sacct="7_0|CANCELLED by 0\n7_1|RUNNING\n7_2|COMPLETING\n")
+    entries = [make_entry(tmp_path, job_id=f"7_{number}") for number in range(9)]
+    for _ in range(2):
+        slurm.refresh()
+        assert all(slurm.look(entry) for entry in entries)
+    assert [call[0] for call in calls] == ["squeue", "sacct"]
+    assert slurm.look(entries[0]).by_whom == "0"  # type: ignore[union-attr]
+    assert slurm._accounting.end_of("7_1") == ("", ""), "only an end is kept"
+    for second in range(1000):
+        now[0] = float(second)
+        slurm.refresh()
+    assert len([call for call in calls if call[0] == "sacct"]) <= 11
+
+
+def test_accounting_knows_the_job_that_squeue_has_forgotten(
+    slurm: SlurmBackend, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    now = [0.0]
+    slurm.queue.clock = slurm._accounting.clock = lambda: now[0]
+    answering(monkeypatch, squeue="8|RUNNING|n1||None\n", sacct="7|NODE_FAIL\n")
+    entry, looks = make_entry(tmp_path), []
+    for second in range(0, 60, 5):
+        now[0] = float(second)
+        slurm.refresh()
+        looks.append(slurm.look(entry))
+    assert looks[0] is None
+    assert looks[-1] == Look("NODE_FAIL", True)
+
+
+def test_without_a_trace_a_job_is_lost(
+    slurm: SlurmBackend, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    now = [0.0]
+    slurm.queue.clock = slurm._accounting.clock = lambda: now[0]
+    answering(monkeypatch, squeue="", sacct="")
+    for second in range(0, 100, 10):
+        now[0] = float(second)
+        slurm.refresh()
+        look = slurm.look(make_entry(tmp_path))
+    assert look == Look("LOST", True)
+
+
+def test_submission_without_an_answer_is_looked_for_before_it_is_repeated(
+    slurm: SlurmBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """squeue is silent too at first; then it shows one task of the array, the other has ended already."""
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    tries = []
+
+    def submit_once(*_: Any) -> list[str]:
+        tries.append(1)
+        raise SlurmBusyError("sbatch: timed out")
+
+    mended: list[str] = []
+    monkeypatch.setattr(slurm, "_submit_once", submit_once)
+    monkeypatch.setattr(slurm, "mend", lambda job_id, job, request: mended.append(job_id))
+    answering(monkeypatch, squeue=[SlurmBusyError("no"), "9_1|RUNNING|n1|snakemake-submitit:t|None\n"])
+    jobs: Any = [None, None]
+    assert slurm.submit(jobs, REQUEST, "train", "t") == mended == ["9_0", "9_1"]
+    assert len(tries) == 1
+
+
+def test_jobs_are_found_by_their_mark_in_the_last_answer(
+    slurm: SlurmBackend, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls = answering(monkeypatch, squeue="9_1|RUNNING|n1|snakemake-submitit:t|None\n")
+    with pytest.raises(SlurmBusyError):
+        slurm.find(make_entry(tmp_path, index=1))
+    slurm.refresh()
+    assert slurm.find(make_entry(tmp_path, index=1)) == "9_1"
+    assert slurm.find(make_entry(tmp_path, index=0)) is None
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("make", [SlurmBackend, LocalBackend])
+def test_time_limit_shorter_than_its_warning_is_refused(make: Callable[..., Any], tmp_path: Path) -> None:
+    backend = make(ExecutorSettings(signal_seconds=120), tmp_path, lambda line: None)
+    backend.facts = queue_of_one_partition()
+    assert backend.problems(read_request({"runtime": 3}, 1, "r")) == []
+    assert "runtime: 2 minutes are over before the warning 120 s ahead" in backend.problems(
+        read_request({"runtime": 2}, 1, "r")
+    )[0]  # fmt: skip
+
+
+def queue_of_one_partition() -> Any:
+    """What Slurm says of a small cluster."""
+    from snakemake_executor_plugin_submitit.slurm import ClusterFacts, read_partitions
+
+    return ClusterFacts(read_partitions("main*|infinite|n/a|up|gpu:2|8|16000|1\n"), 1001, accounting=False)
+
+
+def test_silence_is_no_refusal_of_a_rule(slurm: SlurmBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(request: Any, rule: str) -> str:
+        raise SlurmBusyError("sbatch: timed out")
+
+    said: list[str] = []
+    monkeypatch.setattr(slurm, "try_submission", silent)
+    assert dryrun.try_submissions(slurm, {REQUEST: "train"}, said.append) == []
+    assert "nobody knows" in said[0]
+
+
+def test_function_of_a_job_is_written_whole(slurm: SlurmBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed in the middle, the head leaves no half pickle for the job that waits for it."""
+    from submitit.core.utils import DelayedSubmission
+
+    def half(self: Any, path: Path) -> None:
+        Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(DelayedSubmission, "dump", half)
+    with pytest.raises(KeyboardInterrupt):
+        slurm.mend("7", print, REQUEST)  # type: ignore[arg-type]
+    assert not slurm.paths("7").submitted_pickle.exists()
+
+
+def test_process_numbers_are_used_again(tmp_path: Path) -> None:
+    """Neither an old result nor a younger process of the same number is taken for the job."""
+    marker = ["submitit.local._local", str(tmp_path)]
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(30)", *marker]) as process:
+        started = psutil.Process(process.pid).create_time()
+        entry = make_entry(tmp_path, job_id=str(process.pid), submitted=started - 1)
+        assert controllers(entry, tmp_path)
+        assert not controllers(entry, tmp_path / "other")
+        entry.submitted = started - 3600
+        assert not controllers(entry, tmp_path)
+        process.kill()
+
+
+def test_local_job_starts_without_an_old_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    from submitit.local.local import LocalExecutor
+
+    backend = LocalBackend(ExecutorSettings(), tmp_path, lambda line: None)
+    backend.paths("7").result_pickle.touch()
+    monkeypatch.setattr(LocalExecutor, "submit", lambda self, job: SimpleNamespace(job_id="7"))
+    job: Any = None
+    assert backend.submit([job], REQUEST, "train", "t") == ["7"]
+    assert not backend.paths("7").result_pickle.exists()
+
+
+def test_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert "cannot be written: Not a directory" in str(probe.unwritable(tmp_path / "file" / "folder"))
+    assert probe.unwritable(tmp_path / "folder") is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ("folder-missing n1\n", "is not shared with node n1"),
+        ("folder-readonly n1\n", "cannot be written by node n1"),
+        ("", None),
+    ],
+)
+def test_node_looks_at_the_folder_and_writes_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, words: str | None
+) -> None:
+    monkeypatch.setattr(probe, "ask_node", lambda *_: answer)
+    problem = probe.shared_folder_problem(tmp_path, REQUEST)
+    assert problem is None if words is None else words in str(problem)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_node_does_works_in_any_shell(tmp_path: Path) -> None:
+    def look(path: Path) -> str:
+        return subprocess.run(["sh", "-c", probe.LOOK, str(path)], capture_output=True, text=True).stdout
+
+    (tmp_path / "probe").touch()
+    assert look(tmp_path / "probe") == ""
+    assert (tmp_path / "probe.node").exists()
+    (tmp_path / "probe.node").unlink()
+    (tmp_path / "probe.node").symlink_to(tmp_path / "nowhere" / "file")
+    assert look(tmp_path / "probe").startswith("folder-readonly ")
+    assert look(tmp_path / "missing").startswith("folder-missing ")
+
+
+def test_missing_submitit_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(WorkflowError, match=r"submitit cannot be imported .*: pip install submitit"):
+        executor.require_submitit()
+
+
+def test_result_of_a_job_can_be_read_while_it_is_written(slurm: SlurmBackend, tmp_path: Path) -> None:
+    """Half a result is none yet."""
+    entry = make_entry(tmp_path)
+    Path(str(entry.result)).write_bytes(b"\x80\x05")
+    assert slurm.result(entry) is None
+    assert Result(None).error is None
+    assert Backoff().failed() == 2.0
