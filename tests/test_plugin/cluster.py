@@ -63,7 +63,7 @@ SlurmctldTimeout=10
 SlurmdTimeout={node_timeout}
 MessageTimeout=5
 KillWait=5
-MinJobAge=60
+MinJobAge=600
 DefMemPerCPU=500
 GresTypes=gpu
 MailProg=/bin/true
@@ -258,10 +258,28 @@ class Cluster:
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def let_start(self, job_id: str, timeout: float = 60.0) -> None:
-        """Let a requeued job start now: Slurm itself waits two minutes (too early makes it fail)."""
+        """Let a requeued job start now: Slurm itself waits two minutes.
+
+        It would fail if its last start were not over yet; one that could not be launched is held: release it.
+        """
         wait_for(lambda: self.states().get(job_id) == "PENDING", timeout, f"job {job_id} pending")
-        time.sleep(4)
-        self.run("scontrol", "update", f"JobId={job_id}", "StartTime=now")
+        time.sleep(3)
+        wait_for(lambda: not self.steps(job_id), timeout, f"the last start of job {job_id} is over")
+
+        def started() -> bool:
+            if self.states().get(job_id) != "PENDING":
+                return True
+            if "held" in self.job(job_id)["Reason"].lower():
+                self.ask("scontrol", "release", job_id)
+            self.ask("scontrol", "update", f"JobId={job_id}", "StartTime=now")
+            return False
+
+        wait_for(started, timeout, f"job {job_id} starts", interval=1.0)
+
+    def steps(self, job_id: str) -> list[psutil.Process]:
+        """The processes by which Slurm keeps a job's steps: their titles are slurmstepd: [job.step]."""
+        title = f"[{self.job(job_id)['JobId']}."
+        return [process for process in self.processes() if title in " ".join(command_of(process))]
 
     def daemon(self, name: str, node: str | None = None) -> psutil.Process:
         """The running process of slurmctld or of a node's slurmd."""
@@ -355,6 +373,14 @@ def node_of(process: psutil.Process) -> str | None:
         return process.environ().get("SLURMD_NODENAME")
     except (psutil.Error, OSError):
         return None
+
+
+def command_of(process: psutil.Process) -> list[str]:
+    """The words of a command line; none if the process has ended."""
+    try:
+        return list(process.cmdline())
+    except psutil.Error:
+        return []
 
 
 def parents(process: psutil.Process) -> list[psutil.Process]:

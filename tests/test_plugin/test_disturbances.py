@@ -7,15 +7,22 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from collections.abc import Callable
 
 import pytest
 
 from tests.test_plugin.cluster import Cluster, wait_for
-from tests.test_plugin.workflows import Workflow
+from tests.test_plugin.workflows import TRAINER, Head, Workflow
 
 pytestmark = pytest.mark.slurm
 
+TWO_NODES = """\
+rule train:
+    output: "runs/n1/metrics.json", "runs/n2/metrics.json"
+    resources: runtime=10, nodes=2
+    shell: "{command}"
+"""
 SLOW_UNTIL_DISTURBED = {"fast_after": 1}
 """The stand-in takes its time until it has been restarted: no test depends on hitting a moment."""
 
@@ -26,22 +33,39 @@ def requeued(cluster: Cluster, job_id: str) -> None:
 
 
 def test_time_limit_met_three_times(cluster: Cluster, make_workflow: Callable[..., Workflow]) -> None:
-    """(a) The job is cut by its time limit three times and continues each time."""
-    work = make_workflow(cluster, epochs=40, steps=20, settings={"signal_seconds": 20})
-    work.write_training(["one"], resources="runtime=1, gpu=1", step_s=0.3, fast_after=3)
+    """(a) Both tasks of an array are cut by their time limit three times and continue each time."""
+    runs = ("one", "two")
+    work = make_workflow(cluster, epochs=20, steps=20, settings={"signal_seconds": 20})
+    work.write_training([*runs], resources="runtime=1, gpu=1", step_s=0.6, fast_after=3)
     head = work.start()
-    job_id = work.job_id("one")
+    jobs = [work.job_id(run) for run in runs]
+    assert all("_" in job_id for job_id in jobs)
     for restart in (1, 2, 3):
-        wait_for(lambda: cluster.states().get(job_id) == "RUNNING", 90, "the job runs")
-        requeued(cluster, job_id)
-        wait_for(lambda: int(cluster.job(job_id)["Restarts"]) == restart, 60, f"restart {restart}")  # noqa: B023
-    head.finish()
-    work.assert_undisturbed("one")
-    entry = work.entries()["one"]
-    assert (entry["state"], entry["restarts"], entry["timeouts"]) == ("COMPLETED", 3, 3)
-    assert work.metrics("one")["execution"]["restarts"] == "3"
-    assert float(work.metrics("one")["execution"]["queue_wait_s"]) > 3
+        for job_id in jobs:
+            requeued(cluster, job_id)
+            wait_for(lambda: int(cluster.job(job_id)["Restarts"]) == restart, 60, f"restart {restart}")  # noqa: B023
+    finish_although_cut_again(cluster, head, jobs)
+    for run in runs:
+        work.assert_undisturbed(run)
+        entry = work.entries()[run]
+        assert (entry["state"], entry["restarts"]) == ("COMPLETED", entry["timeouts"])
+        assert entry["restarts"] >= 3
+        assert work.metrics(run)["execution"]["restarts"] == str(entry["restarts"])
+        assert float(work.metrics(run)["execution"]["queue_wait_s"]) > 3
     assert "requeued (time limit)" in head.text
+
+
+def finish_although_cut_again(cluster: Cluster, head: Head, jobs: list[str]) -> None:
+    """Slurm may give its signal as much as a minute early: even a last start of seconds may meet it."""
+
+    def ended() -> bool:
+        for job_id in jobs:
+            if cluster.states().get(job_id) == "PENDING":
+                cluster.let_start(job_id)
+        return head.process.poll() is not None
+
+    wait_for(ended, 180, "the workflow to end", interval=1.0)
+    head.finish()
 
 
 def test_time_limit_met_too_often(cluster: Cluster, make_workflow: Callable[..., Workflow]) -> None:
@@ -56,19 +80,24 @@ def test_time_limit_met_too_often(cluster: Cluster, make_workflow: Callable[...,
 
 @pytest.mark.parametrize("partition", ["warned", "low"])
 def test_preempted(cluster: Cluster, make_workflow: Callable[..., Workflow], partition: str) -> None:
-    """(b) A job with higher priority takes the node, with the user signal and a grace time, and without."""
+    """(b) A job with higher priority takes the node from an array, with the user signal and a grace time, and
+    without.
+    """
+    runs = ("one", "two")
     work = make_workflow(cluster, epochs=20)
     resources = f"runtime=30, gpu=1, slurm_partition='{partition}'"
-    work.write_training(["one"], resources=resources, step_s=0.5, **SLOW_UNTIL_DISTURBED)
+    work.write_training([*runs], resources=resources, step_s=0.5, **SLOW_UNTIL_DISTURBED)
     head = work.start()
-    job_id = work.job_id("one")
-    work.wait_for_epochs("one", 1)
+    for run in runs:
+        work.wait_for_epochs(run, 1)
     cluster.run("sbatch", "--partition=high", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
-    requeued(cluster, job_id)
+    for run in runs:
+        requeued(cluster, work.job_id(run))
     head.finish()
-    work.assert_undisturbed("one")
-    entry = work.entries()["one"]
-    assert (entry["state"], entry["restarts"], entry["timeouts"]) == ("COMPLETED", 1, 0)
+    for run in runs:
+        work.assert_undisturbed(run)
+        entry = work.entries()[run]
+        assert (entry["state"], entry["restarts"], entry["timeouts"]) == ("COMPLETED", 1, 0)
 
 
 def test_requeued_by_an_administrator(cluster: Cluster, make_workflow: Callable[..., Workflow]) -> None:
@@ -90,7 +119,7 @@ def test_requeued_by_an_administrator(cluster: Cluster, make_workflow: Callable[
 
 def test_node_fails(start_cluster: Callable[..., Cluster], make_workflow: Callable[..., Workflow]) -> None:
     """(d) The node of an array task dies; Slurm starts it again and it continues from its checkpoint."""
-    cluster = start_cluster(nodes=3, node_timeout=10)
+    cluster = start_cluster(nodes=3, node_timeout=30)
     work = make_workflow(cluster, epochs=30)
     work.write_training(["one", "two"], step_s=0.4, **SLOW_UNTIL_DISTURBED)
     head = work.start()
@@ -109,6 +138,53 @@ def test_node_fails(start_cluster: Callable[..., Cluster], make_workflow: Callab
     for run in ("one", "two"):
         work.assert_undisturbed(run)
     assert work.entries()["one"]["restarts"] == 1
+
+
+def test_two_nodes_are_told_to_save(
+    start_cluster: Callable[..., Cluster], make_workflow: Callable[..., Workflow]
+) -> None:
+    """The signal reaches the programs on both nodes, and does not end what has started them (as torchrun)."""
+    cluster = start_cluster(nodes=2)
+    work = make_workflow(cluster, epochs=20)
+    ending = "code=$?; echo $code >> ended.$SLURMD_NODENAME; exit $code"
+    trainer = f"{sys.executable} {TRAINER} runs/$SLURMD_NODENAME --epochs 20 --step-s 0.5 --fast-after 1"
+    work.write(TWO_NODES.format(command=f"$SNAKEMAKE_SUBMITIT_LAUNCHER sh -c '{trainer}; {ending}'"))
+    head = work.start()
+    job_id = work.job_id("train")
+    for node in ("n1", "n2"):
+        work.wait_for_epochs(node, 1)
+    cluster.run("scancel", "--signal=USR2", job_id)
+    requeued(cluster, job_id)
+    head.finish()
+    for node in ("n1", "n2"):
+        work.assert_undisturbed(node)
+        assert (work.folder / f"ended.{node}").read_text().split() == ["75", "0"]
+    entry = work.entries()["train"]
+    assert (entry["restarts"], entry["timeouts"], entry["state"]) == (1, 0, "COMPLETED")
+
+
+def test_job_cancelled_without_a_head_is_submitted_again(
+    cluster: Cluster, make_workflow: Callable[..., Workflow]
+) -> None:
+    """The head dies, a user cancels a job, the same command comes at once: the job runs anew."""
+    work = make_workflow(cluster, epochs=3)
+    work.write_training(["one", "two"], step_s=0.01, gate="gate")
+    head = work.start()
+    jobs = {run: work.job_id(run) for run in ("one", "two")}
+    for run in jobs:
+        work.wait_for_epochs(run, 1)
+    head.kill()
+    cluster.run("scancel", jobs["one"])
+    wait_for(lambda: cluster.states()[jobs["one"]] == "CANCELLED", 60, "the job is cancelled")
+    work.unlock()
+    (work.folder / "gate").touch()
+    head = work.call()
+    head.finish()
+    assert "has failed meanwhile: train run=one: cancelled" in head.text
+    assert work.job_id("one") != jobs["one"]
+    assert work.job_id("two") == jobs["two"]
+    for run in jobs:
+        work.assert_undisturbed(run)
 
 
 def test_head_killed_before_during_and_after(

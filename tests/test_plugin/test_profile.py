@@ -106,17 +106,13 @@ def test_table_5_through_slurm_with_a_dead_head_and_a_requeue(
             command(*arguments), cwd=clone, env=environment(cluster.conf), stdout=log, stderr=log
         )
     try:
-        run = wait_for(
-            lambda: first_with_an_epoch(clone), 300, f"a first epoch\n{(clone / 'head.log').read_text()}"
-        )
+        wait_for(lambda: runs_at_work(clone), 300, f"a first epoch\n{(clone / 'head.log').read_text()}")
     finally:
         head.kill()
         head.wait(30)
-    job_id = journal(clone)[run]["job_id"]
-    assert cluster.job(job_id)["TresPerNode"] == "gres:gpu:1"
-    cluster.run("scontrol", "requeue", job_id)
+    run = wait_for(lambda: requeue_one(cluster, clone), 300, "a training that was requeued before it ended")
     call(clone, "--unlock")
-    cluster.let_start(job_id, timeout=90)
+    cluster.let_start(journal(clone)[run]["job_id"], timeout=90)
     call(clone, *arguments, conf=cluster.conf)
     check_results(clone, run)
     weights = clone / "results/smoke/runs" / run / "weights.safetensors"
@@ -128,11 +124,27 @@ def test_table_5_through_slurm_with_a_dead_head_and_a_requeue(
     )
 
 
-def first_with_an_epoch(clone: Path) -> str | None:
-    """A run that has trained an epoch and is not done."""
-    for path in clone.glob("results/smoke/runs/*/history.jsonl"):
-        if not (path.parent / "metrics.json").exists() and path.read_text().strip():
-            return path.parent.name
+def runs_at_work(clone: Path) -> list[str]:
+    """Runs that have trained an epoch and are not done, those with the fewest epochs first."""
+    epochs = {
+        path.parent.name: path.read_text().count("\n")
+        for path in clone.glob("results/smoke/runs/*/history.jsonl")
+        if not (path.parent / "metrics.json").exists()
+    }
+    return sorted((run for run in epochs if epochs[run]), key=lambda run: epochs[run])
+
+
+def requeue_one(cluster: Cluster, clone: Path) -> str | None:
+    """Requeue a training; if it came to its end in that moment, another one must do."""
+    for run in runs_at_work(clone):
+        job_id = journal(clone)[run]["job_id"]
+        if cluster.states().get(job_id) != "RUNNING":
+            continue
+        assert cluster.job(job_id)["TresPerNode"] == "gres:gpu:1"
+        if cluster.ask("scontrol", "requeue", job_id).returncode == 0:
+            wait_for(lambda: cluster.states().get(job_id) == "PENDING", 60, f"job {job_id} pending")  # noqa: B023
+            if not (clone / "results/smoke/runs" / run / "metrics.json").exists():
+                return run
     return None
 
 

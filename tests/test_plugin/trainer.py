@@ -1,7 +1,7 @@
 """A stand-in for the training engine: deterministic, checkpointed, and tame at signals.
 
-    python trainer.py OUTPUT_FOLDER [--epochs N] [--steps N] [--step-s S] [--fast-after RESTARTS] [--eat-mb
-    MB]
+    python trainer.py OUTPUT_FOLDER [--epochs N] [--steps N] [--step-s S] [--fast-after RESTARTS]
+        [--eat-mb MB] [--gate FILE]
 
 Keeps the engine's contract: at SIGUSR2 or SIGTERM it saves at the next step and ends with exit code 75; a
 rerun of the same command continues. Undeclared files: last.json (checkpoint), history.jsonl. Declared:
@@ -62,6 +62,12 @@ def append_history(folder: Path, epoch: int, digest: str) -> None:
         stream.write(line + "\n")
 
 
+def wait_for_gate(gate: str | None) -> None:
+    """After an epoch wait until the test has made a file, or something asks to stop."""
+    while gate is not None and not Path(gate).exists() and not interrupted:
+        time.sleep(0.02)
+
+
 def train(options: argparse.Namespace) -> None:
     """Continue from the checkpoint, or begin."""
     folder = Path(options.folder)
@@ -72,12 +78,13 @@ def train(options: argparse.Namespace) -> None:
     eaten = []
     for step in range(state["step"], options.epochs * options.steps):
         eaten.append(bytearray(options.eat_mb * 1_000_000))
-        time.sleep(0.01 if fast else options.step_s)
+        time.sleep(0 if fast else options.step_s)
         state = {"step": step + 1, "digest": next_digest(state["digest"], step)}
         epoch, rest = divmod(step + 1, options.steps)
         if rest == 0:
             publish(checkpoint, json.dumps(state))
             append_history(folder, epoch, state["digest"])
+            wait_for_gate(options.gate)
         if interrupted:
             publish(checkpoint, json.dumps(state))
             sys.exit(INTERRUPTED)
@@ -95,6 +102,7 @@ def main() -> None:
     parser.add_argument("--step-s", type=float, default=0.2)
     parser.add_argument("--fast-after", type=int, default=10**6)
     parser.add_argument("--eat-mb", type=int, default=0)
+    parser.add_argument("--gate")
     signal.signal(signal.SIGUSR2, interrupt)
     signal.signal(signal.SIGTERM, interrupt)
     train(parser.parse_args())

@@ -109,7 +109,8 @@ class Workflow:
         settings = {"poll_seconds": 2, "shared_folder_check": "no", **self.settings}
         options = [f"--submitit-{name.replace('_', '-')}={value}" for name, value in settings.items()]
         return [sys.executable, "-m", "snakemake", "--executor", "submitit", "--jobs", "20", *options,
-                "--latency-wait", "5", "--max-jobs-per-timespan", "1000/1s", *arguments]  # fmt: skip
+                "--latency-wait", "5", "--max-jobs-per-timespan", "1000/1s", "--rerun-incomplete",
+                *arguments]  # fmt: skip
 
     @property
     def environment(self) -> dict[str, str]:
