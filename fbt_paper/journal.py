@@ -47,6 +47,8 @@ def _to_job(entry: Record) -> JobRecord:
         queue_wait_s=_largest(entry.get("queue_wait_s"), (own or {}).get("queue_wait_s")),
         gpu_hours=number(entry.get("gpu_hours")) or 0.0,
         peak_memory_mb=_largest(entry.get("peak_memory_mb"), (own or {}).get("peak_memory_mb")),
+        begun=_largest(entry.get("submitted"), entry.get("started"), *_starts(own)) or None,
+        ended=number((own or {}).get("ended")) or number(entry.get("ended")),
     )
 
 
@@ -57,6 +59,12 @@ def _newest_state(state: str, own: Record | None) -> str:
     if own.get("ended") is not None:
         return "COMPLETED" if own.get("exit_code") == 0 else "FAILED"
     return state
+
+
+def _starts(own: Record | None) -> list[object]:
+    """When the job was started, as it noted itself, every start."""
+    starts = (own or {}).get("starts") or []
+    return [start.get("time") if isinstance(start, dict) else start for start in starts]
 
 
 def _largest(*values: object) -> float:

@@ -13,7 +13,7 @@ from rich.live import Live
 
 from fbt_core.spec import RunSpec
 from fbt_paper import show
-from fbt_paper.config import ConfigError, Problem, nearest
+from fbt_paper.config import CONFIG_FOLDER, ConfigError, Problem, nearest
 from fbt_paper.figures.plan import FigurePlan
 from fbt_paper.journal import read_jobs
 from fbt_paper.plan import Plan
@@ -24,6 +24,7 @@ from fbt_paper.workflow import Flow
 
 WIDTH_OF_A_FILE = 180
 JOURNAL = Path(".snakemake/submitit")
+HOME = CONFIG_FOLDER.absolute().parent
 
 
 def show_status(
@@ -37,7 +38,7 @@ def show_status(
 
     Exit code 1 where a run has failed, so that scripts can ask.
     """
-    tables, title = choose_tables(flow.plan, names), f"scale {flow.scale}, {flow.results}"
+    tables, title = choose_tables(flow.plan, names), f"scale {flow.scale}, {describe_place(flow)}"
     tables |= {} if names else figure_runs(flow, tables)
     each_run = each_run or bool(names)
 
@@ -49,8 +50,19 @@ def show_status(
     elif watch is not None:
         overview = _watch(look, title, each_run, watch)
     else:
-        _console().print(render_overview(overview := look(), title, each_run))
+        console = _console()
+        console.print(render_overview(overview := look(), title, each_run, console.width))
     return 1 if overview.totals.get("failed") else 0
+
+
+def describe_place(flow: Flow) -> str:
+    """The folder of the results; a ConfigError where this is no folder that the workflow is called from."""
+    if Path(flow.results).is_dir():
+        return flow.results
+    if Path("Snakefile").exists():
+        return f"{flow.results} is not there yet"
+    message = f"is not there; call `fbt` from the folder that `snakemake` is called from, e.g. {HOME}"
+    raise ConfigError([Problem(str(Path(flow.results).absolute()), "", message)])
 
 
 def choose_tables(plan: Plan, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -73,16 +85,19 @@ def figure_runs(flow: Flow, tables: Mapping[str, Sequence[str]]) -> dict[str, tu
 
 
 def _watch(look: Callable[[], Overview], title: str, each_run: bool, seconds: float) -> Overview:
-    overview = look()
-    with Live(console=_console(), auto_refresh=False, vertical_overflow="crop") as live:
+    """A screen that is drawn again and again; at the end, all there is to say is left on the terminal."""
+    overview, console = look(), _console()
+    with Live(console=console, auto_refresh=False, transient=True) as live:
         try:
             while set(overview.totals) - {"done"}:
-                live.update(render_overview(overview, _stamped(title), each_run), refresh=True)
+                size = console.size
+                shown = render_overview(overview, _stamped(title), each_run, size.width, size.height - 1)
+                live.update(shown, refresh=True)
                 time.sleep(max(seconds, 0.5))
                 overview = look()
         except KeyboardInterrupt:
-            pass
-        live.update(render_overview(overview, _stamped(title), each_run), refresh=True)
+            live.update("", refresh=True)
+    console.print(render_overview(overview, title, each_run, console.width))
     return overview
 
 

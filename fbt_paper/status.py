@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,11 +19,32 @@ from fbt_paper.run_folder import Record, number, parse_time, read_history, read_
 STATES = ("running", "silent", "interrupted", "failed", "queued", "waiting", "done")
 SILENT_AFTER_SECONDS = 900.0
 """A run that says `running` but wrote nothing for so long is shown as silent: killed, or its node is gone."""
+CLOCKS_DIFFER_SECONDS = 60.0
+"""Clocks of two machines may differ by so much; only what is newer by more is taken as newer."""
+
+
+FAILED_JOB_STATES = frozenset(
+    {
+        "FAILED",
+        "TIMEOUT",
+        "OUT_OF_MEMORY",
+        "NODE_FAIL",
+        "CANCELLED",
+        "BOOT_FAIL",
+        "DEADLINE",
+        "PREEMPTED",
+        "LOST",
+    }
+)
+ENDED_JOB_STATES = FAILED_JOB_STATES | {"COMPLETED", "UNKNOWN", ""}
 
 
 @dataclass(frozen=True)
 class JobRecord:
-    """What the executor's journal says of a run's job: id, Slurm's state and reason, requeues, log."""
+    """What the executor's journal says of a run's job: id, Slurm's state and reason, requeues, log, times.
+
+    `begun` is when it was submitted or last started, `ended` when it ended: seconds since 1970, or None.
+    """
 
     job: str
     state: str
@@ -33,6 +54,18 @@ class JobRecord:
     queue_wait_s: float = 0.0
     gpu_hours: float = 0.0
     peak_memory_mb: float = 0.0
+    begun: float | None = None
+    ended: float | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether the job has ended and not well."""
+        return self.state in FAILED_JOB_STATES
+
+    @property
+    def active(self) -> bool:
+        """Whether the job waits or runs."""
+        return self.state not in ENDED_JOB_STATES
 
 
 @dataclass(frozen=True)
@@ -117,12 +150,12 @@ def _not_started(
 ) -> RunStatus:
     epochs = spec.recipe.epochs if spec else None
     base = RunStatus(run=folder.name, state="waiting", epochs=epochs, note="not started")
-    if job is not None and job.state in FAILED_JOB_STATES:
-        lines = read_tail(Path(job.log)) if job.log else ()
+    if job is not None and job.failed:
+        log, lines = _last_words(folder, job)
         return replace(
-            base, state="failed", job=job.job, note=job.reason or job.state, log=job.log, last_lines=lines
+            base, state="failed", job=job.job, note=job.reason or job.state, log=log, last_lines=lines
         )
-    if job is not None and job.state not in ENDED_JOB_STATES:
+    if job is not None and job.active:
         begun = job.state == "RUNNING"
         note = "starting" if begun else job.reason or job.state.lower()
         return replace(base, state="running" if begun else "queued", job=job.job, note=note)
@@ -139,17 +172,11 @@ def without_dataset(run: str) -> str:
     return run.partition("-")[2] or run
 
 
-FAILED_JOB_STATES = frozenset(
-    {"FAILED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "CANCELLED", "BOOT_FAIL", "DEADLINE"}
-)
-ENDED_JOB_STATES = FAILED_JOB_STATES | {"COMPLETED", "UNKNOWN", ""}
-
-
 def _started(folder: Path, progress: Record, job: JobRecord | None, now: datetime) -> RunStatus:
     history = read_history(folder)
     state, note = _judge_progress(progress, job, now)
-    failed = state == "failed"
-    log = folder / "log.txt"
+    by_job = state == "failed" and progress.get("state") != "failed"
+    log, lines = _last_words(folder, job if by_job else None) if state == "failed" else ("", ())
     return RunStatus(
         run=folder.name,
         state=state,
@@ -158,32 +185,64 @@ def _started(folder: Path, progress: Record, job: JobRecord | None, now: datetim
         top1=number(history[-1].get("top1")) if history else None,
         best_top1=number(progress.get("best_top1")),
         images_per_second=number(progress.get("images_per_second")) if state == "running" else None,
-        seconds_left=number(progress.get("seconds_left")),
+        seconds_left=number(progress.get("seconds_left")) if history else None,
         seconds_per_epoch=_epoch_seconds(history),
         restarts=int(number(progress.get("attempt")) or 0),
         job=job.job if job else "",
         note=note,
-        log=str(log) if failed and log.exists() else (job.log if failed and job else ""),
-        last_lines=read_tail(log) if failed else (),
+        log=log,
+        last_lines=lines,
     )
 
 
+def _last_words(folder: Path, job: JobRecord | None) -> tuple[str, tuple[str, ...]]:
+    """The log that tells of a failure, and its last lines: the job's where the job failed, else the run's."""
+    own = folder / "log.txt"
+    paths = [Path(job.log), own] if job is not None and job.log else [own]
+    for path in paths:
+        if lines := read_tail(path):
+            return str(path), lines
+    return (str(paths[0]), ()) if len(paths) > 1 or own.exists() else ("", ())
+
+
 def _judge_progress(progress: Record, job: JobRecord | None, now: datetime) -> tuple[str, str]:
-    """State and note of a run that has begun but not published its metrics."""
+    """State and note of a run that has begun but not published its metrics; the newest evidence counts."""
     state = str(progress.get("state", ""))
+    updated = parse_time(progress.get("updated"))
+    if job is not None and job.active and _is_newer(job.begun, updated):
+        return _judge_new_job(job, state, str(progress.get("error") or ""))
     if state == "failed":
         return "failed", str(progress.get("error") or "")
-    if job is not None and job.state in FAILED_JOB_STATES:
+    if job is not None and job.failed and not _goes_on_after(job, updated):
         return "failed", f"job {job.job}: {job.reason or job.state}"
     if state == "interrupted":
-        waiting = job is not None and job.state not in ENDED_JOB_STATES
+        waiting = job is not None and job.active
         return (
             ("queued", "saved, requeued")
             if waiting
             else ("interrupted", "saved; the next call of snakemake goes on")
         )
-    updated = parse_time(progress.get("updated"))
     return _judge_silence((now - updated).total_seconds() if updated else 0.0, job)
+
+
+def _is_newer(moment: float | None, updated: datetime | None) -> bool:
+    return moment is not None and updated is not None and moment > updated.timestamp()
+
+
+def _goes_on_after(job: JobRecord, updated: datetime | None) -> bool:
+    """Whether the run has written something well after its job ended: it was started again without one."""
+    if job.ended is None or updated is None:
+        return False
+    return updated.timestamp() > job.ended + CLOCKS_DIFFER_SECONDS
+
+
+def _judge_new_job(job: JobRecord, state: str, error: str) -> tuple[str, str]:
+    """A job that was submitted or started after the run last wrote: what it wrote is of an earlier one."""
+    before = f"failed before: {error}" if state == "failed" else ""
+    if job.state == "RUNNING":
+        return "running", f"starting; {before}" if before else "starting"
+    reason = job.reason or ("saved, requeued" if state == "interrupted" else "requeued")
+    return "queued", f"{reason}; {before}" if before else reason
 
 
 def _judge_silence(quiet: float, job: JobRecord | None) -> tuple[str, str]:
@@ -196,8 +255,20 @@ def _judge_silence(quiet: float, job: JobRecord | None) -> tuple[str, str]:
 
 
 def _epoch_seconds(history: Sequence[Record]) -> float | None:
-    seconds = [value for value in (number(record.get("seconds")) for record in history) if value is not None]
-    return statistics.median(seconds) if seconds else None
+    """Median seconds from one epoch's end to the next, evaluation included; those of training at least."""
+    trained = [number(record.get("seconds")) for record in history]
+    whole = [_seconds_between(*pair) for pair in zip(history, history[1:], strict=False)]
+    seconds = [value for value in trained if value is not None]
+    between = [value for value in whole if value is not None]
+    return max(map(statistics.median, filter(None, (seconds, between))), default=None)
+
+
+def _seconds_between(first: Record, second: Record) -> float | None:
+    """Seconds between two epochs' ends; None where a restart lies between them."""
+    ends = [parse_time(record.get("finished")) for record in (first, second)]
+    if None in ends or first.get("attempt") != second.get("attempt"):
+        return None
+    return (ends[1] - ends[0]).total_seconds()  # type: ignore[operator]
 
 
 def observe_tables(
@@ -234,51 +305,55 @@ def _remember(question: Callable[[str], bool]) -> Callable[[str], bool]:
 
 
 def expect_end(statuses: Iterable[RunStatus], specs: Mapping[str, RunSpec], now: datetime) -> datetime | None:
-    """When all runs should be done, as many going on at a time as now; None when nothing runs."""
+    """When all runs that have not failed should be done, as many going on at a time as now.
+
+    None when nothing runs, and as long as nothing is known of how long some unfinished run takes: neither
+    it nor one like it has finished an epoch.
+    """
     statuses = list(statuses)
     running = [status for status in statuses if status.state == "running"]
-    left = [
-        seconds for seconds in (_seconds_left(s, statuses, specs) for s in statuses) if seconds is not None
-    ]
-    if not running or not left:
+    unfinished = [status for status in statuses if status.state not in ("done", "failed")]
+    epochs = EpochTimes(statuses, specs)
+    left = {status.run: _seconds_left(status, epochs) for status in unfinished}
+    known = [seconds for seconds in left.values() if seconds is not None]
+    if not running or len(known) < len(left):
         return None
-    longest = max((status.seconds_left or 0.0 for status in running), default=0.0)
-    return now + timedelta(seconds=max(sum(left) / len(running), longest))
+    longest = max(left[status.run] or 0.0 for status in running)
+    return now + timedelta(seconds=max(sum(known) / len(running), longest))
 
 
-def _seconds_left(
-    status: RunStatus, all_statuses: Sequence[RunStatus], specs: Mapping[str, RunSpec]
-) -> float | None:
-    if status.state in ("done", "failed"):
-        return None
+def _seconds_left(status: RunStatus, epochs: EpochTimes) -> float | None:
     if status.state == "running" and status.seconds_left is not None:
         return status.seconds_left
-    per_epoch = status.seconds_per_epoch or _typical_epoch(status.run, all_statuses, specs)
-    return None if per_epoch is None else per_epoch * max((status.epochs or 0) - status.epoch, 0)
+    per_epoch = status.seconds_per_epoch or epochs.typical(status.run)
+    finished = max(status.epoch - 1, 0)  # the present epoch is counted whole
+    return None if per_epoch is None else per_epoch * max((status.epochs or 0) - finished, 0)
 
 
-def _typical_epoch(run: str, statuses: Sequence[RunStatus], specs: Mapping[str, RunSpec]) -> float | None:
-    """Median seconds of an epoch of runs like this one: same networks, else same dataset, else any."""
-    likenesses: tuple[Callable[[RunSpec], object], ...] = (
-        lambda spec: (
-            spec.dataset.name,
-            spec.student.architecture,
-            spec.teacher and spec.teacher.architecture,
-        ),
-        lambda spec: spec.dataset.name,
-        lambda spec: None,
-    )
-    known = [
-        (status, specs[status.run]) for status in statuses if status.seconds_per_epoch and status.run in specs
-    ]
-    spec = specs.get(run)
-    if spec is None:
-        return None
-    for likeness in likenesses:
-        alike = [status.seconds_per_epoch for status, other in known if likeness(other) == likeness(spec)]
-        if alike:
-            return statistics.median(seconds for seconds in alike if seconds)
-    return None
+class EpochTimes:
+    """How long an epoch takes in runs like a given one: same dataset and networks, else same dataset."""
+
+    def __init__(self, statuses: Iterable[RunStatus], specs: Mapping[str, RunSpec]) -> None:
+        self.specs = specs
+        self.known: dict[tuple[object, ...], list[float]] = {}
+        for status in statuses:
+            if status.seconds_per_epoch and status.run in specs:
+                for likeness in _likenesses(specs[status.run]):
+                    self.known.setdefault(likeness, []).append(status.seconds_per_epoch)
+
+    def typical(self, run: str) -> float | None:
+        """The median over the runs most like it; None where none of its dataset has finished an epoch."""
+        spec = self.specs.get(run)
+        found = (self.known.get(likeness) for likeness in _likenesses(spec)) if spec else ()
+        return next((statistics.median(seconds) for seconds in found if seconds), None)
+
+
+def _likenesses(spec: RunSpec) -> Iterator[tuple[object, ...]]:
+    """What runs may share that says how long an epoch takes, the closest likeness first."""
+    networks = spec.student.architecture, spec.teacher and spec.teacher.architecture
+    yield spec.dataset.name, *networks, spec.method.name
+    yield spec.dataset.name, *networks
+    yield (spec.dataset.name,)
 
 
 def format_duration(seconds: float | None) -> str:

@@ -16,15 +16,15 @@ from fbt_paper.journal import read_jobs
 from fbt_paper.run_folder import read_history, read_tail
 from fbt_paper.show_status import render_overview
 from fbt_paper.status import JobRecord, observe_tables
-from tests.test_paper.made_up_results import make_spec, write_progress, write_run
+from tests.test_paper.made_up_results import make_spec, write_history, write_progress, write_run
 
 NOW = datetime(2026, 11, 22, 21, 0, 0, tzinfo=UTC)
 JUST_NOW = (NOW - timedelta(seconds=3)).isoformat()
 LONG_AGO = (NOW - timedelta(hours=2)).isoformat()
 
 
-def as_text(renderable: object) -> str:
-    console = Console(file=io.StringIO(), width=200)
+def as_text(renderable: object, width: int = 200) -> str:
+    console = Console(file=io.StringIO(), width=width)
     console.print(renderable)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
@@ -111,7 +111,41 @@ def test_a_start_is_not_called_nothing(tmp_path):
     overview = observe_tables(tmp_path, {"t": [spec.id]}, {spec.id: spec}, jobs, NOW)
     text = as_text(render_overview(overview, "smoke", each_run=True))
     assert "> running" in text and "starting" in text
-    assert "Under way; the expected end is told after the first epoch." in text
+    assert "Under way; the expected end is told once every kind of run has finished an epoch." in text
+
+
+def test_no_end_is_told_while_nothing_is_known_of_an_unfinished_run(tmp_path):
+    """The first steps say nothing of evaluations to come, and runs of one dataset nothing of another's."""
+    first, second = make_spec(seed=1), make_spec(seed=2)
+    specs = {spec.id: spec for spec in (first, second)}
+    folder = write_progress(tmp_path, first, "running", JUST_NOW, epoch=1, seconds_left=4.0)
+    write_history(tmp_path, first, [])
+    overview = observe_tables(tmp_path, {"t": list(specs)}, specs, {}, NOW)
+    assert overview.expected_end is None
+    assert overview.tables["t"][0].seconds_left is None
+    other = make_spec(seed=3)
+    other = other.model_copy(update={"dataset": other.dataset.model_copy(update={"name": "cifar100"})})
+    write_run(tmp_path, other)
+    specs[other.id] = other
+    assert observe_tables(tmp_path, {"t": list(specs)}, specs, {}, NOW).expected_end is None
+    like_them = make_spec("swin_t")  # the same dataset: 10 s an epoch, four epochs
+    write_run(tmp_path, like_them)
+    specs[like_them.id] = like_them
+    overview = observe_tables(tmp_path, {"t": list(specs)}, specs, {}, NOW)
+    assert overview.expected_end == NOW + timedelta(seconds=40 + 40)
+    assert folder.exists()
+
+
+def test_an_epoch_lasts_until_the_next_one_ends(tmp_path):
+    history = [{"epoch": n, "seconds": 10.0, "attempt": 0} for n in (1, 2, 3)]
+    for record, minute in zip(history, (0, 1, 2), strict=True):
+        record["finished"] = f"2026-11-22T21:{minute:02d}:00+00:00"
+    assert status._epoch_seconds(history) == 60.0
+    history[2]["attempt"] = 1  # a restart lies between
+    history[2]["finished"] = "2026-11-23T09:00:00+00:00"
+    assert status._epoch_seconds(history) == 60.0
+    assert status._epoch_seconds(history[:1]) == 10.0
+    assert status._epoch_seconds([]) is None
 
 
 def test_nothing_running_has_no_expected_end(tmp_path):
@@ -130,6 +164,61 @@ def test_failed_job_without_a_started_engine(tmp_path):
         "exceeded memory limit",
         ("No space left on device",),
     )
+
+
+def look_at(tmp_path: Path, spec, job: JobRecord) -> status.RunStatus:
+    return observe_tables(tmp_path, {"t": [spec.id]}, {spec.id: spec}, {spec.id: job}, NOW).tables["t"][0]
+
+
+def test_a_job_killed_from_outside_shows_the_jobs_own_log(tmp_path):
+    spec = make_spec()
+    write_progress(tmp_path, spec, "running", JUST_NOW)
+    log = tmp_path / "17_0_log.err"
+    log.write_text("slurmstepd: error: Detected 1 oom-kill event\n")
+    job = JobRecord(
+        "17", "OUT_OF_MEMORY", "exceeded its memory", log=str(log), begun=1.0, ended=NOW.timestamp()
+    )
+    entry = look_at(tmp_path, spec, job)
+    assert (entry.state, entry.log) == ("failed", str(log))
+    assert entry.last_lines == ("slurmstepd: error: Detected 1 oom-kill event",)
+    log.write_text("")  # nothing in it: the run's own log is named, with its own lines
+    entry = look_at(tmp_path, spec, job)
+    assert entry.log.endswith(f"{spec.id}/log.txt") and entry.last_lines[-1].startswith("epoch 2 top-1")
+
+
+def test_the_engines_own_failure_shows_the_runs_log(tmp_path):
+    spec = make_spec()
+    write_progress(tmp_path, spec, "failed", JUST_NOW, error="loss is not finite")
+    log = tmp_path / "job.err"
+    log.write_text("srun: error: task 0: Exited with exit code 1\n")
+    entry = look_at(tmp_path, spec, JobRecord("17", "FAILED", "exit code 1", log=str(log)))
+    assert (entry.note, Path(entry.log).name) == ("loss is not finite", "log.txt")
+    assert entry.last_lines[-1].startswith("epoch 2 top-1")
+
+
+LATER, EARLIER = NOW.timestamp() + 5, (NOW - timedelta(hours=3)).timestamp()
+
+
+@pytest.mark.parametrize(
+    ("written", "updated", "job", "expected"),
+    [
+        ("failed", JUST_NOW, JobRecord("9", "PENDING", "Priority", begun=LATER), "queued"),
+        ("failed", JUST_NOW, JobRecord("9", "RUNNING", begun=LATER), "running"),
+        ("failed", JUST_NOW, JobRecord("9", "RUNNING", begun=EARLIER), "failed"),
+        ("running", LONG_AGO, JobRecord("9", "RUNNING", begun=LATER), "running"),
+        ("running", LONG_AGO, JobRecord("9", "PENDING", begun=LATER), "queued"),
+        ("interrupted", LONG_AGO, JobRecord("9", "RUNNING", begun=LATER), "running"),
+        ("running", JUST_NOW, JobRecord("9", "TIMEOUT", begun=EARLIER, ended=EARLIER), "running"),
+        ("running", JUST_NOW, JobRecord("9", "TIMEOUT", begun=EARLIER, ended=NOW.timestamp() - 9), "failed"),
+        ("running", JUST_NOW, JobRecord("9", "LOST", begun=EARLIER), "failed"),
+    ],
+)
+def test_the_newest_evidence_counts(tmp_path, written, updated, job, expected):
+    spec = make_spec()
+    write_progress(tmp_path, spec, written, updated, error="disk full" if written == "failed" else None)
+    entry = look_at(tmp_path, spec, job)
+    assert entry.state == expected
+    assert ("failed before: disk full" in entry.note) == (written == "failed" and expected != "failed")
 
 
 def test_half_written_files_do_not_disturb(tmp_path):
@@ -162,7 +251,7 @@ def test_rendering_says_all_of_it_in_words(world):
     text = as_text(render_overview(observe(world), "smoke", each_run=True))
     for words in (
         "> running",
-        "2 of 4",
+        "2/4",
         "512",
         "20 s",
         "loss is not finite at step 7",
@@ -172,6 +261,68 @@ def test_rendering_says_all_of_it_in_words(world):
         assert words in text
     assert "7 runs: 1 running, 1 silent, 1 interrupted, 1 failed, 1 queued, 1 waiting, 1 done" in text
     assert "wrote nothing for 2 h 00" in text
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_no_run_loses_its_name_on_a_narrow_terminal(world, width):
+    overview = observe(world)
+    text = as_text(render_overview(overview, "smoke", each_run=True, width=width), width)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= width
+    for entry in overview.tables["table5"]:
+        name = status.without_dataset(entry.run)
+        found = [line for line in lines if line.startswith(f"{name} ")]
+        assert found and all(entry.state in line and f"{entry.epoch}/" in line for line in found)
+    running = next(line for line in lines if "> running" in line)
+    assert "71.50" in running and "20 s" in running
+    assert "512" in running
+    note = next(i for i, line in enumerate(lines) if line.strip() == "job 17_3; Resources")
+    assert "~ queued" in lines[note - 1]
+
+
+def test_the_longest_names_of_the_plan_fit_80_columns(tmp_path):
+    runs = [f"cifar100-reviewkd-convnext_t-resmlp_s12-{number:010x}" for number in range(3)]
+    made = [status.RunStatus(run, "interrupted", 299, 300, best_top1=81.61, restarts=2) for run in runs]
+    made[0] = status.RunStatus(runs[0], "running", 299, 300, best_top1=81.61, seconds_left=187200)
+    overview = status.Overview({"t": tuple(made)}, {"running": 1, "interrupted": 2}, 0.0, None)
+    lines = as_text(render_overview(overview, "paper", each_run=True, width=80), 80).splitlines()
+    assert max(map(len, lines)) <= 80
+    for run in runs:
+        (line,) = [line for line in lines if line.startswith(run.removeprefix("cifar100-"))]
+        assert "299/300" in line and "81.61" in line
+    assert "    requeued 2x" in lines
+
+
+def many(failed: int, running: int, waiting: int) -> status.Overview:
+    states = ["failed"] * failed + ["running"] * running + ["waiting"] * waiting
+    runs = tuple(
+        status.RunStatus(
+            f"cifar100-fbt-swin_t-resnet18-{i:010x}",
+            state,
+            1,
+            300,
+            note="disk full" if state == "failed" else "",
+            log=f"results/paper/runs/{i}/log.txt" if state == "failed" else "",
+            last_lines=("one", "two", "three") if state == "failed" else (),
+        )
+        for i, state in enumerate(states)
+    )
+    counts = {state: states.count(state) for state in status.STATES if state in states}
+    return status.Overview({"cifar100": runs, "table2": runs[:2]}, counts, 0.0, NOW)
+
+
+@pytest.mark.parametrize(("failed", "running", "waiting"), [(0, 2, 3), (1, 2, 300), (40, 40, 300), (3, 0, 0)])
+@pytest.mark.parametrize("each_run", [True, False])
+def test_a_screen_of_24_lines_shows_totals_end_and_failures(failed, running, waiting, each_run):
+    overview = many(failed, running, waiting)
+    lines = as_text(render_overview(overview, "paper", each_run, 80, 23), 80).splitlines()
+    assert len(lines) <= 23 and max(map(len, lines)) <= 80
+    assert lines[1].startswith(f"{failed + running + waiting} runs:")
+    assert any(line.startswith("Expected end") for line in lines[:4])
+    text = "\n".join(lines)
+    assert (" failed: disk full" in text and "log: results/paper/runs/0/log.txt" in text) == bool(failed)
+    assert ("> running" in text) == bool(running)
+    assert ("more failed" in text) == (failed > 5)
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import pty
+import re
+import struct
 import subprocess
 import sys
+import termios
 from datetime import datetime
 from pathlib import Path
 
@@ -35,6 +41,7 @@ def test_exit_code_tells_of_a_failed_run(flow, capsys):
     assert live.show_status(flow, ["table5"]) == 1
     printed = capsys.readouterr().out
     assert f"{run} failed: disk full" in printed
+    assert printed.index("failed: disk full") < printed.index("table5")
     assert live.show_status(flow, ["table4"]) == 0
 
 
@@ -49,6 +56,16 @@ def test_runs_that_only_figures_need_are_a_group_of_their_own(flow, capsys):
     assert "figures" in capsys.readouterr().out
     everything = {"all": tuple(flow.plan.runs)}
     assert live.figure_runs(flow, everything) == {}
+
+
+def test_outside_the_repository_nothing_is_called_waiting(tmp_path, monkeypatch, capsys):
+    flow = Flow({})
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=rf"results/{flow.scale}: is not there; call `fbt` from the folder"):
+        live.show_status(flow, ["table5"])
+    Path("Snakefile").touch()  # a fresh clone: nothing has run yet
+    assert live.show_status(flow, ["table5"]) == 0
+    assert f"results/{flow.scale} is not there yet" in capsys.readouterr().out
 
 
 def test_unknown_table_and_unknown_run(flow):
@@ -85,3 +102,44 @@ def test_neither_status_nor_figures_nor_page_import_torch():
     code = f"import sys, {modules}; print([m for m in ('torch', 'timm') if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_watching_in_a_terminal_of_24_lines(flow, tmp_path):
+    """The last screen before Ctrl-C holds totals, failure and a running run; nothing scrolls away."""
+    first, second = flow.plan.tables["table5"].runs[:2]
+    for run in (first, second):
+        Path(flow.runs, run, "metrics.json").unlink()
+    now = datetime.now().astimezone().isoformat()
+    write_progress(Path(flow.runs), flow.spec(first), "failed", now, error="disk full")
+    write_progress(Path(flow.runs), flow.spec(second), "running", now)
+    code = (
+        "import os, signal, sys, threading\n"
+        "from fbt_paper import live\nfrom fbt_paper.workflow import Flow\n"
+        f"flow = Flow({{}}); flow.results = {flow.results!r}; flow.runs = {flow.runs!r}\n"
+        "threading.Timer(2, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        "sys.exit(live.show_status(flow, [], each_run=True, watch=0.5))\n"
+    )
+    status, shown = in_a_terminal([sys.executable, "-c", code], lines=24, columns=80)
+    assert status == 1
+    screen = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.split("(Ctrl-C ends)")[1]).splitlines()[:23]
+    text = "\n".join(screen)
+    for words in ("1 running, 1 failed", "Expected end", "failed: disk full", "> running", "more runs"):
+        assert words in text
+    assert max(map(len, screen)) <= 80
+
+
+def in_a_terminal(command: list[str], lines: int, columns: int) -> tuple[int, str]:
+    """Exit status of a command and what it wrote to a terminal of this size."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")} | {"TERM": "xterm"}
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    parts = []
+    try:
+        while part := os.read(ours, 65536):
+            parts.append(part)
+    except OSError:  # the terminal's other end is closed
+        pass
+    os.close(ours)
+    return process.wait(), b"".join(parts).decode()
