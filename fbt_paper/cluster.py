@@ -1,7 +1,7 @@
 """`fbt check-cluster`: what a Slurm cluster, its profile and its data still miss for the paper.
 
 Nothing is submitted: Slurm is asked with sinfo, `sbatch --test-only` and one `srun` of a second that looks
-whether a node sees this folder. Every finding says what is wrong and how to mend it.
+whether a node sees this folder and can write to it. Every finding says what is wrong and how to mend it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ __all__ = ["Check", "check_cluster", "main"]
 
 PROFILE = Path("profiles/slurm")
 JOBS_FOLDER = Path(".snakemake/submitit/jobs")
+FOLDER_MEND = "clone the repository into a folder of the shared file system that you may write to"
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,12 @@ def read_profile(folder: Path) -> tuple[dict[str, Any], list[Check]]:
 def check_slurm(profile: Mapping[str, Any], flow: Flow) -> list[Check]:
     """Whether Slurm would take the jobs of every kind of training, and whether nodes see this folder."""
     from snakemake_executor_plugin_submitit.backends import SlurmBackend
+    from snakemake_executor_plugin_submitit.probe import unwritable
     from snakemake_executor_plugin_submitit.settings import ExecutorSettings
     from snakemake_executor_plugin_submitit.slurm import SlurmBusyError, SlurmRefusedError
 
+    if problem := unwritable(JOBS_FOLDER.absolute()):
+        return [Check(False, problem, FOLDER_MEND)]
     backend = SlurmBackend(
         ExecutorSettings(), JOBS_FOLDER.absolute(), lambda line: print(line, file=sys.stderr)
     )
@@ -108,10 +112,15 @@ def check_slurm(profile: Mapping[str, Any], flow: Flow) -> list[Check]:
 
 def check_request(backend: Any, kind: str, request: Any) -> list[Check]:
     """Whether the cluster has what one kind of training asks for, and Slurm would take it."""
+    from snakemake_executor_plugin_submitit.slurm import SlurmBusyError
+
     mend = "edit profiles/slurm/config.yaml: the table `trainings`, or partition and account below it"
     if isinstance(request, Exception):
         return [Check(False, f"{kind}: {request}", mend)]
-    problems = backend.problems(request) or list(filter(None, [backend.try_submission(request, "train")]))
+    try:
+        problems = backend.problems(request) or list(filter(None, [backend.try_submission(request, "train")]))
+    except SlurmBusyError as error:
+        return [Check(False, f"{kind}: Slurm gives no answer: {error}", "try again later")]
     described = f"{request.gpu} GPUs, {request.cpus} CPUs, {request.mem_mb} MB, {request.runtime} minutes"
     if not problems:
         return [Check(True, f"{kind}: {described}: sbatch would take it")]
@@ -119,14 +128,15 @@ def check_request(backend: Any, kind: str, request: Any) -> list[Check]:
 
 
 def check_folder(request: Any) -> Check:
-    """Whether a node sees this folder."""
+    """Whether a node sees this folder and can write to it."""
     from snakemake_executor_plugin_submitit.probe import shared_folder_problem
 
     if isinstance(request, Exception):
         return Check(True, "the shared folder was not looked at")
     problem = shared_folder_problem(Path(".snakemake/submitit").absolute(), request)
-    mend = "clone the repository into a folder of the shared file system"
-    return Check(problem is None, problem or f"nodes see {Path.cwd()} (or none was free to look)", mend)
+    return Check(
+        problem is None, problem or f"nodes see {Path.cwd()} and write to it (or none was free)", FOLDER_MEND
+    )
 
 
 def training_requests(profile: Mapping[str, Any], flow: Flow) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.test_plugin.cluster import Cluster, wait_for
 
@@ -77,6 +79,35 @@ def test_smoke_through_the_profile_asks_for_gpus_too(clone: Path) -> None:
     blocks = [block for block in text.split("\n[") if "\nrule train:" in block]
     assert blocks
     assert all("gpu=1" in block and "mem_mb=2000" in block for block in blocks)
+
+
+def test_family_in_a_run_id_is_the_architectures(tmp_path: Path) -> None:
+    """The profile reads the student's family from the run id: right for every architecture of the config."""
+    from fbt_paper.cluster import profile_resources, read_profile
+
+    text = (ROOT / "profiles/slurm/config.yaml").read_text()
+    gpus = {"cnn": 1, "msa": 2, "mlp": 3}
+    for family, count in gpus.items():
+        text = re.sub(rf"(      {family}: {{gpus: )\d+", rf"\g<1>{count}", text)
+    (tmp_path / "config.yaml").write_text(text)
+    profile, _ = read_profile(tmp_path)
+    architectures = yaml.safe_load((ROOT / "config/architectures.yaml").read_text())
+    for name, entry in architectures.items():
+        asked = profile_resources(profile, f"cifar100-fbt-swin_t-{name}-0123456789", {})
+        assert asked["gpu"] == gpus[entry["family"]], (
+            f"architectures.yaml calls {name} {entry['family']}: teach per_run in profiles/slurm/config.yaml"
+        )
+
+
+def test_rules_of_the_login_node_run_two_at_a_time(clone: Path) -> None:
+    """Tables and figures are local rules: 64 processors of a login node must not start 64 plots at once."""
+    from fbt_paper.cluster import read_profile
+
+    profile, _ = read_profile(clone / "profiles/slurm")
+    assert profile["local-cores"] == "2"
+    assert "cores" not in profile
+    default, _ = read_profile(clone / "profiles/default")
+    assert not {"cores", "local-cores", "jobs"} & set(default), "profiles/default wins over profiles/slurm"
 
 
 def read_metrics(clone: Path) -> dict[str, dict[str, Any]]:
@@ -178,6 +209,40 @@ def test_check_cluster_names_what_is_missing_without_slurm(
     assert "MISSING the command sbatch\n        mend: run this on a login node" in text
     assert "MISSING data of cifar100" in text
     assert "ok      the profile profiles/slurm/config.yaml" in text
+
+
+def test_check_cluster_names_a_folder_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line instead of a traceback, and Slurm is not even asked."""
+    from types import SimpleNamespace
+
+    from fbt_paper import cluster as checks
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".snakemake").touch()
+    flow: Any = SimpleNamespace()
+    (check,) = checks.check_slurm({}, flow)
+    assert not check.ok
+    assert "jobs cannot be written: Not a directory" in check.what
+    assert "shared file system" in check.mend
+
+
+def test_check_cluster_tells_silence_from_refusal() -> None:
+    """A Slurm that does not answer is no reason to edit the profile."""
+    from types import SimpleNamespace
+
+    from snakemake_executor_plugin_submitit.slurm import SlurmBusyError
+
+    from fbt_paper import cluster as checks
+
+    def silent(request: Any, name: str) -> None:
+        raise SlurmBusyError("sbatch timed out")
+
+    backend = SimpleNamespace(problems=lambda request: [], try_submission=silent)
+    (check,) = checks.check_request(backend, "trainings", SimpleNamespace())
+    assert "Slurm gives no answer" in check.what
+    assert check.mend == "try again later"
 
 
 @pytest.mark.slurm
