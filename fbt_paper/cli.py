@@ -24,6 +24,8 @@ The paper on a laptop:     snakemake --cores 2
 The paper as published:    snakemake --profile slurm        (see README: data and a GPU cluster)
 One table:                 snakemake --cores 2 results/smoke/tables/table5.md
 """
+CELL, OTHER_CELL = "table5/swin_block/swin_t__resnet18", "table5/vit_block/swin_t__resnet18"
+RUN_HELP = "a run's id, a part of it, or its cell: table/row/column"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,7 +61,7 @@ def plan_command(options: Options) -> int:
 def spec_command(options: Options) -> int:
     """Print everything that can change a run's number, as JSON."""
     flow = open_flow(options)
-    run = find_run(options.run, flow.plan.runs)
+    run = find_run(flow, options.run)
     print(json.dumps(flow.spec(run).model_dump(mode="json"), indent=2))
     return 0
 
@@ -221,11 +223,11 @@ def choose(names: Sequence[str], known: Iterable[str], kind: str) -> list[str]:
     return list(names) or choices
 
 
-def find_run(name: str, known: Iterable[str]) -> str:
-    """The run whose id is this or contains it."""
-    from fbt_paper.show import find_run as find
+def find_run(flow: Flow, name: str) -> str:
+    """The run whose id is this or contains it, or that stands behind this cell."""
+    from fbt_paper import show
 
-    return find(name, known)
+    return show.find_run(name, flow.plan.runs, show.name_cells(flow.plan))
 
 
 def check_files(flow: Flow, dataset: str, root: Path | None) -> bool:
@@ -279,8 +281,8 @@ def _add_plan_commands(commands: Any) -> None:
         "--runs", action="store_true", help="list the run ids instead, in an order they can be run"
     )
     plan.add_argument("--tflops", type=float, default=40.0, help="TFLOP/s that one GPU sustains (default 40)")
-    spec = _add(commands, "spec", spec_command, "fbt spec fbt-swin_t-resnet18-54eeb9c91e")
-    spec.add_argument("run", metavar="RUN", help="a run id or a part of it")
+    spec = _add(commands, "spec", spec_command, f"fbt spec {CELL}")
+    spec.add_argument("run", metavar="RUN", help=RUN_HELP)
     recipe = _add(commands, "recipe", recipe_command, "fbt --scale paper recipe cifar100 cnn")
     recipe.add_argument("dataset", metavar="DATASET")
     recipe.add_argument("family", metavar="FAMILY", help="cnn, msa, mlp, or teacher (fine-tuning)")
@@ -293,10 +295,10 @@ def _add_result_commands(commands: Any) -> None:
     status.add_argument("--watch", action="store_true", help="look again and again until all is done")
     status.add_argument("--every", type=float, default=5.0, metavar="SECONDS", help="how often (default 5)")
     status.add_argument("--json", action="store_true", help="one JSON object, for scripts")
-    show = _add(commands, "show", show_command, "fbt show fbt-swin_t-resnet18")
-    show.add_argument("run", metavar="RUN", help="a run id or a part of it")
-    diff = _add(commands, "diff", diff_command, "fbt diff 54eeb9c91e 04f9d4a4ef")
-    diff.add_argument("first", metavar="RUN")
+    show = _add(commands, "show", show_command, f"fbt show {CELL}")
+    show.add_argument("run", metavar="RUN", help=RUN_HELP)
+    diff = _add(commands, "diff", diff_command, f"fbt diff {CELL} {OTHER_CELL}")
+    diff.add_argument("first", metavar="RUN", help=RUN_HELP)
     diff.add_argument("second", metavar="RUN")
     table = _add(commands, "build-table", build_table_command, "fbt build-table table5")
     table.add_argument("table", metavar="TABLE")
@@ -310,13 +312,13 @@ def _add_result_commands(commands: Any) -> None:
 
 
 def _add_machine_commands(commands: Any) -> None:
-    data = _add(commands, "check-data", check_data_command, "fbt check-data cifar100")
+    data = _add(commands, "check-data", check_data_command, "fbt check-data fashion_mnist")
     data.add_argument("dataset", metavar="DATASET")
     data.add_argument("--out", type=Path, metavar="FILE")
     data.add_argument("--quick", action="store_true", help="only look whether the folder is there")
     cluster = _add(commands, "check-cluster", check_cluster_command, "fbt check-cluster")
     cluster.add_argument("--profile", type=Path, default=Path("profiles/slurm"), metavar="FOLDER")
-    fetch = _add(commands, "fetch-weights", fetch_weights_command, "fbt --scale paper fetch-weights")
+    fetch = _add(commands, "fetch-weights", fetch_weights_command, "fbt --scale paper fetch-weights --list")
     fetch.add_argument("--list", action="store_true", help="print the tags, download nothing")
 
 

@@ -119,7 +119,7 @@ def as_record(overview: Overview) -> Record:
 def show_run(flow: Flow, name: str) -> int:
     """Print spec, history and result of one run, finished or only planned."""
     known, runs = known_runs(flow), Path(flow.runs)
-    run = show.find_run(name, known)
+    run = show.find_run(name, known, show.name_cells(flow.plan))
     metrics = read_json(runs / run / "metrics.json")
     history = (metrics or {}).get("history") or read_history(runs / run)
     _console().print(show.render_run(run, _spec_of(run, known, runs), history, metrics))
@@ -130,7 +130,8 @@ def show_difference(flow: Flow, first: str, second: str) -> int:
     """Print every setting in which two runs differ, then their scores and the gap."""
     known, runs = known_runs(flow), Path(flow.runs)
     sides = []
-    for run in (show.find_run(name, known) for name in (first, second)):
+    cells = show.name_cells(flow.plan)
+    for run in (show.find_run(name, known, cells) for name in (first, second)):
         sides.append((run, _spec_of(run, known, runs), read_json(runs / run / "metrics.json")))
     _console().print(show.render_difference(sides[0], sides[1]))
     return 0

@@ -1,6 +1,7 @@
 """`fbt show RUN` and `fbt diff A B`: one run's spec, history and result, or what differs between two.
 
-Runs are named by their id or by any part of it that fits exactly one run.
+Runs are named by their id, by any part of it that fits exactly one run, or by the cell they stand behind:
+table/row/column, as in the page's links.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fbt_paper.plan import Plan
 from fbt_paper.run_folder import Record, number
 from fbt_paper.status import format_duration
 
@@ -22,17 +24,30 @@ class UnknownRunError(ValueError):
     """The name fits no run, or several; the message lists the nearest ids and what to do."""
 
 
-def find_run(name: str, known: Iterable[str]) -> str:
-    """The one run id that is `name` or contains it; raises UnknownRunError with the nearest ids."""
-    ids = sorted(set(known))
+def find_run(name: str, known: Iterable[str], cells: Mapping[str, Sequence[str]] | None = None) -> str:
+    """The one run whose id is or contains `name`, or that stands behind the cell `name` (table/row/column).
+
+    Raises UnknownRunError with the nearest names where none or several fit.
+    """
+    ids, cells = sorted(set(known)), cells or {}
     fitting = [run for run in ids if name == run] or [run for run in ids if name in run]
+    fitting = fitting or list(cells.get(name, ()))
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
         raise UnknownRunError(f"{name!r} fits {len(fitting)} runs; name one of them: {_listed(fitting)}")
-    nearest = difflib.get_close_matches(name, ids, n=5, cutoff=0.3)
-    hint = f"nearest: {_listed(nearest)}" if nearest else "`fbt status --runs` lists all of them"
+    nearest = difflib.get_close_matches(name, cells if "/" in name else ids, n=5, cutoff=0.3)
+    hint = f"nearest: {_listed(nearest)}" if nearest else "`fbt plan --runs` lists all of them"
     raise UnknownRunError(f"no run is called {name!r} ({len(ids)} known); {hint}")
+
+
+def name_cells(plan: Plan) -> dict[str, tuple[str, ...]]:
+    """The runs behind every cell, by table/row/column."""
+    return {
+        f"{key}/{row}/{column}": cell.runs
+        for key, table in plan.tables.items()
+        for (row, column), cell in table.cells.items()
+    }
 
 
 def _listed(ids: Sequence[str], at_most: int = 8) -> str:

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from fbt_paper import cli, cluster
 from fbt_paper.bill import estimate, read_macs
 from fbt_paper.cli import main
 from fbt_paper.config import load
 from fbt_paper.plan import plan
+from fbt_paper.workflow import Flow
+from tests.test_paper.page_results import write_results
 
 ROOT = Path(__file__).parents[2]
 ARCHITECTURES = {
@@ -53,10 +56,29 @@ def test_every_command_has_help_with_an_example(command, capsys):
     assert re.search(r"example: fbt .*" + command, capsys.readouterr().out)
 
 
+def example_of(command: str, capsys) -> list[str]:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    return re.search(r"example: fbt (.*)$", printed)[1].split()
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "draw", "build-page"])
+def test_every_example_runs(command, capsys, tmp_path, monkeypatch):
+    """On made-up results of the whole smoke scale; only the cluster is not asked."""
+    arguments = example_of(command, capsys)
+    flow = write_results(tmp_path)
+    monkeypatch.setattr(cli, "Flow", lambda given, folder: Flow(given) if given else flow)
+    monkeypatch.setattr(cluster, "main", lambda options: 0)
+    assert main(arguments) == 0
+    assert capsys.readouterr().out or command == "check-cluster"
+
+
 def test_plan_counts_cells_runs_and_shared_runs(capsys):
     lines = lines_of(capsys, "--scale", "smoke", "plan", "table4", "table5")
     row = next(line.split() for line in lines if line.startswith("table4"))
-    assert row[1:3] == ["6", "16"]
+    table = plan(load()).tables["table4"]
+    assert row[1:3] == [str(len(table.cells)), str(len(plan(load()).needed(table.runs)))]
     assert "all different runs" in "\n".join(lines)
 
 
