@@ -19,6 +19,18 @@ from fbt_paper.plan import Plan
 from fbt_paper.run_folder import Record, number
 from fbt_paper.status import format_duration
 
+TERMS_ACROSS = 5
+EPOCH_COLUMNS = {
+    "lr": "lr",
+    "loss": "loss",
+    "top1": "top-1",
+    "top5": "top-5",
+    "top1_ema": "EMA",
+    "test_loss": "test loss",
+    "seconds": "seconds",
+    "images_per_second": "images/s",
+}
+
 
 class UnknownRunError(ValueError):
     """The name fits no run, or several; the message lists the nearest ids and what to do."""
@@ -100,21 +112,26 @@ def _render_spec(spec: Record) -> Table:
     return table
 
 
-def _render_history(history: Sequence[Record]) -> Table:
+def _render_history(history: Sequence[Record]) -> RenderableType:
+    """Scores by epoch, then the loss terms by epoch, a few to a table so that 80 columns hold them."""
     terms = list(dict.fromkeys(term for record in history for term in record.get("terms") or {}))
-    columns = ("epoch", "lr", "loss", *terms, "top-1", "top-5", "EMA", "test loss", "seconds", "images/s")
-    table = _new_table(*columns)
+    groups = [terms[start : start + TERMS_ACROSS] for start in range(0, len(terms), TERMS_ACROSS)]
+    return Group(_render_epochs(history), *(_render_terms(history, group) for group in groups))
+
+
+def _render_epochs(history: Sequence[Record]) -> Table:
+    shown = {key: name for key, name in EPOCH_COLUMNS.items() if any(number(r.get(key)) for r in history)}
+    table = _new_table("epoch", *shown.values())
     for record in history:
-        values = [
-            record.get("lr"),
-            record.get("loss"),
-            *((record.get("terms") or {}).get(term) for term in terms),
-        ]
-        values += [
-            record.get(key)
-            for key in ("top1", "top5", "top1_ema", "test_loss", "seconds", "images_per_second")
-        ]
-        table.add_row(str(record["epoch"]), *(_say_number(value) for value in values))
+        table.add_row(str(record["epoch"]), *(_say_number(record.get(key)) for key in shown))
+    return table
+
+
+def _render_terms(history: Sequence[Record], terms: Sequence[str]) -> Table:
+    table = _new_table("epoch", *(term.replace("_", " ") for term in terms))
+    for record in history:
+        values = record.get("terms") or {}
+        table.add_row(str(record["epoch"]), *(_say_number(values.get(term)) for term in terms))
     return table
 
 
@@ -156,9 +173,10 @@ def _render_scores(
 
 
 def _new_table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    """A table whose first column is never broken; what the others have no room for goes on below."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True)
+    for place, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=place == 0)
     return table
 
 

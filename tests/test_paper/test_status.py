@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from fbt_paper.journal import read_jobs
 from fbt_paper.run_folder import read_history, read_tail
 from fbt_paper.show_status import render_overview
 from fbt_paper.status import JobRecord, observe_tables
-from tests.test_paper.made_up_results import make_spec, write_history, write_progress, write_run
+from tests.test_paper.made_up_results import make_history, make_spec, write_history, write_progress, write_run
 
 NOW = datetime(2026, 11, 22, 21, 0, 0, tzinfo=UTC)
 JUST_NOW = (NOW - timedelta(seconds=3)).isoformat()
@@ -364,6 +365,27 @@ def test_show_and_diff_print_settings_history_and_gap(tmp_path):
     sides = [(spec.id, record["spec"], record) for spec, record in zip(specs, records, strict=True)]
     text = as_text(show.render_difference(*sides))
     assert "seed" in text and "+0.50" in text
+
+
+FBT_TERMS = tuple(
+    f"{pair}_{what}"
+    for what in ("logits", "features")
+    for pair in ("teacher_to_fused", "teacher_to_student", "fused_to_student")
+)
+
+
+def test_a_run_of_fbt_can_be_read_at_80_columns(tmp_path):
+    spec = make_spec("resnet18", "swin_t", "x" * 40, "fbt", learnable_temperature_of_the_loss=True)
+    history = make_history(3, terms=("labels", "fused_labels", *FBT_TERMS))
+    lines = as_text(show.render_run(spec.id, spec.model_dump(mode="json"), history, None), 80).splitlines()
+    assert max(map(len, lines)) <= 80
+    text = "\n".join(lines)
+    assert "method.parameters.learnable_temperature_of_the_loss" in text
+    epochs = [line.split() for line in lines if re.match(r" *2 ", line)]
+    assert [len(cells) for cells in epochs] == [8, 6, 4]  # scores, five terms, three terms
+    assert all(any(f" {word} " in line for line in lines) for word in ("labels", "test", "images/s"))
+    words = " ".join(text.split())
+    assert "…" not in text and "fused to student" in words
 
 
 def write_entry(folder: Path, run: str, **fields: object) -> Path:
