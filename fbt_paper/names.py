@@ -5,7 +5,7 @@ Read from the files as they are, not from checked records: a name is told beside
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from fbt_core.methods.registry import method_names
@@ -52,20 +52,19 @@ class _Names:
     """The names that each file defines, and the checks of each file against them."""
 
     def __init__(self, content: Content, methods: Mapping[str, MethodEntry]) -> None:
-        self.content, self.entries = content, methods
+        self.content, self.entries, self.files = content, methods, method_names()
         self.known: dict[str, list[str] | None] = {
             "dataset": self._keys("datasets"),
             "architecture": self._keys("architectures"),
-            "method": self._keys("methods"),
+            "method": self._keys("methods", self.files),
         }
 
-    def _keys(self, name: str) -> list[str] | None:
-        return None if self.content[name] is None else list(self.content[name])
+    def _keys(self, name: str, among: Collection[str] | None = None) -> list[str] | None:
+        content = self.content[name]
+        return None if content is None else [key for key in content if among is None or key in among]
 
     def _unknown(self, file: str, path: Path, kind: str, name: Any) -> Iterator[Problem]:
         known = self.known[kind]
-        if kind == "method" and known is not None:
-            known = [method for method in known if method in method_names()]
         if isinstance(name, str) and known is not None and name not in known:
             yield unknown(file, path, kind, name, known)
 
@@ -108,9 +107,9 @@ class _Names:
 
     def methods(self) -> Iterator[Problem]:
         known = self.known["dataset"]
-        for name in self.known["method"] or ():
-            if name not in method_names():
-                message = f"there is no file fbt_core/methods/{name}.py; {nearest(name, method_names())}"
+        for name in mapping(self.content["methods"]):
+            if name not in self.files:
+                message = f"there is no file fbt_core/methods/{name}.py; {nearest(name, self.files)}"
                 yield Problem("config/methods.yaml", name, message)
             elif name in self.entries:
                 yield from entry_problems(name, self.entries[name], known)

@@ -92,6 +92,7 @@ def _imported_from(path: Path, name: str) -> Path | None:
     return None
 
 
+@cache
 def _literals(path: Path) -> dict[str, Any]:
     """The module-level `NAME = literal` statements of REVISION and TRAITS in a file."""
     wanted = {name: value for name, value in _assigned(path).items() if name in ("REVISION", "TRAITS")}

@@ -1,6 +1,8 @@
 """CONTRIBUTING.md followed to the letter in a copy: its code blocks are written, nothing else is touched."""
 
+import json
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -8,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
@@ -28,6 +31,7 @@ class Copy:
         for name in FOLDERS:
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "Snakefile", folder)
+        self.before = self.files()
 
     def python(self, *arguments: str) -> str:
         environment = {**os.environ, "PYTHONPATH": str(self.folder)}
@@ -36,6 +40,23 @@ class Copy:
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
+
+    def pytest(self, *arguments: str) -> int:
+        """Runs tests of the copy; how many passed."""
+        options = ["-q", "-p", "no:cacheprovider", "-o", "addopts=--import-mode=importlib"]
+        out = self.python("-m", "pytest", *options, *arguments)
+        return int(re.search(r"(\d+) passed", out).group(1))
+
+    def files(self) -> dict[str, bytes]:
+        """All files with their content, but for what Python compiles."""
+        files = [path for name in FOLDERS for path in (self.folder / name).rglob("*") if path.is_file()]
+        kept = [path for path in files if "__pycache__" not in path.parts]
+        return {path.relative_to(self.folder).as_posix(): path.read_bytes() for path in kept}
+
+    def touched(self) -> set[str]:
+        """Files that were changed, added or deleted since the copy was made."""
+        now = self.files()
+        return {name for name in {*now, *self.before} if now.get(name) != self.before.get(name)}
 
     def runs(self) -> set[str]:
         """Ids of all runs of both scales."""
@@ -55,10 +76,26 @@ class Copy:
         with (self.folder / name).open("a") as file:
             file.write("\n" + text)
 
+    def add_the_method(self) -> None:
+        (self.folder / "fbt_core/methods/half_kd.py").write_text(block("Add a method", "python"))
+        self.append("config/methods.yaml", block("Add a method", "yaml"))
+        self.python("-m", "tests.golden.losses", "half_kd")
+
+    def add_the_architecture(self) -> None:
+        self.append("config/architectures.yaml", block("Add an architecture", "yaml"))
+
+    def add_column(self, table: str, column: str) -> None:
+        path = self.folder / "config" / "tables" / f"{table}.yaml"
+        path.write_text(path.read_text() + f"  - {column}\n")
+
 
 @pytest.fixture
 def copy(tmp_path):
     return Copy(tmp_path / "fbt-repro")
+
+
+REGNET = "{key: swin_t__regnet, label: Swin-T to RegNet, teacher: swin_t, student: regnet_tiny}"
+FLOWERS = "{key: flowers, label: Flowers, dataset: flowers, teacher: swin_t, student: resnet18}"
 
 
 def test_a_row_is_one_list_item_and_adds_its_own_runs_only(copy):
@@ -68,12 +105,14 @@ def test_a_row_is_one_list_item_and_adds_its_own_runs_only(copy):
     assert before <= copy.runs()
     assert len(added) == 3 + 1  # three seeds at smoke, one at paper
     assert all("-fitnet-convnext_t-swin_p-" in run for run in added)
+    assert copy.touched() == {"config/tables/table4.yaml"}
 
 
 def test_a_method_is_one_file_and_its_numbers(copy):
     before = copy.runs()
-    (copy.folder / "fbt_core/methods/half_kd.py").write_text(block("Add a method", "python"))
-    copy.append("config/methods.yaml", block("Add a method", "yaml"))
+    copy.add_the_method()
+    files = {"fbt_core/methods/half_kd.py", "config/methods.yaml", "tests/golden/losses.json"}
+    assert copy.touched() == files
     assert copy.runs() == before, "a method that no table names adds no run"
     copy.add_row("table4", "  - {key: half_kd, label: Half KD, method: half_kd}")
     added = copy.runs() - before
@@ -81,21 +120,83 @@ def test_a_method_is_one_file_and_its_numbers(copy):
     assert all("-half_kd-convnext_t-swin_p-" in run for run in added)
 
 
-def test_the_method_of_the_text_trains(copy):
-    (copy.folder / "fbt_core/methods/half_kd.py").write_text(block("Add a method", "python"))
-    copy.append("config/methods.yaml", block("Add a method", "yaml"))
-    conformance = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts=--import-mode=importlib"]
-    out = copy.python(*conformance, "tests/test_core/test_methods.py", "-k", "half_kd")
-    assert int(re.search(r"(\d+) passed", out).group(1)) >= 9, "the nine family directions"
-
-
 def test_an_architecture_is_one_entry(copy):
     before = copy.runs()
-    copy.append("config/architectures.yaml", block("Add an architecture", "yaml"))
+    copy.add_the_architecture()
+    assert copy.touched() == {"config/architectures.yaml"}
     assert copy.runs() == before
-    table = copy.folder / "config/tables/table5.yaml"
-    column = "  - {key: swin_t__regnet, label: Swin-T to RegNet, teacher: swin_t, student: regnet_tiny}\n"
-    table.write_text(table.read_text().replace("columns:\n", "columns:\n" + column))
+    copy.add_column("table5", REGNET)
     added = copy.runs() - before
     assert len(added) == 2 * 2  # two L2G blocks, two scales
     assert all("-fbt-swin_t-regnet_tiny-" in run for run in added)
+
+
+def test_the_tests_take_a_row_a_method_and_an_architecture_as_they_are(copy):
+    """What `make test` asks of config/ and of every method, in a copy with all three."""
+    copy.add_row("table4", block("Add an ablation row", "yaml"))
+    copy.add_the_method()
+    copy.add_row("table4", "  - {key: half_kd, label: Half KD, method: half_kd}")
+    copy.add_the_architecture()
+    copy.add_column("table5", REGNET)
+    kinds = "not mistake and not five_seconds and not changes_the_id and not number_style"
+    assert copy.pytest(
+        *[f"tests/test_paper/test_{name}.py" for name in ("plan", "ids", "config")], "-k", kinds
+    )
+    methods = [
+        f"tests/test_core/test_{name}.py" for name in ("methods", "methods_parameters", "losses_golden")
+    ]
+    assert copy.pytest(*methods, "-k", "half_kd") >= 9, "the nine family directions"
+    assert copy.pytest("tests/test_core/test_staged.py", "-k", "regnet or (full_size and resnet18)") >= 2
+
+
+def test_a_dataset_is_one_entry_and_a_folder(copy, tmp_path):
+    write_images(tmp_path / "flowers", {"train": 40, "val": 10})
+    before = copy.runs()
+    copy.append("config/datasets.yaml", block("Add a dataset", "yaml"))
+    main = copy.folder / "config/config.yaml"
+    root = f"data_roots:\n  flowers: {tmp_path / 'flowers'}\n"
+    main.write_text(re.sub(r"data_roots:.*\n", root, main.read_text()))
+    assert copy.touched() == {"config/config.yaml", "config/datasets.yaml"}
+    assert copy.runs() == before
+    copy.add_column("ablation", FLOWERS)
+    added = copy.runs() - before
+    assert len(added) == 2 * (7 + 1)  # seven rows and their teacher, two scales
+    assert all(" flowers-" in run for run in added)
+    assert "flowers: in place" in copy.python("-m", "fbt_paper.cli", "check-data", "flowers")
+    (teacher,) = [run.split()[1] for run in added if run.startswith("smoke flowers-scratch-swin_t-")]
+    metrics = json.loads(copy.python("-c", TRAIN, teacher))
+    assert metrics["spec"]["dataset"]["name"] == "flowers"
+    assert len(metrics["history"]) == metrics["spec"]["recipe"]["epochs"]
+
+
+TRAIN = """
+import subprocess, sys
+from pathlib import Path
+from fbt_paper.workflow import Flow, execution_settings
+flow, run = Flow({}, Path("config")), sys.argv[1]
+settings = execution_settings(flow.config).model_dump_json(exclude_defaults=True)
+command = ["-m", "fbt_core.run", "--spec", flow.spec_json(run), "--settings", settings, "--runs", flow.runs]
+subprocess.run([sys.executable, *command], check=True, stdout=sys.stderr)
+print(Path(flow.runs, run, "metrics.json").read_text())
+"""
+
+
+def write_images(root: Path, counts: dict[str, int]) -> None:
+    """Noise, so many images of each of two classes."""
+    noise = random.Random(0)
+    for split, count in counts.items():
+        for number in range(2 * count):
+            path = root / split / ("daisy", "tulip")[number % 2] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.frombytes("RGB", (70, 80), noise.randbytes(70 * 80 * 3)).save(path)
+
+
+def test_a_figure_is_one_file(copy):
+    before = copy.runs()
+    (copy.folder / "config/figures/blocks.yaml").write_text(block("Add a figure", "yaml"))
+    assert copy.touched() == {"config/figures/blocks.yaml"}
+    assert copy.runs() == before
+    figure = "results/smoke/figures/blocks_table5_vit_block_swin_t__resnet18.pdf"
+    planned = copy.python("-m", "snakemake", "-n", "--", figure)
+    assert re.search(r"^plot_similarity +1$", planned, re.MULTILINE)
+    assert re.search(r"^total ", planned, re.MULTILINE)
