@@ -93,7 +93,8 @@ def _shared_forward(group: dist.ProcessGroup, processes: int) -> Forward:
             return type(self).forward(self, x)
         count = processes * x.numel() // x.shape[1]
         mean, variance = _shared_moments(x, count, group)
-        _note_statistics(self, mean.detach(), variance.detach() * count / (count - 1))
+        if self.track_running_stats:
+            _note_statistics(self, mean.detach(), variance.detach() * count / (count - 1))
         scale = (variance + self.eps).rsqrt() * self.weight
         y = x * _per_channel(scale, x) + _per_channel(self.bias - mean * scale, x)
         # timm's BatchNorms carry the activation that follows them

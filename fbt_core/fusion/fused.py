@@ -16,14 +16,15 @@ from fbt_core.staged.layout import prefix_of, to_tokens
 from fbt_core.staged.model import StagedModel
 
 Direction = Literal["teacher_head", "student_head"]
-Stage4 = Literal["fused", "none", "patch_embedding_only"]
+Stage4 = Literal["fused", "none"]
 ClassToken = Literal["gradient", "detached"]
 
 
 def choose_direction(student_family: str, teacher_family: str) -> Direction:
     """Whose stage 4 ends the fused model (facts of the paper, equations 1 and 2).
 
-    student_head for a CNN teacher of an MSA or MLP student, teacher_head for every other pair.
+    student_head for a CNN teacher of an MSA or MLP student, teacher_head for every other pair. The paper
+    gives no equation for MSA and MLP together and leaves them open: they are taken as equation 2.
     """
     return "student_head" if teacher_family == "cnn" and student_family != "cnn" else "teacher_head"
 
@@ -33,10 +34,11 @@ class FusedModel(nn.Module):
 
     teacher_head: student S1-S3 -> L2G -> teacher S4 and head (frozen, but the gradient passes through).
     student_head: teacher S1-S3 (frozen) -> L2G -> student S4 and head (trained by it).
-    stage4 "none" replaces S4 and head by average pooling and a new Linear; "patch_embedding_only" drops
-    L2G's block as well. `class_token` says whether a student's class token carries the gradient back into
-    its S1-S3; a teacher's is always detached. Only L2G and the new Linear are registered: the two networks
-    belong to others.
+    stage4 "none" replaces S4 and head by average pooling and a new Linear. `class_token` says whether a
+    student's class token carries the gradient back into its S1-S3: "gradient" makes it the one way by which
+    the loss of a student_head model reaches the student's early stages; with "detached", or without a class
+    token, it reaches neither network's. A teacher's is always detached. Only L2G and the new Linear are
+    registered: the two networks belong to others.
     """
 
     def __init__(
@@ -62,9 +64,8 @@ class FusedModel(nn.Module):
         entry = last.shapes[2]
         if stage4 != "fused":
             entry = FeatureShape(entry.layout, entry.width, entry.grid)
-        kind: BlockKind = "none" if stage4 == "patch_embedding_only" else block
         sizes = {"heads": block_heads, "window": block_window, "mlp_ratio": block_mlp_ratio}
-        self.l2g = L2G(early.shapes[2], entry, kind, **sizes)
+        self.l2g = L2G(early.shapes[2], entry, block, **sizes)
         self.classifier = nn.Linear(entry.width, last.classes) if stage4 != "fused" else None
         self.width = last.width if self.classifier is None else entry.width
         self.classes = last.classes

@@ -1,16 +1,21 @@
 """The fused model: the right parts in the right layout, gradients where they belong, nothing frozen moves."""
 
 import copy
+import os
 
 import pytest
 import torch
 from torch import nn
 
+from fbt_core.distributed import Place
 from fbt_core.fusion import L2G, FusedModel, choose_direction
 from fbt_core.fusion.fused import kept_statistics
 from fbt_core.fusion.l2g import dividing_heads
+from fbt_core.normalisation import set_normalisation_batch
 from fbt_core.staged import FeatureShape, build_network, stage
 from fbt_paper.config import tiny_network
+from tests.test_core.engine_runs import make_spec
+from tests.test_core.test_distributed_runs import run_together
 
 CLASSES = 5
 TEACHER_HEAD = [  # teacher, student
@@ -179,13 +184,33 @@ def test_kept_statistics_normalises_by_the_batch_and_is_undone():
     assert same(before, state(norm)) and norm.track_running_stats
 
 
+def test_kept_statistics_are_kept_where_processes_share_them():
+    """Two processes on CPUs: one normalisation over both batches, and no statistic moves."""
+    torch.manual_seed(0)
+    norm, x = nn.BatchNorm2d(3), torch.randn(8, 3, 2, 2)
+    expected, before = copy.deepcopy(norm)(x), state(norm)
+    recipe = make_spec(recipe__batch_size=8).recipe
+
+    def check(rank):
+        torch.distributed.init_process_group("gloo")
+        set_normalisation_batch(norm, recipe, Place(torch.device("cpu"), rank, 2), 1)
+        with kept_statistics(norm):
+            torch.testing.assert_close(norm(x.chunk(2)[rank]), expected.chunk(2)[rank])
+        assert same(before, state(norm))
+        norm(x.chunk(2)[rank])
+        assert not same(before, state(norm))
+        os._exit(0)
+
+    assert run_together([], 2, check) == [0, 0]
+
+
 @pytest.mark.parametrize(("direction", "teacher", "student"), [
     ("teacher_head", "vit_s", "resnet18"), ("student_head", "convnext_t", "deit_t"),
 ])  # fmt: skip
-@pytest.mark.parametrize("stage4", ["none", "patch_embedding_only"])
-def test_without_stage_4_a_new_linear_reads_the_pooled_map(direction, teacher, student, stage4):
+@pytest.mark.parametrize("block", ["swin", "none"])
+def test_without_stage_4_a_new_linear_reads_the_pooled_map(direction, teacher, student, block):
     student, teacher = staged_pair(teacher, student)
-    fused = fuse(student, teacher, direction, stage4=stage4)
+    fused = fuse(student, teacher, direction, stage4="none", block=block)
     pooled, logits = one_pass(student, teacher, fused)
     logits.square().mean().backward()
     owner = teacher if direction == "teacher_head" else student
@@ -194,7 +219,7 @@ def test_without_stage_4_a_new_linear_reads_the_pooled_map(direction, teacher, s
     assert touched(student) == (EARLY if direction == "teacher_head" else set())
     assert all_touched(fused) and fused.head_is_trainable
     names = {name.partition(".")[0] for name, _ in fused.l2g.named_parameters()}
-    assert names == ({"patch_embedding", "block"} if stage4 == "none" else {"patch_embedding"})
+    assert names == ({"patch_embedding"} if block == "none" else {"patch_embedding", "block"})
 
 
 def test_only_the_new_parts_are_registered_and_a_copy_shares_the_teacher():
@@ -253,7 +278,7 @@ def test_heads_are_lowered_until_they_divide_the_width():
 
 @pytest.mark.parametrize(("changes", "words"), [
     ({"block": "swim"}, "choose one of swin, swinv2, vit, none"),
-    ({"stage4": "frozen"}, "choose one of fused, none"),
+    ({"stage4": "patch_embedding_only"}, "choose one of fused, none$"),
     ({"class_token": "kept"}, "choose one of gradient, detached"),
     ({"block_heads": 0}, "at least 1"),
 ])  # fmt: skip
