@@ -1,4 +1,10 @@
-"""CRD: the student's embedding finds its own image's teacher embedding among many of other classes."""
+"""CRD: the student's embedding finds its own image's teacher embedding among many of other classes.
+
+A row of the banks belongs to an image of the training set, and so does its class: under mixup and cutmix the
+negatives are of other classes than the row's own image has, whichever image weighs most in the mixture.
+What is embedded is the final stage's feature after average pooling, the paper's f_i; OFA's code takes the
+feature that enters the classifier, which differs where that is a class token.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +22,7 @@ from fbt_core.methods.base import Batch, Method, Terms
 from fbt_core.methods.modules import project
 from fbt_core.staged.base import StagedOutput
 
-REVISION = 1
+REVISION = 2
 TRAITS = {
     "title": "CRD",
     "transfers": "relations",
@@ -92,7 +98,12 @@ class Bank(nn.Module):
 
 
 class OtherClasses(nn.Module):
-    """Draws images of other classes; a class is known from the start, or once its image was seen."""
+    """Draws images of other classes; a class is known from the start, or once its image was seen.
+
+    Where the classes are not given, `learn` stores what the batch says: the class, or under mixup and cutmix
+    the heaviest one of the mixture, which may be the partner's; the newest answer counts. An image is never
+    its own negative, whatever is stored.
+    """
 
     def __init__(self, images: int, labels: Tensor | None) -> None:
         super().__init__()
@@ -105,21 +116,30 @@ class OtherClasses(nn.Module):
         if not self.is_complete:
             self.labels[indices] = target
 
-    def draw(self, target: Tensor, count: int) -> Tensor:
-        """Dataset positions (B, K) of images whose class differs from `target` (B,), K <= count.
+    def draw(self, indices: Tensor, count: int) -> Tensor:
+        """Dataset positions (B, K) of images of other classes than the images `indices` (B,), K <= count.
 
-        Images sorted by class leave one gap per class, which the drawn number jumps over. Unknown images
-        count as other ones. With a single class every image is drawn from.
+        Images sorted by class leave one gap per class, which the drawn number jumps over. Images of unknown
+        class count as others of everything but themselves. With a single class all other images are drawn
+        from, and a single image has itself alone.
         """
         ordered, positions = self.labels.sort(stable=True)
-        first = torch.searchsorted(ordered, target)
-        own = torch.searchsorted(ordered, target, right=True) - first
-        others = len(ordered) - own
-        own = torch.where(others > 0, own, 0)
-        count = max(1, min(count, int((len(ordered) - own).min())))
-        uniform = draw_rows(len(target), count, target.device)
-        numbers = (uniform * (len(ordered) - own)[:, None]).long()
-        return positions[numbers + (numbers >= first[:, None]) * own[:, None]]
+        first, own = self._gaps(ordered, positions, indices)
+        available = (len(ordered) - own).clamp(min=1)
+        count = max(1, min(count, int(available.min())))
+        numbers = (draw_rows(len(indices), count, indices.device) * available[:, None]).long()
+        return positions[(numbers + (numbers >= first[:, None]) * own[:, None]) % len(positions)]
+
+    def _gaps(self, ordered: Tensor, positions: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Where each image's class starts in the sorted labels, and how many images it has (B,).
+
+        For an image of unknown class, or of the only one, the gap is the image alone.
+        """
+        labels = self.labels[indices]
+        first = torch.searchsorted(ordered, labels)
+        own = torch.searchsorted(ordered, labels, right=True) - first
+        alone = (labels == UNKNOWN) | (own == len(ordered))
+        return torch.where(alone, positions.argsort()[indices], first), torch.where(alone, 1, own)
 
 
 class CRD(Method):
@@ -154,7 +174,8 @@ class CRD(Method):
         """Bank rows (B, 1 + K): the image itself, then the negatives."""
         others, target = self.extras["others"], target_class(batch.target)
         others.learn(gather_with_gradient(target), gather_with_gradient(batch.indices))
-        return torch.cat([batch.indices[:, None], others.draw(target, self.settings.negatives)], dim=1)
+        negatives = others.draw(batch.indices, self.settings.negatives)
+        return torch.cat([batch.indices[:, None], negatives], dim=1)
 
     def _contrast(self, embedding: Tensor, bank: str, columns: Tensor) -> Tensor:
         logits = self.extras[bank].similarity(embedding, columns, self.settings.temperature)

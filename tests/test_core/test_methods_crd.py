@@ -18,24 +18,64 @@ LABELS = torch.arange(IMAGES) % CLASSES
 @settings(max_examples=60, deadline=None)
 @given(
     labels=st.lists(st.integers(0, 3), min_size=4, max_size=30),
-    targets=st.lists(st.integers(0, 3), min_size=1, max_size=5),
+    indices=st.lists(st.integers(0, 3), min_size=1, max_size=5),
     count=st.integers(1, 40),
 )
-def test_negatives_are_of_other_classes(labels, targets, count):
-    labels, targets = torch.tensor(labels), torch.tensor(targets)
-    drawn = OtherClasses(len(labels), labels).draw(targets, count)
-    others = torch.tensor([int((labels != target).sum()) for target in targets])
-    cap = min(count, min(int(n) if n else len(labels) for n in others))
-    assert drawn.shape == (len(targets), cap)
-    for target, row, available in zip(targets, drawn, others, strict=True):
-        assert (labels[row] != target).all() or not available
+def test_negatives_are_of_other_classes(labels, indices, count):
+    labels, indices = torch.tensor(labels), torch.tensor(indices)
+    drawn = OtherClasses(len(labels), labels).draw(indices, count)
+    others = torch.tensor([int((labels != label).sum()) for label in labels[indices]])
+    cap = min(count, min(int(n) if n else len(labels) - 1 for n in others))
+    assert drawn.shape == (len(indices), cap)
+    for index, row, available in zip(indices, drawn, others, strict=True):
+        assert (labels[row] != labels[index]).all() or not available
+        assert index not in row
 
 
 def test_every_image_of_another_class_can_be_drawn():
     torch.manual_seed(0)
     labels = torch.tensor([2, 0, 1, 0, 2, 1])
-    drawn = torch.cat([OtherClasses(6, labels).draw(torch.tensor([0]), 4) for _ in range(100)])
+    drawn = torch.cat([OtherClasses(6, labels).draw(torch.tensor([1]), 4) for _ in range(100)])
     assert set(drawn.flatten().tolist()) == {0, 2, 4, 5}
+
+
+@pytest.mark.parametrize("labels", [None, torch.tensor([2, 2, 2, 2])], ids=["unknown", "one class"])
+def test_without_other_classes_every_other_image_can_be_drawn_and_never_the_image_itself(labels):
+    torch.manual_seed(0)
+    drawn = torch.cat([OtherClasses(4, labels).draw(torch.tensor([1]), 3) for _ in range(100)])
+    assert set(drawn.flatten().tolist()) == {0, 2, 3}
+
+
+def mixed_batch(weight):
+    """Images mixed with the mirrored ones of other classes, each keeping `weight` of its own label."""
+    batch = make_batch()
+    batch.indices = torch.tensor([0, 11, 22, 33])
+    own = torch.nn.functional.one_hot(LABELS[batch.indices], CLASSES).float()
+    batch.target = weight * own + (1 - weight) * own.flip(0)
+    return batch
+
+
+@pytest.mark.parametrize("weight", [0.9, 0.1], ids=["own image dominates", "partner dominates"])
+def test_negatives_of_a_mixed_image_are_of_other_classes_than_its_row(weight):
+    """The rows of the bank belong to the images as they are in the dataset, not to the mixtures."""
+    torch.manual_seed(0)
+    method, batch = make_method("crd", labels=LABELS), mixed_batch(weight)
+    columns = method._choose_columns(batch)
+    assert torch.equal(columns[:, 0], batch.indices)
+    assert (LABELS[columns[:, 1:]] != LABELS[batch.indices][:, None]).all()
+    drawn = [set(LABELS[row].tolist()) for row in columns[:, 1:]]
+    assert all(len(classes) == CLASSES - 1 for classes in drawn)  # the partner's class among them
+
+
+@pytest.mark.parametrize("weight", [0.9, 0.1])
+def test_where_no_class_is_given_a_mixed_image_is_still_not_its_own_negative(weight):
+    torch.manual_seed(0)
+    method, batch = make_method("crd"), mixed_batch(weight)
+    for _ in range(20):
+        columns = method._choose_columns(batch)
+        assert not (columns[:, 1:] == batch.indices[:, None]).any()
+    stored = method.extras["others"].labels[batch.indices]
+    assert torch.equal(stored, batch.target.argmax(1))  # the heaviest class of the mixture
 
 
 def test_classes_are_learnt_where_they_are_not_given():
@@ -43,7 +83,7 @@ def test_classes_are_learnt_where_they_are_not_given():
     assert (others.labels == UNKNOWN).all()
     others.learn(torch.tensor([3, 1]), torch.tensor([5, 0]))
     assert others.labels.tolist() == [1, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, 3]
-    assert 5 not in others.draw(torch.tensor([3] * 50), 5)
+    assert 5 not in others.draw(torch.tensor([5] * 50), 5)
     given = OtherClasses(2, torch.tensor([0, 1]))
     given.learn(torch.tensor([7]), torch.tensor([0]))
     assert given.labels.tolist() == [0, 1]
