@@ -107,7 +107,7 @@ class Training:
         distributed.share_of_batch(recipe, place, accumulation)
         distributed.check_pairs(recipe, place)
         distributed.check_accumulation(spec.method, recipe, accumulation)
-        method.trainable_module = set_normalisation_batch(self.trainable, recipe, place, accumulation)
+        method.adapt_normalisation(lambda m: set_normalisation_batch(m, recipe, place, accumulation))
         self.trainable = method.trainable_module
         self.step_forward = distributed.wrap(method, settings, place)
         self.vote = distributed.Vote()

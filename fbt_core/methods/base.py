@@ -155,6 +155,13 @@ class Method(TrainingTask):
         """Called before each epoch (from 0), also after a resume: ramps read `self.epoch`."""
         self.epoch = epoch
 
+    def adapt_normalisation(self, adapt: Callable[[nn.Module], nn.Module]) -> None:
+        """Called once, before DDP: `adapt` changes the BatchNorms of all that normalises by the batch.
+
+        That is the trainable module, unless a method says else: a frozen teacher's keep to their statistics.
+        """
+        self.trainable_module = adapt(self.trainable_module)
+
     def ramp(self, epochs: int) -> float:
         """A weight that rises linearly to 1 over the first `epochs` epochs; 0 epochs mean 1 at once."""
         return min(1.0, (self.epoch + 1) / epochs) if epochs else 1.0

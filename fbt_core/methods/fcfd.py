@@ -3,12 +3,13 @@
 Mixed paths change from one network to the other once, through a bridge; a few are drawn at each step. Made
 for CNN pairs; adapted to any pair: bridges turn every layout into maps and back, class tokens are the later
 network's own in the same batch, features are compared as maps, and the last ones also after the teacher's
-own pooling.
+own pooling. The released code has a ReLU before that pooling; so has this one where the teacher's own last
+feature is rectified, and none where it is not (a transformer's).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -26,7 +27,7 @@ from fbt_core.staged import StagedModel
 from fbt_core.staged.base import FeatureShape, StagedOutput
 from fbt_core.staged.layout import from_map, prefix_of, to_map
 
-REVISION = 1
+REVISION = 2
 TRAITS = {
     "title": "FCFD",
     "transfers": "features",
@@ -82,7 +83,7 @@ class Bridge(nn.Module):
 
     def __init__(self, source: FeatureShape, target: FeatureShape, rectified: bool) -> None:
         super().__init__()
-        self.shape, self.grid = source, target.grid
+        self.shape, self.grid, self.rectified = source, target.grid, rectified
         convolution, self.resizes = _bridge_convolution(source, target)
         nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
         activation = nn.LeakyReLU(0.1) if rectified else nn.Identity()
@@ -137,6 +138,11 @@ class FCFD(Method):
         for path in self._candidates():
             extras[f"statistics_{path.bridge}"] = PathStatistics(late_norms(networks[path.late], path.stage))
         return extras
+
+    def adapt_normalisation(self, adapt: Callable[[nn.Module], nn.Module]) -> None:
+        """Also the teacher's BatchNorms, which normalise by the batch in mixed passes."""
+        super().adapt_normalisation(adapt)
+        self.teacher = adapt(self.teacher).eval()
 
     def step(self, batch: Batch, teacher: StagedOutput | None) -> dict[str, Any]:
         student = self.student.features(batch.images)
@@ -197,8 +203,14 @@ class FCFD(Method):
         return terms
 
     def _pooled_loss(self, bridged: Tensor, inside: list[StagedOutput], teacher: StagedOutput) -> Tensor:
-        """MSE after the teacher's own normalisation and pooling, summed over the features in its space."""
+        """MSE after the teacher's own normalisation and pooling, summed over the features in its space.
+
+        A bridged feature loses what is below zero where the teacher's own is rectified, as the features of
+        mixed paths did in the teacher's last stage.
+        """
         shape = self.teacher.shapes[3]
+        if self.extras[Path("student", "teacher", 3).bridge].rectified:
+            bridged = functional.relu(bridged)
         feature = from_map(bridged, shape, prefix_of(teacher.stages[3], shape))
         pooled = [self.teacher.pool(self.teacher.norm(feature)), *(output.pooled for output in inside)]
         return sum(feature_loss(x, teacher.pooled) for x in pooled)

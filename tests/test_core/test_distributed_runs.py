@@ -43,7 +43,11 @@ def parameters(name: str) -> dict[str, Any]:
 
 
 def method_spec(
-    name: str, folder: Path, student: dict[str, Any], **changes: Any
+    name: str,
+    folder: Path,
+    student: dict[str, Any],
+    teacher_entry: dict[str, Any] = OTHER_VIT,
+    **changes: Any,
 ) -> tuple[RunSpec, dict[str, str]]:
     """A run of 20 steps with a random teacher kept in a file, and where that file is."""
     traits = method_traits(name)
@@ -51,12 +55,13 @@ def method_spec(
     method |= {"fusion_revision": 1} if traits["uses_fusion"] else {}
     teacher, files = None, {}
     if traits["needs_teacher"]:
-        draft = make_spec(student={**network("teacher"), **OTHER_VIT}).student
+        entry = {**network("teacher"), **teacher_entry}
+        draft = make_spec(student=entry).student
         seed_everything(7, 0)
         path = folder / "teacher.safetensors"
         path.write_bytes(serialise(build_network(draft, 4, 32).state_dict()))
         sha = file_sha256(path)
-        teacher, files = {**network("teacher"), **OTHER_VIT, "weights": f"file:{sha}"}, {sha: str(path)}
+        teacher, files = {**entry, "weights": f"file:{sha}"}, {sha: str(path)}
     spec = make_spec(
         student=student,
         teacher=teacher,
@@ -152,4 +157,10 @@ def test_two_processes_have_the_losses_of_one(name, root, tmp_path):
 
 def test_batch_norm_shared_by_two_processes_is_that_of_one(root, tmp_path):
     spec, files = method_spec("kd", tmp_path, network("student"))
+    compare(spec, files, tmp_path, root, 1e-4)
+
+
+def test_mixed_passes_through_a_batch_norm_teacher_are_those_of_one(root, tmp_path):
+    """FCFD's late stages of the frozen teacher normalise by the batch: that of both processes together."""
+    spec, files = method_spec("fcfd", tmp_path, {**network("student"), **VIT}, network("teacher"))
     compare(spec, files, tmp_path, root, 1e-4)

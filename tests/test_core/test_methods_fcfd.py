@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fbt_core.distributed import Place
 from fbt_core.methods.fcfd import Bridge, Path, late_norms
+from fbt_core.normalisation import set_normalisation_batch
 from fbt_core.staged.base import FeatureShape
+from tests.test_core.engine_runs import make_spec
 from tests.test_core.methods_kit import copy_state, make_batch, make_method, same_state, take_step
 
 CNN_PAIR = ("resnet50", "resnet18")
@@ -75,6 +78,24 @@ def test_a_mixed_pass_normalises_by_its_own_batch():
     assert norms[0](x).mean() > 1  # outside, the teacher's own statistics (0 and 1)
 
 
+def test_mixed_passes_through_the_teacher_normalise_over_as_many_images_as_the_recipe_says():
+    """Four images in groups of two: each group's mixed pass is what it would be alone."""
+    recipe = make_spec(recipe__batch_size=4, recipe__normalisation_batch=2).recipe
+    method, twin = make_method("fcfd", CNN_PAIR), make_method("fcfd", CNN_PAIR)
+    method.adapt_normalisation(
+        lambda m: set_normalisation_batch(m, recipe, Place(torch.device("cpu"), 0, 1), 1)
+    )
+    norms, others = late_norms(method.teacher, 0), late_norms(twin.teacher, 0)
+    path = "statistics_student_to_teacher1"
+    x = 3 + 2 * torch.randn(4, method.teacher.shapes[0].width, *method.teacher.shapes[0].grid)
+    with method.extras[path].used_by(norms), twin.extras[path].used_by(others):
+        grouped = method.teacher.run(x, first=1)[-1]
+        halves = [twin.teacher.run(half, first=1)[-1] for half in x.chunk(2)]
+        assert not torch.allclose(twin.teacher.run(x, first=1)[-1], grouped, atol=1e-3)
+    torch.testing.assert_close(grouped, torch.cat(halves))
+    assert not any(module.training for module in method.teacher.modules())
+
+
 def test_own_statistics_are_put_back_after_an_error():
     method = make_method("fcfd", CNN_PAIR)
     norms, before = late_norms(method.teacher, 0), copy_state(method.teacher)
@@ -114,6 +135,17 @@ def test_without_paths_only_the_bridged_features_and_logits_are_left():
     terms = make_method("fcfd", paths=0)(make_batch())["terms"]
     assert terms["mixed"] == 0
     assert terms["stage1"] > 0
+
+
+@pytest.mark.parametrize(("teacher", "rectified"), [("resnet50", True), ("vit_s", False)])
+def test_what_is_below_zero_is_cut_off_before_pooling_where_the_teachers_feature_is_rectified(
+    teacher, rectified
+):
+    method, batch = make_method("fcfd", (teacher, "resnet18")), make_batch()
+    output, shape = method.observe_teacher(batch.images), method.teacher.shapes[3]
+    bridged = torch.randn(4, shape.width, *shape.grid)
+    whole, cut = (method._pooled_loss(x, [], output) for x in (bridged, bridged.relu()))
+    assert torch.equal(whole, cut) == rectified
 
 
 def test_a_path_into_the_teacher_adds_its_stages_to_the_feature_terms():
