@@ -17,7 +17,8 @@ HEAD = """\
 Made by `python -m fbt_core.staged --write docs/timm-survey.md`: one small network of each timm model file
 that has `forward_intermediates`, at the smallest image size (64 px or more) that it takes. *cut*: stem, four
 stages and head give the network's own output to the last bit, in eval and in train mode. *student*,
-*teacher*: one forward and backward of the fused model with a small ResNet on the other side.
+*teacher*: one forward and backward of the fused model with a small ResNet on the other side; a student has to
+begin it, as a CNN does, and to end it, as an MSA or MLP does.
 
 """
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import timm
 import torch
@@ -19,6 +19,7 @@ from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 
 from fbt_core.fusion import FusedModel
+from fbt_core.fusion.fused import Direction
 from fbt_core.staged.base import UnknownStructure
 from fbt_core.staged.model import StagedModel, stage
 from fbt_core.staged.registry import first_line
@@ -27,6 +28,10 @@ NETWORKS = Path(__file__).with_name("survey_networks.txt")
 SIZES = (64, 96, 112, 128, 160, 192, 224, 240, 256, 384)
 CLASSES = 10
 SECONDS = 60
+OF_THE_STUDENT = {
+    "teacher_head": ("early stages", ("stem", 0, 1, 2)),
+    "student_head": ("late parts", (3, "head")),
+}
 BLOCK = {"block": "swin", "block_heads": 6, "block_window": 7, "block_mlp_ratio": 4.0}
 
 
@@ -158,10 +163,15 @@ def _check_equal(staged: StagedModel) -> None:
 
 
 def _try_fusion(finding: Finding, staged: StagedModel) -> None:
-    """One forward and backward with a small ResNet on the other side, as its student and as its teacher."""
-    _fuse_once(staged.train(), stage(_partner(), staged.image_size))
+    """One forward and backward with a small ResNet on the other side, as its student and as its teacher.
+
+    A ResNet's student ends the fused model if it is an MSA or MLP, and begins it if it is a CNN: structure
+    does not tell the family, so both are tried. A ResNet's teacher ends it, whatever its family.
+    """
+    for direction in get_args(Direction):
+        _fuse_once(staged.train(), stage(_partner(), staged.image_size), direction)
     finding.student = True
-    _fuse_once(stage(_partner(), staged.image_size).train(), staged)
+    _fuse_once(stage(_partner(), staged.image_size).train(), staged, "teacher_head")
     finding.teacher = True
 
 
@@ -170,19 +180,21 @@ def _partner() -> nn.Module:
     return ResNet(BasicBlock, num_classes=CLASSES, **sizes)
 
 
-def _fuse_once(student: StagedModel, teacher: StagedModel) -> None:
-    """Raises UnknownStructure unless the fused loss reaches the student's early stages and is finite."""
-    fused = FusedModel(student, teacher, "teacher_head", stage4="fused", class_token="gradient", **BLOCK)
+def _fuse_once(student: StagedModel, teacher: StagedModel, direction: Direction) -> None:
+    """Raises UnknownStructure unless the fused loss reaches the student's stages in it and is finite."""
+    fused = FusedModel(student, teacher, direction, stage4="fused", class_token="gradient", **BLOCK)
+    name, parts = OF_THE_STUDENT[direction]
+    student.zero_grad()
     images = torch.randn(2, 3, student.image_size, student.image_size)
     with torch.no_grad():
         teacher_output = teacher.features(images)
     pooled, logits = fused(student.features(images), teacher_output)
     (logits.square().mean() + pooled.square().mean()).backward()
-    gradients = [parameter.grad for part in ("stem", 0, 1, 2) for parameter in student.stage_parameters(part)]
+    gradients = [parameter.grad for part in parts for parameter in student.stage_parameters(part)]
     if not all(torch.isfinite(gradient).all() for gradient in gradients if gradient is not None):
         raise UnknownStructure("the fused loss has a gradient that is not finite")
     if not any(gradient is not None and gradient.any() for gradient in gradients):
-        raise UnknownStructure("the fused loss does not reach the student's early stages")
+        raise UnknownStructure(f"the fused loss does not reach the student's {name}")
 
 
 @contextmanager

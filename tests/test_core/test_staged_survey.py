@@ -5,7 +5,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from fbt_core.fusion import FusedModel
 from fbt_core.staged import UnknownStructure, stage
+from fbt_core.staged import survey as survey_module
 from fbt_core.staged.__main__ import line, markdown, totals
 from fbt_core.staged.survey import NETWORKS, Finding, examine, model_files, survey, surveyed_networks
 
@@ -91,6 +93,35 @@ def test_every_file_of_timm_that_gives_intermediates_is_surveyed_by_a_network_of
 def test_networks_of_other_structures_pass_all_three(file):
     finding = examine(file, surveyed_networks()[file])
     assert finding.passes, finding.reason
+
+
+def test_a_student_has_to_begin_and_to_end_the_fused_model(monkeypatch):
+    """Whether it is a CNN decides which of the two it does under a CNN teacher."""
+    directions = []
+
+    def watch(student, teacher, direction, **options):
+        directions.append((student.adapter, teacher.adapter, direction))
+        return FusedModel(student, teacher, direction, **options)
+
+    monkeypatch.setattr(survey_module, "FusedModel", watch)
+    assert examine("vision_transformer", surveyed_networks()["vision_transformer"]).passes
+    vit, resnet = directions[0][:2]
+    assert directions == [
+        (vit, resnet, "teacher_head"), (vit, resnet, "student_head"), (resnet, vit, "teacher_head"),
+    ]  # fmt: skip
+
+
+def test_a_student_whose_last_stage_learns_nothing_at_the_end_is_no_student(monkeypatch):
+    def silent(student, teacher, direction, **options):
+        fused = FusedModel(student, teacher, direction, **options)
+        if direction == "student_head":
+            fused._networks[0].finish = lambda x: [x.detach().flatten(1).requires_grad_()] * 2
+        return fused
+
+    monkeypatch.setattr(survey_module, "FusedModel", silent)
+    finding = examine("resnet", "resnet10t")
+    assert finding.cut and not finding.student
+    assert finding.reason == "the fused loss does not reach the student's late parts"
 
 
 def test_a_network_that_fails_is_reported_with_the_reason_and_not_raised():
