@@ -31,7 +31,7 @@ from fbt_core.provenance import device_name, git_state, job, now, peak_memory_mb
 from fbt_core.run_folder import RunFolder
 from fbt_core.spec import ExecutionSettings, NetworkSpec, RunSpec, parse_spec
 from fbt_core.staged import StagedModel, build_network, stage
-from fbt_core.weights import WeightSources, load_weights
+from fbt_core.weights import WeightSources, load_weights, state_sha256
 
 MEMORY = "use more GPUs, gradient_accumulation or precision bfloat16; the last checkpoint is kept"
 BUILD = 0  # the stream of random numbers that initial weights come from
@@ -64,11 +64,12 @@ def train_in(
     if folder.complete:
         folder.note(f"{spec.id} is complete; delete its folder to train it again")
         return
+    origin = digest_of_weights(method) if folder.writes else {}
     feeds = make_feeds(spec, settings, splits, place)
     training = Training(spec, settings, place, method, feeds, folder, stop)
     training.resume()
     training.fit()
-    folder.publish(training.record.best_weights, make_metrics(training))
+    folder.publish(training.record.best_weights, {**make_metrics(training), **origin})
     training.report_progress(force=True, state="done")
 
 
@@ -109,6 +110,17 @@ def normalise(method: Method, spec: RunSpec) -> None:
     own = spec.teacher is not None and spec.recipe.teacher_normalisation == "own"
     teacher = spec.teacher if own else spec.student
     method.set_normalisation(spec.student.mean, spec.student.std, teacher.mean, teacher.std)
+
+
+def digest_of_weights(method: Method) -> dict[str, str | None]:
+    """The sha256 of what the student starts from and of the teacher's weights.
+
+    Where they come from a run, it is the `weights_sha256` of that run's metrics.
+    """
+    return {
+        "initial_weights_sha256": state_sha256(method.student.network),
+        "teacher_weights_sha256": state_sha256(method.teacher.network) if method.teacher else None,
+    }
 
 
 def make_feeds(

@@ -192,6 +192,11 @@ def serialise(state: Mapping[str, Tensor]) -> bytes:
     )
 
 
+def state_sha256(network: nn.Module) -> str:
+    """The sha256 (hex) of a network's weights: that of the file they would make."""
+    return hashlib.sha256(serialise(network.state_dict())).hexdigest()
+
+
 def fetch(tag: str) -> None:
     """Download a pretrained network of timm into the local cache."""
     _from_timm(tag.removeprefix("timm:"), nn.Identity(), WeightSources(Path(), {}))
