@@ -1,4 +1,8 @@
-"""CC, correlation congruence: the student's images relate to each other as the teacher's do."""
+"""CC, correlation congruence: the student's images relate to each other as the teacher's do.
+
+What is embedded and compared is the final stage's feature after average pooling, the paper's f_i; OFA's code
+takes the feature that enters the classifier, which differs where that is a class token.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,15 @@
 """FBT, Fuse Before Transfer: a fused model of early and late stages stands between teacher and student.
 
 L_FBT = L(K_t, K_s) + L(K_t, K_f) + L(K_f, K_s), with L(K_i, K_j) = L_InfoNCE(f_i, f_j) + L_OFA(p_i, p_j);
-t, f, s = teacher, fused model, student; f_i = the pooled final feature, p_i = the logits. Every part can be
-switched off: the main paper's ablation and rows B, C and E of the appendix's Table 3 are its settings.
+t, f, s = teacher, fused model, student; f_i = the final stage's feature after average pooling, not the class
+token that a transformer's classifier may read instead; p_i = the logits. Every part can be switched off: the
+main paper's ablation and rows B, C and E of the appendix's Table 3 are its settings.
+
+What the paper leaves open is a parameter, or fixed as follows: InfoNCE's negatives come from all processes,
+with gradient; the teacher's parts of the fused model stay in eval mode and pass the gradient on; a CNN
+teacher's three stages get no loss of their own; L2G is trained with the student's learning rate and weight
+decay. The fused model's loss reaches only the student's stages that are in it, but for one way: where a
+student with class tokens ends the fused model, `class_token: gradient` lets it reach S1-S3 through them.
 """
 
 from __future__ import annotations
@@ -21,7 +28,7 @@ from fbt_core.methods.base import Batch, Method, Terms
 from fbt_core.methods.modules import Temperature, project
 from fbt_core.staged.base import StagedOutput
 
-REVISION = 1
+REVISION = 2
 TRAITS = {
     "title": "FBT",
     "transfers": "logits and features",
@@ -33,6 +40,7 @@ TRAITS = {
     "uses_fusion": True,
     "citation": "G. Li et al., Fuse Before Transfer: Knowledge Fusion for Heterogeneous Distillation",
 }
+MSA_AND_MLP = {"msa", "mlp"}
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,7 @@ class Parameters:
 
     projection: a linear map on the learner's feature where the widths differ, or in every pair.
     fused_cross_entropy: the weight of the fused model's labels, used where its head is trainable.
+    msa_mlp_direction: whose stage 4 ends the fused model where one network is an MSA and the other an MLP.
     """
 
     teacher_to_student: bool
@@ -61,6 +70,7 @@ class Parameters:
     block_mlp_ratio: float
     class_token: Literal["gradient", "detached"]
     stage4: Literal["fused", "none"]
+    msa_mlp_direction: Literal["teacher_head", "student_head"]
     projection: Literal["unlike_widths", "always"]
     direction: Direction
     temperature_initial: float
@@ -115,10 +125,16 @@ class FBT(Method):
     def _build_fused(self) -> dict[str, nn.Module]:
         if not self._uses_fused():
             return {}
-        direction = choose_direction(self.context.student_family, self.context.teacher_family)
         names = ("block", "block_heads", "block_window", "block_mlp_ratio", "class_token", "stage4")
         options = {name: getattr(self.settings, name) for name in names}
-        return {"fused": FusedModel(self.student, self.teacher, direction, **options)}
+        return {"fused": FusedModel(self.student, self.teacher, self._choose_direction(), **options)}
+
+    def _choose_direction(self) -> Literal["teacher_head", "student_head"]:
+        """Whose stage 4 ends the fused model: the families say it, but for MSA and MLP together."""
+        families = self.context.student_family, self.context.teacher_family
+        if set(families) == MSA_AND_MLP:
+            return self.settings.msa_mlp_direction
+        return choose_direction(*families)
 
     def _widths(self, extras: dict[str, nn.Module]) -> dict[str, int]:
         """The width of each model's pooled feature."""

@@ -1,8 +1,8 @@
 """LFCC, contrast in a compact space: the low frequencies of all four stages, compared image by image.
 
-After the paper's abstract (multi-scale low-pass filters on intermediate features, a compact space, sample-
-level contrast); the filters here are averages over cells, the contrast is InfoNCE, and all numbers are
-ours.
+After the paper's abstract alone (multi-scale low-pass filters on intermediate features, a compact space,
+sample-level contrast); the filters here are averages over cells, the contrast is InfoNCE, and all numbers
+are this repository's own. A score under this name is not one of the paper's method, and the title says so.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fbt_core.staged.layout import to_map
 
 REVISION = 1
 TRAITS = {
-    "title": "LFCC",
+    "title": "LFCC (adapted)",
     "transfers": "features",
     "levels": 2,
     "losses": ["InfoNCE", "KL"],

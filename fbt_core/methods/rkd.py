@@ -1,4 +1,8 @@
-"""RKD: the student keeps the distances and the angles that the teacher's features form."""
+"""RKD: the student keeps the distances and the angles that the teacher's features form.
+
+What is compared is the final stage's feature after average pooling, the paper's f_i; OFA's code takes the
+feature that enters the classifier, which differs where that is a class token.
+"""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@
 
 An entry that exists is never overwritten: a loss that changes needs a raised REVISION in the method's file
 (for a method that uses the fused model FUSION_REVISION counts as well), and then gets an entry of its own.
+Variants that the present entry has not yet are added to it. The variant `mixed` has soft labels.
 """
 
 from __future__ import annotations
@@ -50,19 +51,23 @@ def key_of(name: str) -> str:
     return f"{traits['revision']}.{FUSION_REVISION}" if traits["uses_fusion"] else str(traits["revision"])
 
 
-def measure(name: str, parameters: dict) -> dict:
-    """The terms of two steps of plain SGD for both pairs: the second shows what the gradients did."""
+def measure(name: str, parameters: dict, mixed: bool = False) -> dict:
+    """The terms of two steps of plain SGD for both pairs: the second shows what the gradients did.
+
+    `mixed`: the labels are soft, as mixup makes them.
+    """
     return {
-        f"{teacher}->{student}": _two_steps(name, parameters, teacher, student) for teacher, student in PAIRS
+        f"{teacher}->{student}": _two_steps(name, parameters, teacher, student, mixed)
+        for teacher, student in PAIRS
     }
 
 
-def _two_steps(name: str, parameters: dict, teacher: str, student: str) -> list:
+def _two_steps(name: str, parameters: dict, teacher: str, student: str, mixed: bool) -> list:
     method = _make_method(name, parameters, teacher, student)
     torch.manual_seed(0)
     steps = []
     for number in range(2):
-        result = method(_make_batch(number))
+        result = method(_make_batch(number, mixed))
         result["loss"].backward()
         steps.append({term: value.item() for term, value in result["terms"].items()})
         with torch.no_grad():
@@ -96,11 +101,16 @@ def _fill(method: torch.nn.Module) -> None:
         tensor.data.copy_(noise * scale + (1.0 if is_norm else 0.0))
 
 
-def _make_batch(number: int) -> Batch:
+def _make_batch(number: int, mixed: bool) -> Batch:
+    """Four images; mixed ones keep 0.3 of themselves, so that the partner's class is the heaviest."""
     random = numpy.random.RandomState(number)
     images = torch.from_numpy(random.standard_normal((COUNT, 3, SIZE, SIZE))).float()
     indices = torch.arange(COUNT) + number * COUNT
-    return Batch(images, indices % CLASSES, indices)
+    target = indices % CLASSES
+    if mixed:
+        one_hot = torch.nn.functional.one_hot(target, CLASSES).float()
+        images, target = 0.3 * images + 0.7 * images.flip(0), 0.3 * one_hot + 0.7 * one_hot.flip(0)
+    return Batch(images, target, indices)
 
 
 def read() -> dict:
@@ -109,29 +119,30 @@ def read() -> dict:
 
 
 def add(name: str, variants: dict[str, dict]) -> None:
-    """Adds the entry of a method's present revision; refuses to overwrite one."""
+    """Adds what the entry of a method's present revision has not yet; refuses to overwrite anything."""
     entries = read() if FILE.exists() else {}
-    revisions = entries.setdefault(name, {})
     key = key_of(name)
-    if key in revisions:
+    entry = entries.setdefault(name, {}).setdefault(key, {})
+    missing = {variant: parameters for variant, parameters in variants.items() if variant not in entry}
+    if not missing:
         raise SystemExit(f"{name} has golden losses for revision {key}; raise its REVISION first")
-    revisions[key] = {
-        variant: {"parameters": parameters, "terms": measure(name, parameters)}
-        for variant, parameters in variants.items()
-    }
+    for variant, parameters in missing.items():
+        terms = measure(name, parameters, mixed=variant == "mixed")
+        entry[variant] = {"parameters": parameters, "terms": terms}
     temporary = FILE.with_suffix(".tmp")
     temporary.write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n")
     temporary.replace(FILE)
 
 
 def present_variants(name: str) -> dict[str, dict]:
-    """The variants to add: those of the newest entry over today's defaults, or the first ones."""
+    """The variants of the newest entry and those named below, their settings over today's defaults."""
     text = (Path(__file__).parents[2] / "config" / "methods.yaml").read_text()
     stated = yaml.safe_load(text)[name]["parameters"]
     default = {key: entry.get("by_scale", {}).get("smoke", entry["value"]) for key, entry in stated.items()}
     known = read().get(name, {}) if FILE.exists() else {}
-    newest = known[max(known, key=_numbers)] if known else VARIANTS.get(name, {"default": {}})
-    changes = {variant: entry.get("parameters", entry) for variant, entry in newest.items()}
+    newest = known[max(known, key=_numbers)] if known else {}
+    kept = {variant: entry["parameters"] for variant, entry in newest.items()}
+    changes = {"default": {}, "mixed": {}, **VARIANTS.get(name, {}), **kept}
     changes = {v: {k: x for k, x in changed.items() if k in default} for v, changed in changes.items()}
     return {variant: {**default, **changed} for variant, changed in changes.items()}
 
@@ -143,20 +154,29 @@ def _numbers(key: str) -> list[int]:
 VARIANTS = {
     "fbt": {
         "default": {"gamma": 1.5},
+        "mixed": {"gamma": 1.5},
         "without_stage4": {"stage4": "none"},
         "without_msa_and_stage4": {"block": "none", "stage4": "none"},
         "table3": {"logit_loss": "kl", "feature_loss": "none", "block": "vit"},
+        "without_teacher_to_fused": {"teacher_to_fused": False},
+        "attached": {"detach_fused": False},
+        "projected": {"projection": "always"},
+        "class_token_detached": {"class_token": "detached"},
+        "swinv2": {"block": "swinv2"},
+    },
+    "fcfd": {
+        "student_to_teacher": {"directions": "student_to_teacher", "paths": 3},
+        "teacher_to_student": {"directions": "teacher_to_student", "paths": 3},
     },
     "fitnet": {
-        "default": {},
         "final": {"features": "final"},
         "pooled": {"features": "final_pooled"},
         "infonce": {"features": "final_pooled", "loss": "infonce"},
     },
-    "cc": {"default": {}, "kernel": {"correlation": "kernel"}},
-    "ofa": {"default": {"gamma": 1.5}, "paper": {"branch_depth": "paper"}},
+    "cc": {"kernel": {"correlation": "kernel"}},
+    "ofa": {"default": {"gamma": 1.5}, "mixed": {"gamma": 1.5}, "paper": {"branch_depth": "paper"}},
 }
-"""What the first entry of a method covers besides its default."""
+"""What the entry of a method covers besides its default and soft labels."""
 
 
 if __name__ == "__main__":

@@ -95,6 +95,26 @@ def test_with_a_cnn_teacher_it_reaches_the_students_last_stage_and_head_but_no_e
     assert any(n.startswith("extras.fused.l2g") for n in reached)
 
 
+@pytest.mark.parametrize("class_token", ["gradient", "detached"])
+def test_with_a_cnn_teacher_only_a_class_token_leads_to_the_students_early_stages(class_token):
+    method = make_fbt(STUDENT_HEAD, class_token=class_token)
+    reached = gradients_of(method, "teacher_to_fused")
+    early = {id(p) for part in (0, 1, 2) for p in method.student.stage_parameters(part)}
+    named = dict(method.trainable_module.named_parameters())
+    assert any(id(named[name]) in early for name in reached) == (class_token == "gradient")
+
+
+@pytest.mark.parametrize("pair", [("swin_t", "resmlp_s12"), ("mixer_b16", "deit_t")], ids="_to_".join)
+@pytest.mark.parametrize("direction", ["teacher_head", "student_head"])
+def test_msa_and_mlp_together_go_the_way_that_is_set(pair, direction):
+    method = make_fbt(pair, msa_mlp_direction=direction)
+    assert method.extras["fused"].direction == direction
+    result = take_step(method, make_batch())
+    assert result["terms"].keys() == expected_terms({}, direction == "student_head")
+    for other, way in ((TEACHER_HEAD, "teacher_head"), (STUDENT_HEAD, "student_head")):
+        assert make_fbt(other, msa_mlp_direction=direction).extras["fused"].direction == way
+
+
 @BOTH_WAYS
 def test_the_fused_model_teaches_without_learning(pair):
     reached = gradients_of(make_fbt(pair), "fused_to_student")

@@ -184,3 +184,17 @@ def test_a_method_refuses_parameters_it_does_not_take():
 
 def test_the_kit_reads_the_smoke_values():
     assert default_parameters("crd")["negatives"] == 256
+
+
+def test_fcfd_has_the_same_numbers_on_every_dataset():
+    """Its two released files for ImageNet contradict each other; a row of a table may take theirs."""
+    entries = read_methods()["fcfd"]["parameters"]
+    for name, value in (("feature_weight", 5.0), ("temperature", 4.0)):
+        assert entries[name]["value"] == value
+        assert "by_dataset" not in entries[name]
+
+
+def test_what_follows_an_abstract_alone_is_not_called_by_the_papers_name():
+    entry = read_methods()["lowpass"]
+    assert entry["title"] == "LFCC (adapted)"
+    assert "abstract alone" in entry["source"] and "this repository's own" in entry["source"]
