@@ -357,7 +357,7 @@ def test_show_and_diff_print_settings_history_and_gap(tmp_path):
     for words in (
         "recipe.optimizer.learning_rate",
         "0.001",
-        "cross_entropy",
+        "cross entropy",
         "provenance.git_sha",
         "best top-1",
     ):
