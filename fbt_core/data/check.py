@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,8 @@ from fbt_core.spec import DatasetSpec
 SHOWN = 10
 CHUNK = 64
 WORDNET_ID = re.compile(r"n\d{8}")
+IMAGES_PER_CLASS = {"train": (732, 1300), "test": (50, 50)}
+"""The fewest and the most in a class of ImageNet-1K."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def check_data(
     if spec.loader == "image_folder":
         return [*_check_classes(root, spec), *_check_images(root, spec, processes or _cores())]
     findings = [_check_split(spec, root, split) for split in ("train", "test")]
-    return findings + (_compare_md5(root) if spec.loader == "cifar100" else [])
+    return findings + (list(_compare_with_official(root, spec)) if spec.loader == "cifar100" else [])
 
 
 def _check_split(spec: DatasetSpec, root: Path | None, split: str) -> Finding:
@@ -62,16 +65,18 @@ def _check_split(spec: DatasetSpec, root: Path | None, split: str) -> Finding:
     return Finding("good", str(root or "embedded"), f"{split}: {count:,} images, {spec.classes} classes")
 
 
-def _compare_md5(root: Path) -> list[Finding]:
-    """Note files that are not byte for byte the official ones, though their content may well be."""
-    paths = {split: cifar.data_file(root, split) for split in ("train", "test")}
-    present = {split: path for split, path in paths.items() if path.exists()}
-    what = "md5 differs from the official archive's file: repacked, or other content"
-    return [
-        Finding("warning", str(path), what)
-        for split, path in present.items()
-        if not cifar.matches_known(path, split)
-    ]
+def _compare_with_official(root: Path, spec: DatasetSpec) -> Iterator[Finding]:
+    """Warn of files whose content is not the official one; one that was only packed anew is fine."""
+    for split, count in (("train", spec.train_images), ("test", spec.test_images)):
+        path = cifar.data_file(root, split)
+        try:
+            if cifar.is_official(path, split):
+                continue
+            if not cifar.has_official_content(*cifar.read_file(path, spec.classes, count), split):
+                what = "other content than the official archive's: md5, sums of pixels or classes differ"
+                yield Finding("warning", str(path), what)
+        except (UserError, OSError):
+            continue  # told already
 
 
 def _check_classes(root: Path, spec: DatasetSpec) -> Iterator[Finding]:
@@ -114,10 +119,44 @@ def _check_images(root: Path, spec: DatasetSpec, processes: int) -> Iterator[Fin
         paths = [folder / name / file for name in names for file in image_folder.images_of(folder / name)]
         faults = _undecodable(paths, processes, split)
         yield from _list_faults(folder, faults, "images cannot be decoded")
+        odd = list(_check_counts(folder, split, Counter(path.parent.name for path in paths), expected))
         if len(paths) != expected:
             yield Finding("error", str(folder), f"{len(paths):,} images, expected {expected:,}")
-        elif not faults:
+        elif not faults and not odd:
             yield Finding("good", str(folder), f"{split}: {expected:,} images, every one decoded")
+        yield from odd
+
+
+def _check_counts(folder: Path, split: str, counts: Counter[str], expected: int) -> Iterator[Finding]:
+    """Name the classes that images are missing from, or that have too many, as far as it can be known."""
+    if _is_imagenet(counts):
+        low, high = IMAGES_PER_CLASS[split]
+        asked = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+        odd = _fewest_first(counts, lambda count: not low <= count <= high)
+        if odd:
+            yield from _list_faults(folder, odd, f"class folders hold another number of images than {asked}")
+            return
+    missing, usual = expected - counts.total(), _usual(counts)
+    if missing and usual:
+        unlike = _fewest_first(counts, lambda count: count < usual if missing > 0 else count > usual)
+        less, wrong = ("fewer", "missing") if missing > 0 else ("more", "too many")
+        what = f"class folders hold {less} images than most ({usual:,}), so look there for what is {wrong}"
+        yield from _list_faults(folder, unlike, what)
+
+
+def _usual(counts: Counter[str]) -> int | None:
+    """The number of images that more than half of the classes hold."""
+    ((usual, classes),) = Counter(counts.values()).most_common(1) or [(None, 0)]
+    return usual if 2 * classes > len(counts) else None
+
+
+def _fewest_first(counts: Counter[str], chosen: Callable[[int], bool]) -> list[str]:
+    ordered = sorted(counts.items(), key=lambda entry: (entry[1], entry[0]))
+    return [f"{name} ({count:,})" for name, count in ordered if chosen(count)]
+
+
+def _is_imagenet(names: Collection[str]) -> bool:
+    return len(names) > 900 and all(WORDNET_ID.fullmatch(name) for name in names)
 
 
 def _undecodable(paths: list[Path], processes: int, title: str) -> list[str]:

@@ -102,6 +102,20 @@ def test_truncated_and_missing_files_are_named(tmp_path):
         cifar.load_split(tmp_path, "train", 100, 20)
 
 
+def test_official_content_packed_anew_is_no_reason_to_warn(tmp_path, monkeypatch):
+    for split in ("train", "test"):
+        write_file(tmp_path, split, protocol=4, fine_labels=list(range(20)))
+        pixels = cifar.load_split(tmp_path, split, 100, 20).images.astype(int)
+        monkeypatch.setitem(cifar.KNOWN_SUMS, split, tuple(pixels.sum((0, 1, 2)).tolist()))
+    assert [finding.level for finding in check_data("cifar100", SPEC, tmp_path)] == ["good", "good"]
+    changed = cifar.load_split(tmp_path, "test", 100, 20).images.transpose(0, 3, 1, 2).reshape(20, -1).copy()
+    changed[7, 99] ^= 1
+    write_file(tmp_path, "test", data=changed, fine_labels=list(range(20)))
+    write_file(tmp_path, "train", fine_labels=[0, *range(19)])
+    findings = check_data("cifar100", SPEC, tmp_path)
+    assert [finding.level for finding in findings] == ["good", "good", "warning", "warning"]
+
+
 def test_check_warns_of_files_that_are_not_the_official_ones(tmp_path):
     write_file(tmp_path, "train")
     write_file(tmp_path, "test")

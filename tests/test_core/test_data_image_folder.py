@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from timm.data import ImageNetInfo
 
 from fbt_core.data import image_folder
-from fbt_core.data.check import check_data
+from fbt_core.data.check import _check_counts, check_data
 from fbt_core.data.order import BatchKey
 from fbt_core.data.transforms import test_pipeline as make_test_pipeline
 from fbt_core.data.transforms import training_pipeline
@@ -98,6 +100,16 @@ def empty_class(root: Path) -> None:
         (lambda root: shutil.rmtree(root / "val" / "fish"), ["3 class folders, expected 4", "missing: fish"]),
         (lambda root: (root / "val" / "owl").mkdir(), ["5 class folders, expected 4", "unknown", "owl"]),
         (empty_class, ["1 class folders hold no image: dog", "9 images, expected 12"]),
+        (
+            lambda root: next((root / "train" / "cat").iterdir()).unlink(),
+            ["11 images, expected 12", "1 class folders hold fewer images than most (3)", ": cat (2)"],
+        ),
+        (
+            lambda root: shutil.copy(
+                next((root / "val" / "fish").iterdir()), root / "val" / "fish" / "x.png"
+            ),
+            ["9 images, expected 8", "1 class folders hold more images than most (2)", ": fish (3)"],
+        ),
         (spoil_image, ["1 images cannot be decoded: cat/"]),
         (lambda root: shutil.rmtree(root / "val"), ["no folder 'val'"]),
     ],
@@ -114,6 +126,23 @@ def test_imagenet_classes_are_known_by_name(root):
     text = "\n".join(map(str, check_data("imagenet", many, root, processes=1)))
     assert "999 class folders are missing: n01443537" in text
     assert "unknown class folders: bird, cat" in text
+
+
+def test_imagenet_classes_with_a_wrong_number_of_images_are_named(tmp_path):
+    """Its test split has 50 images a class, its training split 732 to 1,300."""
+    names = sorted(ImageNetInfo().label_names())
+    test, train = Counter(dict.fromkeys(names, 50)), Counter(dict.fromkeys(names, 1300))
+    assert not list(_check_counts(tmp_path, "test", test, 50_000))
+    test[names[3]], test[names[7]] = 51, 49
+    (finding,) = _check_counts(tmp_path, "test", test, 50_000)
+    assert finding.what.endswith(f"another number of images than 50: {names[7]} (49), {names[3]} (51)")
+    train[names[5]], train[names[6]] = 731, 900
+    (finding,) = _check_counts(tmp_path, "train", train, train.total())
+    assert finding.what.endswith(f"than 732 to 1,300: {names[5]} (731)")
+    train[names[5]] = 732
+    assert not list(_check_counts(tmp_path, "train", train, train.total()))
+    (finding,) = _check_counts(tmp_path, "train", train, train.total() + 1)
+    assert finding.what.endswith(f"for what is missing: {names[5]} (732), {names[6]} (900)")
 
 
 def test_missing_root_names_the_setting(tmp_path):
