@@ -143,6 +143,22 @@ def metrics_of(runs: Path, spec: RunSpec) -> dict[str, Any]:
     return json.loads((runs / spec.id / "metrics.json").read_text())
 
 
+def at_test_batch(number: int, act: Callable[[], object]) -> Callable[[], None]:
+    """Prepares a child so that `act` runs in its number-th batch of test images."""
+
+    def prepare() -> None:
+        seen, counts = iter(range(1, 10_000)), Training.test_batch_counts
+
+        def watched(training: Training, network: Any, raw: Any) -> Any:
+            if next(seen) == number:
+                act()
+            return counts(training, network, raw)
+
+        Training.test_batch_counts = watched  # type: ignore[method-assign]
+
+    return prepare
+
+
 def in_child(command: list[str], prepare: Callable[[], None] = lambda: None) -> int:
     """Run the engine in a forked process; its exit code, or minus the number of the signal that killed it."""
     child = os.fork()
@@ -160,7 +176,7 @@ def in_child(command: list[str], prepare: Callable[[], None] = lambda: None) -> 
 
 
 def at_event(number: int, act: Callable[[], None]) -> Callable[[], None]:
-    """Prepares a child so that `act` runs at its number-th event: a step, a write, a flush or a rename."""
+    """Prepares a child so that `act` runs at its number-th event (see `watch`)."""
     seen = EventCount()
 
     def count(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -205,10 +221,11 @@ class EventCount:
 
 
 def watch(count: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    """Put `count` around all that makes up a run's events."""
+    """Put `count` around a run's events: a step, a test batch, a write, a flush, a rename."""
     os.fsync, os.replace = count(os.fsync), count(os.replace)
     checkpoint._Hashing.write = count(checkpoint._Hashing.write)
     Training.train_step = count(Training.train_step)
+    Training.test_batch_counts = count(Training.test_batch_counts)
 
 
 def at_step(number: int, act: Callable[[], object]) -> Callable[[], None]:

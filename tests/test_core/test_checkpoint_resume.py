@@ -13,6 +13,7 @@ from tests.test_core.engine_runs import (
     EVERYTHING,
     arguments,
     at_event,
+    at_test_batch,
     count_events,
     in_child,
     make_spec,
@@ -62,6 +63,19 @@ def test_killed_run_ends_with_the_same_bytes(whole, root, tmp_path, seed):
 def test_killed_with_loader_processes(whole, root, tmp_path):
     spec, expected, events = whole
     assert killed_at(spec, tmp_path, root, [events // 3], workers=2) == 1
+    assert (weights_of(tmp_path, spec), measured(tmp_path, spec)) == expected
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("end", [kill, lambda: os.kill(os.getpid(), signal.SIGTERM)], ids=["kill", "save"])
+def test_ended_during_an_evaluation(whole, root, tmp_path, batch, end):
+    """Two batches of test images for the network, two for its averaged copy."""
+    spec, expected, _ = whole
+    command = arguments(spec, tmp_path, root, checkpoint_minutes=EVERY_STEP)
+    code = 75 if end is not kill else -KILL
+    assert in_child(command, at_test_batch(batch, end)) == code
+    assert in_child(command) == 0
+    assert "resumed at epoch 1, step 6" in (tmp_path / spec.id / "log.txt").read_text()
     assert (weights_of(tmp_path, spec), measured(tmp_path, spec)) == expected
 
 

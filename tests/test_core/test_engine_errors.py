@@ -263,6 +263,8 @@ def test_loader_process_that_dies(root, tmp_path, capfd):
     one_line(capfd, "a loader process died", "run the same command again")
     assert_no_result(tmp_path, spec)
     assert in_child(arguments(spec, tmp_path, root, workers=1)) == 0
+    assert in_child(arguments(spec, tmp_path / "whole", root)) == 0
+    assert weights_of(tmp_path, spec) == weights_of(tmp_path / "whole", spec)
 
 
 def test_two_processes_cannot_train_one_run(root, tmp_path, capfd):
