@@ -304,11 +304,18 @@ FILES: dict[str, type[BaseModel]] = {
 }
 
 
+def all_files() -> dict[str, type[BaseModel]]:
+    """The record of each kind of file in config/, figures included."""
+    from fbt_paper.figures.config import KINDS
+
+    return {**FILES, **{f"{kind}_figure": model for kind, model in KINDS.items()}}
+
+
 def write_schemas(folder: Path) -> list[Path]:
     """Write the JSON schema of each kind of file, for editors; returns the paths written."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name, model in FILES.items():
+    for name, model in all_files().items():
         path = folder / f"{name}.schema.json"
         path.write_text(schema_text(model))
         paths.append(path)

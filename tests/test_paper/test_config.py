@@ -10,7 +10,7 @@ import pytest
 from fbt_core.methods.registry import method_names, method_parameters
 from fbt_paper.cli import main
 from fbt_paper.config import CONFIG_FOLDER, ConfigError, load, tiny_network
-from fbt_paper.schema import FILES, schema_text
+from fbt_paper.schema import all_files, schema_text
 from fbt_paper.timm_names import timm_names
 from fbt_paper.workflow import changed_settings
 from tests.test_paper.config_copy import ConfigCopy
@@ -63,10 +63,10 @@ def test_every_yaml_and_csv_of_config_is_read():
     }
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", all_files())
 def test_the_json_schemas_for_editors_are_in_step(name):
     committed = (ROOT / "workflow" / "schemas" / f"{name}.schema.json").read_text()
-    assert committed == schema_text(FILES[name]), "run `python -m fbt_paper.schema`"
+    assert committed == schema_text(all_files()[name]), "run `python -m fbt_paper.schema`"
 
 
 def test_every_architecture_of_the_paper_has_a_tiny_twin_of_its_family():
@@ -554,3 +554,13 @@ def test_a_new_table_file_is_a_new_table(copy):
 def test_missing_config_folder(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"config\.yaml: the file is missing"):
         load(tmp_path)
+
+
+def test_every_open_point_that_is_an_option_is_listed():
+    text = (CONFIG_FOLDER / "README.md").read_text().split("## Open points of the paper")[1]
+    parameters = load().methods["fbt"].parameters
+    assert [name for name, entry in parameters.items() if entry.source.startswith("open")]
+    for name, entry in parameters.items():
+        assert not entry.source.startswith("open") or f"`{name}`" in text, name
+    for setting in ("recipes", "score", "teacher_normalisation", "branch_depth", "split"):
+        assert f"`{setting}`" in text
