@@ -17,7 +17,6 @@ import argparse
 import copy
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,6 +35,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fbt_core.branches import PAPER_DEPTHS, RELEASED_DEPTHS, Depths, ofa_branch
 from fbt_core.errors import UserError
+from fbt_core.files import make_folder, write_json
 from fbt_core.fusion import L2G, choose_direction
 from fbt_core.spec import NetworkSpec
 from fbt_core.staged import FeatureShape, StagedModel, build_network, stage
@@ -300,10 +300,8 @@ def provenance(command: str) -> Report:
 
 def publish(path: Path, content: Report) -> None:
     """Write beside the target and rename: a file that exists is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    make_folder(path.parent)
+    write_json(path, content)
 
 
 if __name__ == "__main__":

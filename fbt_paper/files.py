@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+
+from fbt_core.files import make_folder, write_bytes
 
 
 def publish(path: Path, text: str) -> None:
-    """Write to a temporary name, flush to the disk, rename: a file that exists is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(temporary, path)
+    """Write to a temporary name, flush to the disk, rename: a file that exists is complete.
+
+    Raises UserError, with what to do about it, where the disk does not take it.
+    """
+    make_folder(path.parent)
+    write_bytes(path, text.encode())
