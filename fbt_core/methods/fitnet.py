@@ -23,7 +23,7 @@ TRAITS = {
     "transfers": "features",
     "levels": 2,
     "losses": ["MSE", "InfoNCE"],
-    "generic": True,
+    "generic": False,
     "extra_parameters": True,
     "needs_teacher": True,
     "uses_fusion": False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
+from matplotlib.backends.backend_pdf import PdfPages
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,6 +29,7 @@ __all__ = [
     "new_panels",
     "pyplot",
     "save_figure",
+    "save_pages",
     "styled",
     "write_numbers",
 ]
@@ -59,9 +61,24 @@ def new_panels(rows: int, columns: int, size: tuple[float, float], **options: An
 
 def save_figure(figure: Figure, stem: Path) -> tuple[Path, Path]:
     """Write `<stem>.pdf` and `<stem>.png`, each whole or not at all; the same figure gives the same bytes."""
+    return save_pages([figure], stem)
+
+
+def save_pages(pages: Sequence[Figure], stem: Path) -> tuple[Path, Path]:
+    """Like save_figure, with all pages in the PDF and the first one as PNG."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    _lay_out(figure)
-    return _save(figure, stem, "pdf", {"CreationDate": None}), _save(figure, stem, "png", {"Software": None})
+    for figure in pages:
+        _lay_out(figure)
+
+    def write_pdf(path: Path) -> None:
+        with PdfPages(path, metadata={"CreationDate": None}) as file:
+            for figure in pages:
+                file.savefig(figure)
+
+    def write_png(path: Path) -> None:
+        pages[0].savefig(path, format="png", metadata={"Software": None})
+
+    return _save(stem, "pdf", write_pdf), _save(stem, "png", write_png)
 
 
 def _lay_out(figure: Any) -> None:
@@ -75,10 +92,10 @@ def _lay_out(figure: Any) -> None:
             title.set_position([round(value, 4) for value in title.get_position()])
 
 
-def _save(figure: Figure, stem: Path, kind: str, metadata: Mapping[str, Any]) -> Path:
+def _save(stem: Path, kind: str, write: Callable[[Path], None]) -> Path:
     path = stem.with_name(f"{stem.name}.{kind}")
     temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format=kind, metadata=dict(metadata))
+    write(temporary)
     os.replace(temporary, path)
     return path
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+PANELS_ACROSS, PANELS_DOWN = 3, 8
+"""A table with more columns or rows has no room for a panel per cell: its terms are on a page per column."""
+LEAST_TICKS, MOST_TICKS = 3, 6
 HEADER = ("row", "column", "run", "seed", "epoch", "quantity", "value")
 History = Sequence[Mapping[str, Any]]
 
@@ -69,9 +72,13 @@ def list_terms(curves: Sequence[Curve]) -> list[str]:
     return list(dict.fromkeys(term for record in records for term in record.get("terms") or {}))
 
 
-def curve_rows(curves: Sequence[Curve]) -> list[tuple[object, ...]]:
-    """Every plotted value as a row of a table (HEADER names the columns)."""
-    quantities = ["top1", *(f"term:{term}" for term in list_terms(curves))]
+def list_quantities(curves: Sequence[Curve]) -> list[str]:
+    """Everything that these trainings have by epoch: top1, the total loss, and every term."""
+    return ["top1", "loss", *(f"term:{term}" for term in list_terms(curves))]
+
+
+def curve_rows(curves: Sequence[Curve], quantities: Sequence[str]) -> list[tuple[object, ...]]:
+    """Every value of these quantities as a row of a table (HEADER names the columns)."""
     return [
         (curve.row, curve.column, run, seed, record["epoch"], quantity, read_quantity(record, quantity))
         for curve in curves
@@ -82,40 +89,69 @@ def curve_rows(curves: Sequence[Curve]) -> list[tuple[object, ...]]:
     ]
 
 
+def say_term(term: str) -> str:
+    """A loss term as a person reads it: teacher -> student, logits."""
+    for kind in ("logits", "features"):
+        pair = term.removesuffix(f"_{kind}")
+        if pair != term and "_to_" in pair:
+            return f"{pair.replace('_to_', ' → ')}, {kind}".replace("_", " ")
+    return term.replace("_", " ")
+
+
 def draw_accuracy(curves: Sequence[Curve], note: str) -> Figure:
-    """One panel per column of the table, one line per row; the band spans the seeds."""
+    """Accuracy: one panel per column of the table, one line per row; the band spans the seeds."""
+    return _draw_by_column(curves, "top1", "top-1 accuracy (%)", note)
+
+
+def draw_losses(curves: Sequence[Curve], note: str) -> list[Figure]:
+    """Loss terms, a panel per cell. Of a large table: the total loss, then a page of terms per column."""
     rows, columns = _keys(curves)
-    across = min(len(columns), 3)
+    if len(columns) <= PANELS_ACROSS and len(rows) <= PANELS_DOWN:
+        return [_draw_cells(curves, [[(row, column) for column in columns] for row in rows], note)]
+    pages = [_draw_by_column(curves, "loss", "total loss", note, alike=False)]
+    for column in columns:
+        cells = [(row, column) for row in rows]
+        lines = [cells[start : start + PANELS_ACROSS] for start in range(0, len(cells), PANELS_ACROSS)]
+        pages.append(_draw_cells([c for c in curves if c.column == column], lines, f"{note}: {column}"))
+    return pages
+
+
+def _draw_by_column(
+    curves: Sequence[Curve], quantity: str, label: str, note: str, alike: bool = True
+) -> Figure:
+    """One panel per column, one line per row; `alike`: all panels have the same scale."""
+    rows, columns = _keys(curves)
+    across = min(len(columns), PANELS_ACROSS)
     down = -(-len(columns) // across)
     legend_lines = -(-len(rows) // (3 if across > 1 else 1))
     size = (COLUMN_WIDTH if across == 1 else PAGE_WIDTH, 1.75 * down + 0.14 * legend_lines + 0.3)
-    figure, grid = new_panels(down, across, size, sharex=True, sharey=True)
+    figure, grid = new_panels(down, across, size, sharex=True, sharey=alike)
     styles = _styles(rows)
     for axes, column in zip(grid.flat, columns, strict=False):
         for curve in (curve for curve in curves if curve.column == column):
-            _draw_band(axes, band_over_seeds(list(curve.histories.values()), "top1"), styles[curve.row])
+            _draw_band(axes, band_over_seeds(list(curve.histories.values()), quantity), styles[curve.row])
         axes.set_title(column, loc="left", weight="bold")
-    _label(list(grid.flat), len(columns), across, "top-1 accuracy (%)")
+    _label(list(grid.flat), len(columns), across, label)
     _add_legend(figure, styles, 3 if across > 1 else 1, note)
     return figure
 
 
-def draw_losses(curves: Sequence[Curve], note: str) -> Figure:
-    """One panel per cell, one line per loss term, on a logarithmic scale where all values are above zero."""
-    rows, columns = _keys(curves)
-    terms = list_terms(curves)
-    legend_lines = -(-len(terms) // 4)
-    width = max(COLUMN_WIDTH, min(PAGE_WIDTH, 2.3 * len(columns)), 1.1 * len(columns))
-    size = (width, 1.05 * len(rows) + 0.14 * legend_lines + 0.5)
-    figure, grid = new_panels(len(rows), len(columns), size, sharex=True)
+def _draw_cells(curves: Sequence[Curve], lines: Sequence[Sequence[tuple[str, str]]], note: str) -> Figure:
+    """A panel per cell, laid out in `lines`; one line per loss term, logarithmic where all are above zero."""
+    across, terms = max(map(len, lines)), list_terms(curves)
+    width = COLUMN_WIDTH if across == 1 else PAGE_WIDTH
+    legend = 2 if across == 1 else 4
+    size = (width, 1.2 * len(lines) + 0.14 * -(-len(terms) // legend) + 0.5)
+    figure, grid = new_panels(len(lines), across, size, sharex=True)
     styles, cells = _styles(terms), {(curve.row, curve.column): curve for curve in curves}
-    for i, row in enumerate(rows):
-        for j, column in enumerate(columns):
-            _draw_terms(grid[i][j], cells.get((row, column)), terms, styles)
-            grid[i][j].set_title(row if len(columns) == 1 else f"{row}\n{column}", loc="left", fontsize=6)
-    _label(list(grid.flat), len(rows) * len(columns), len(columns), "")
+    shown = [place for line in lines for place in line]
+    named = len({column for _, column in shown}) > 1
+    for axes, place in zip(grid.flat, shown, strict=False):
+        _draw_terms(axes, cells.get(place), terms, styles)
+        axes.set_title("\n".join(place) if named else place[0], loc="left", fontsize=6)
+    _label(list(grid.flat), len(shown), across, "")
     figure.supylabel("weighted loss term", fontsize=7)
-    _add_legend(figure, styles, max(1, int(width // 1.6)), note)
+    _add_legend(figure, {say_term(term): style for term, style in styles.items()}, legend, note)
     return figure
 
 
@@ -134,9 +170,16 @@ def _draw_terms(
 
 
 def _use_log_scale(axes: Axes) -> None:
-    """A logarithmic axis with plain numbers at 1, 2 and 5."""
+    """A logarithmic axis with plain numbers at 1, 2, 5, at powers of ten, or evenly where it spans little."""
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+    low, high = axes.get_ylim()
+    steps = [digit * 10.0**power for power in range(-12, 12) for digit in (1, 2, 5)]
+    shown = sum(low <= step <= high for step in steps)
+    if shown < LEAST_TICKS:
+        axes.yaxis.set_major_locator(ticker.MaxNLocator(4, min_n_ticks=LEAST_TICKS))
+    else:
+        digits = (1.0, 2.0, 5.0) if shown <= MOST_TICKS else (1.0,)
+        axes.yaxis.set_major_locator(ticker.LogLocator(subs=digits, numticks=MOST_TICKS))
     axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_locator(ticker.NullLocator())
 

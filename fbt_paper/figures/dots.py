@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from matplotlib.ticker import MaxNLocator
 
 from fbt_paper.figures.canvas import (
     COLUMN_WIDTH,
@@ -26,6 +29,8 @@ HEADER = ("row", "column", "ours", "standard_deviation", "seeds", "paper", "gap"
 LINE, NEXT_LINE = 0.165, 0.115
 """Inches of height of a cell, and of each further line of its label."""
 LABEL_LENGTH = 26
+FIRST_STAND_IN = 0xE000  # private letters, which no label holds
+HOLLOW: dict[str, Any] = {"color": PAPER, "markerfacecolor": "white"}
 
 
 @dataclass(frozen=True)
@@ -75,16 +80,31 @@ def _height(panel: Sequence[Dot]) -> float:
 
 
 def wrap_label(label: str) -> str:
-    """A row's label on as many lines as it needs; mathematics is never broken."""
-    return label if "$" in label else textwrap.fill(label, LABEL_LENGTH)
+    """A row's label on as many lines as it needs, told by what is seen; mathematics is never broken."""
+    symbols = re.findall(r"\$[^$]*\$", label)
+    stand_ins = [chr(FIRST_STAND_IN + i) * _letters_seen(symbol) for i, symbol in enumerate(symbols)]
+    for symbol, stand_in in zip(symbols, stand_ins, strict=True):
+        label = label.replace(symbol, stand_in, 1)
+    wrapped = textwrap.fill(label, LABEL_LENGTH, break_long_words=False)
+    for symbol, stand_in in zip(symbols, stand_ins, strict=True):
+        wrapped = wrapped.replace(stand_in, symbol, 1)
+    return wrapped
+
+
+def _letters_seen(symbol: str) -> int:
+    """About how many letters wide a symbol is drawn: commands are one, subscripts half."""
+    letters = re.sub(r"\\[a-z]+|[${}^]", "", symbol)
+    base, _, below = letters.partition("_")
+    return max(1, len(base) + len(below) // 2)
 
 
 def _draw_panel(axes: Axes, panel: Sequence[Dot]) -> None:
     for y, dot in enumerate(panel):
         if dot.ours is not None and dot.paper is not None:
-            axes.plot([dot.paper, dot.ours], [y, y], color="#bbbbbb", linestyle="-", linewidth=1.2, zorder=1)
+            both = [dot.paper, dot.ours]
+            axes.plot(both, [y, y], color="#bbbbbb", linestyle="-", linewidth=1.2, zorder=1, clip_on=False)
         if dot.paper is not None:
-            axes.plot(dot.paper, y, "D", color=PAPER, markerfacecolor="white", markersize=4, zorder=2)
+            axes.plot(dot.paper, y, "D", markersize=4, zorder=2, clip_on=False, **HOLLOW)
         if dot.ours is not None:
             axes.errorbar(
                 dot.ours,
@@ -95,6 +115,7 @@ def _draw_panel(axes: Axes, panel: Sequence[Dot]) -> None:
                 markersize=3.5,
                 capsize=2,
                 elinewidth=0.8,
+                clip_on=False,
             )
         _write_gap(axes, y, dot)
     axes.set_yticks(range(len(panel)), [wrap_label(dot.row) for dot in panel], linespacing=0.95)
@@ -102,6 +123,7 @@ def _draw_panel(axes: Axes, panel: Sequence[Dot]) -> None:
     axes.set_title(panel[0].column, loc="left", weight="bold", pad=3)
     axes.tick_params(axis="y", length=0)
     axes.margins(x=0.08)
+    axes.xaxis.set_major_locator(MaxNLocator(5, min_n_ticks=3))
 
 
 def _write_gap(axes: Axes, y: int, dot: Dot) -> None:
@@ -124,9 +146,7 @@ def _finish(
         axes.set_xlabel("top-1 accuracy (%)")
         axes.xaxis.set_tick_params(labelbottom=True)
     ours = pyplot.Line2D([], [], marker="o", color=OURS, linestyle="none", markersize=3.5)
-    paper = pyplot.Line2D(
-        [], [], marker="D", color=PAPER, markerfacecolor="white", linestyle="none", markersize=4
-    )
+    paper = pyplot.Line2D([], [], marker="D", linestyle="none", markersize=4, **HOLLOW)
     labels = (
         ["ours, ± one standard deviation over seeds", "paper"] if _has_spread(panels) else ["ours", "paper"]
     )

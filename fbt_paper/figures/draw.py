@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from fbt_core.methods.registry import method_names, method_traits
 from fbt_paper.collect import Collected, Entry, collect
 from fbt_paper.config import ConfigError, Problem
 from fbt_paper.figures import curves, dots, features, similarity, taxonomy
-from fbt_paper.figures.canvas import save_figure, styled, write_numbers
+from fbt_paper.figures.canvas import save_pages, styled, write_numbers
 from fbt_paper.figures.config import FeaturesFigure
 from fbt_paper.figures.plan import Drawing, FigurePlan
 from fbt_paper.run_folder import read_json
@@ -49,8 +49,13 @@ def stems(plan: FigurePlan, drawing: Drawing) -> list[Path]:
     return [Path(stem) for stem in plan.pictures(drawing.name)]
 
 
-def _save(pictures: Mapping[Path, Figure]) -> list[Path]:
-    return [path for stem, figure in pictures.items() for path in save_figure(figure, stem)]
+def _save(pictures: Mapping[Path, Sequence[Figure]]) -> list[Path]:
+    return [path for stem, pages in pictures.items() for path in save_pages(pages, stem)]
+
+
+def claims_file(stem: Path) -> Path:
+    """Where the appendix's statements about a features figure lie, with what was measured."""
+    return stem.with_name(f"{stem.name}_claims.csv")
 
 
 def _numbers(stem: Path) -> Path:
@@ -64,7 +69,7 @@ def paint_taxonomy(plan: FigurePlan, drawing: Drawing) -> list[Path]:
     """Figure 1 from the traits of all method files."""
     (stem,) = stems(plan, drawing)
     traits = {name: method_traits(name) for name in method_names()}
-    written = _save({stem: taxonomy.draw_taxonomy(traits)})
+    written = _save({stem: [taxonomy.draw_taxonomy(traits)]})
     return [*written, write_numbers(_numbers(stem), taxonomy.HEADER, taxonomy.taxonomy_rows(traits))]
 
 
@@ -75,8 +80,8 @@ def paint_features(plan: FigurePlan, drawing: Drawing) -> list[Path]:
     images, note = range(len(arrays["images"])), note_of(plan, drawing.title)
     written = _save(
         {
-            stem: features.draw_features(networks, arrays, images, note),
-            numbers: features.draw_numbers(networks, arrays, note),
+            stem: [features.draw_features(networks, arrays, images, note)],
+            numbers: [features.draw_numbers(networks, arrays, note)],
         }
     )
     claims = [
@@ -85,8 +90,8 @@ def paint_features(plan: FigurePlan, drawing: Drawing) -> list[Path]:
     ]
     return [
         *written,
-        write_numbers(_numbers(stem), features.HEADER, features.number_rows(networks, arrays)),
-        write_numbers(_numbers(numbers), features.CLAIM_HEADER, claims),
+        write_numbers(_numbers(numbers), features.HEADER, features.number_rows(networks, arrays)),
+        write_numbers(claims_file(stem), features.CLAIM_HEADER, claims),
     ]
 
 
@@ -107,7 +112,7 @@ def paint_similarity(plan: FigurePlan, drawing: Drawing) -> list[Path]:
     """CKA matrices before and after distillation from the extracted arrays."""
     (stem,) = stems(plan, drawing)
     arrays = read_arrays(stem)
-    written = _save({stem: similarity.draw_similarity(arrays, note_of(plan, drawing.title))})
+    written = _save({stem: [similarity.draw_similarity(arrays, note_of(plan, drawing.title))]})
     return [*written, write_numbers(_numbers(stem), similarity.HEADER, similarity.similarity_rows(arrays))]
 
 
@@ -131,14 +136,16 @@ def paint_curves(plan: FigurePlan, drawing: Drawing) -> list[Path]:
     accuracy, losses, dotted = stems(plan, drawing)
     written = _save(
         {
-            accuracy: curves.draw_accuracy(trained, note_of(plan, f"{table.title}: accuracy by epoch")),
-            losses: curves.draw_losses(trained, note_of(plan, f"{table.title}: loss terms by epoch")),
-            dotted: dots.draw_dots(gaps, note_of(plan, f"{table.title}: ours against the paper")),
+            accuracy: [curves.draw_accuracy(trained, note_of(plan, f"{table.title}: accuracy by epoch"))],
+            losses: curves.draw_losses(trained, note_of(plan, f"{table.title}: losses by epoch")),
+            dotted: [dots.draw_dots(gaps, note_of(plan, f"{table.title}: ours against the paper"))],
         }
     )
+    score, *parts = curves.list_quantities(trained)
     return [
         *written,
-        write_numbers(_numbers(accuracy), curves.HEADER, curves.curve_rows(trained)),
+        write_numbers(_numbers(accuracy), curves.HEADER, curves.curve_rows(trained, [score])),
+        write_numbers(_numbers(losses), curves.HEADER, curves.curve_rows(trained, parts)),
         write_numbers(_numbers(dotted), dots.HEADER, dots.dot_rows(gaps)),
     ]
 

@@ -5,7 +5,7 @@ Reads what `python -m fbt_core.features similarity` wrote (an .npz); nothing her
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -74,9 +74,22 @@ def _draw_matrix(axes: Axes, matrix: Array, first: str, second: str) -> Any:
     return image
 
 
-def mean_change(arrays: Mapping[str, Array], pair: Sequence[str]) -> float | None:
-    """After minus before, averaged over equal stages (S1-S1 ... S4-S4); None where one is missing."""
-    before, after = (arrays.get(f"{when}.{pair[0]}.{pair[1]}") for when in MOMENTS)
-    if before is None or after is None or before.shape != after.shape or before.shape[0] != before.shape[1]:
+def describe(arrays: Mapping[str, Array]) -> str:
+    """The figure in words, for its alternative text: how alike equal stages are, before and after."""
+    said = []
+    for first, second in PAIRS:
+        means = [
+            _mean_of_equal_stages(arrays.get(f"{when}.{first}.{second}"), first, second) for when in MOMENTS
+        ]
+        if None not in means:
+            names = f"{LABELS.get(first, first)} and {LABELS.get(second, second)}"
+            said.append(f"{names} {means[0]:.2f} before and {means[1]:.2f} after distillation")
+    return f"Mean linear CKA of equal stages: {'; '.join(said) or 'not measured'}."
+
+
+def _mean_of_equal_stages(matrix: Array | None, first: str, second: str) -> float | None:
+    """Mean over S1-S1 ... S4-S4, those that both have; None where there is no matrix."""
+    if matrix is None:
         return None
-    return float(np.diagonal(after - before).mean())
+    rows, columns = stage_names(first, matrix.shape[0]), stage_names(second, matrix.shape[1])
+    return float(np.mean([matrix[rows.index(name), columns.index(name)] for name in rows if name in columns]))

@@ -19,8 +19,10 @@ Traits = Mapping[str, Any]
 
 HEADER = ("method", "transfers", "levels", "losses", "generic", "extra_parameters", "uses_fusion", "citation")
 TITLES = ("method", "levels", "transfers", "losses", "any pair", "adds")
-LEVELS_WIDTH, GAP, ROW_HEIGHT = 1.05, 0.16, 0.19
-"""Inches of the drawn chain, between columns, and of a line."""
+LEVELS_WIDTH, GAP, ROW_HEIGHT, EXTRA_HEIGHT = 1.05, 0.16, 0.19, 0.12
+"""Inches of the drawn chain, between columns, of a line, and what a chain of three needs besides."""
+TAKES_ANY_PAIR = "takes any pair as published"
+ADAPTED = "made for similar architectures, adapted here"
 
 
 def list_methods(traits: Mapping[str, Traits]) -> list[tuple[str, Traits]]:
@@ -43,18 +45,26 @@ def draw_taxonomy(traits: Mapping[str, Traits]) -> Figure:
     methods = [entry for _, entry in list_methods(traits)]
     cells = [_cells(entry) for entry in methods]
     columns, width = _place_columns(cells)
-    height = ROW_HEIGHT * (len(methods) + 2.4)
+    places = _place_lines(methods)
+    height = places[-1] + 2.1 * ROW_HEIGHT
     figure, ((axes,),) = new_panels(1, 1, (width, height))
     figure.set_layout_engine("constrained", w_pad=0, h_pad=0)
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.set_axis_off()
     _draw_header(axes, columns, width)
-    for index, entry in enumerate(methods):
-        _draw_method(
-            axes, ROW_HEIGHT * (index + 1.8), entry, cells[index], columns, width if index % 2 == 0 else 0
-        )
+    for index, (entry, y) in enumerate(zip(methods, places, strict=True)):
+        _draw_method(axes, y, entry, cells[index], columns, width if index % 2 == 0 else 0)
     _draw_key(axes, height - 0.45 * ROW_HEIGHT)
     return figure
+
+
+def _place_lines(methods: Sequence[Traits]) -> list[float]:
+    """Where each line's middle is, in inches from the top; below a chain of three is room for an arrow."""
+    places, y = [], 1.8 * ROW_HEIGHT
+    for entry in methods:
+        places.append(y)
+        y += ROW_HEIGHT + (EXTRA_HEIGHT if int(entry["levels"]) >= 3 else 0)
+    return places
 
 
 def _cells(entry: Traits) -> dict[str, str]:
@@ -92,10 +102,10 @@ def _draw_header(axes: Axes, columns: Mapping[str, float], width: float) -> None
 def _draw_method(
     axes: Axes, y: float, entry: Traits, cells: Mapping[str, str], columns: Mapping[str, float], shade: float
 ) -> None:
-    if shade:
-        corner = (0.03, y - ROW_HEIGHT / 2)
-        axes.add_patch(Rectangle(corner, shade - 0.06, ROW_HEIGHT, color="#f3f3f3", linewidth=0))
     levels = int(entry["levels"])
+    if shade:
+        corner, height = (0.03, y - ROW_HEIGHT / 2), ROW_HEIGHT + (EXTRA_HEIGHT if levels >= 3 else 0)
+        axes.add_patch(Rectangle(corner, shade - 0.06, height, color="#f3f3f3", linewidth=0))
     for title, text in cells.items():
         axes.text(columns[title], y, text, va="center", weight="bold" if levels >= 3 else "normal")
     _draw_levels(axes, columns["levels"], y, levels)
@@ -108,15 +118,26 @@ def _draw_levels(axes: Axes, x: float, y: float, levels: int) -> None:
     centres = [x + 0.07 + 0.85 * index / (len(names) - 1) for index in range(len(names))]
     for start, end in zip(centres, centres[1:], strict=False):
         axes.add_patch(_arrow((start + 0.08, y), (end - 0.08, y)))
+    if levels >= 3:  # from teacher to student, round the fused model; y grows downwards
+        below = y + 0.06
+        axes.add_patch(_arrow((centres[0] + 0.05, below), (centres[-1] - 0.05, below), bend=0.2))
     for name, centre in zip(names, centres, strict=True):
         colour = PAPER if name == "F" else OURS if name == "T" else "black"
         axes.add_patch(Circle((centre, y), 0.075, facecolor="white", edgecolor=colour, linewidth=0.8))
         axes.text(centre, y, name, ha="center", va="center_baseline", fontsize=5.5, color=colour)
 
 
-def _arrow(start: tuple[float, float], end: tuple[float, float]) -> FancyArrowPatch:
+def _arrow(start: tuple[float, float], end: tuple[float, float], bend: float = 0.0) -> FancyArrowPatch:
     return FancyArrowPatch(
-        start, end, arrowstyle="-|>", mutation_scale=5, linewidth=0.7, color=QUIET, shrinkA=0, shrinkB=0
+        start,
+        end,
+        arrowstyle="-|>",
+        connectionstyle=f"arc3,rad={bend}",
+        mutation_scale=5,
+        linewidth=0.7,
+        color=QUIET,
+        shrinkA=0,
+        shrinkB=0,
     )
 
 
@@ -129,14 +150,27 @@ def _draw_mark(axes: Axes, x: float, y: float, yes: bool) -> None:
 
 
 def _draw_key(axes: Axes, y: float) -> None:
-    _draw_mark(axes, 0.13, y, True)
-    axes.text(0.23, y, "made for any pair", va="center", color=QUIET, fontsize=6)
-    _draw_mark(axes, 1.15, y, False)
-    axes.text(1.25, y, "made for similar architectures, adapted here", va="center", color=QUIET, fontsize=6)
-    axes.text(3.4, y, "T teacher, F fused model, S student", va="center", color=QUIET, fontsize=6)
+    x = 0.13
+    for yes, text in ((True, TAKES_ANY_PAIR), (False, ADAPTED)):
+        _draw_mark(axes, x, y, yes)
+        axes.text(x + 0.1, y, text, va="center", color=QUIET, fontsize=6)
+        x += 0.3 + text_width(text)
+    axes.text(x, y, "T teacher, F fused model, S student", va="center", color=QUIET, fontsize=6)
 
 
-def describe(rows: Sequence[tuple[object, ...]]) -> str:
-    """The figure in one sentence, for its alternative text."""
-    three = [str(row[0]) for row in rows if int(str(row[2])) >= 3]
-    return f"{len(rows)} distillation methods compared; three-level: {', '.join(three) or 'none'}."
+def describe(traits: Mapping[str, Traits]) -> str:
+    """The figure in words, for its alternative text."""
+    methods = [entry for _, entry in list_methods(traits)]
+    titles = {
+        "three-level (teacher, fused model, student)": [m for m in methods if int(m["levels"]) >= 3],
+        ADAPTED: [m for m in methods if not m["generic"]],
+        "without parameters of their own": [m for m in methods if not m["extra_parameters"]],
+    }
+    said = "; ".join(f"{name}: {', '.join(str(m['title']) for m in found)}" for name, found in titles.items())
+    transfers: dict[str, list[str]] = {}
+    for method in methods:
+        transfers.setdefault(str(method["transfers"]), []).append(str(method["title"]))
+    moved = "; ".join(f"{what} by {', '.join(names)}" for what, names in transfers.items())
+    return (
+        f"{len(methods)} distillation methods compared. They transfer {moved}. {said[0].upper()}{said[1:]}."
+    )

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib import pyplot
+from matplotlib.patches import FancyArrowPatch
 from matplotlib.text import Text
 
 from fbt_core.methods.registry import method_names, method_traits
 from fbt_paper.collect import collect
-from fbt_paper.config import CONFIG_FOLDER, ConfigError
+from fbt_paper.config import CONFIG_FOLDER, ConfigError, load
 from fbt_paper.figures import curves, dots, draw, features, similarity, taxonomy
-from fbt_paper.figures.canvas import PAGE_WIDTH, save_figure, styled
+from fbt_paper.figures.canvas import PAGE_WIDTH, save_figure, save_pages, styled
 from fbt_paper.figures.plan import FigurePlan
 from fbt_paper.workflow import Flow
 from tests.test_paper.made_up_results import make_history
@@ -128,8 +129,8 @@ FIGURES = {
     "dots of one column": lambda: dots.draw_dots(made_up_dots(1), NOTE),
     "accuracy": lambda: curves.draw_accuracy(made_up_curves(), NOTE),
     "accuracy of one pair": lambda: curves.draw_accuracy(made_up_curves()[:4], NOTE),
-    "losses": lambda: curves.draw_losses(made_up_curves(), NOTE),
-    "losses of one pair": lambda: curves.draw_losses(made_up_curves()[:4], NOTE),
+    "losses": lambda: curves.draw_losses(made_up_curves(), NOTE)[0],
+    "losses of one pair": lambda: curves.draw_losses(made_up_curves()[:4], NOTE)[0],
     "features": lambda: features.draw_features(SHOWN, made_up_arrays(), [0, 1], NOTE),
     "numbers": lambda: features.draw_numbers(SHOWN, made_up_arrays(), NOTE),
     "similarity": lambda: similarity.draw_similarity(made_up_matrices(), NOTE),
@@ -142,6 +143,77 @@ def test_no_text_meets_another_or_leaves_the_figure(name):
         figure = FIGURES[name]()
         assert figure.get_size_inches()[0] <= PAGE_WIDTH + 0.01
         assert overlaps(figure) == []
+
+
+TABLES = [key for key, table in load(CONFIG_FOLDER).tables.items() if table.kind == "accuracy"]
+TERMS = (
+    "labels",
+    *(f"{pair}_logits" for pair in ("teacher_to_fused", "teacher_to_student", "fused_to_student")),
+)
+
+
+def curves_of(plan: FigurePlan, table: str) -> list[curves.Curve]:
+    """Made-up trainings in the shape and with the labels of a real table."""
+    entry, turned = plan.flow.config.tables[table], draw.columns_are_methods(plan, table)
+    histories = {("run", 0): make_history(5, terms=TERMS), ("again", 1): make_history(5, seed=1, terms=TERMS)}
+    cells = [(draw.pretty(r.label), draw.pretty(c.label)) for r in entry.rows for c in entry.columns]
+    return [curves.Curve(*(reversed(cell) if turned else cell), histories) for cell in cells]
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_curves_of_every_real_table_fit_a_page(plan, table):
+    made = curves_of(plan, table)
+    columns = {curve.column for curve in made}
+    with styled():
+        accuracy, pages = curves.draw_accuracy(made, NOTE), curves.draw_losses(made, NOTE)
+        small = len(columns) <= 3 and len({curve.row for curve in made}) <= 8
+        assert len(pages) == (1 if small else 1 + len(columns))
+        for figure in (accuracy, *pages):
+            assert figure.get_size_inches()[0] <= PAGE_WIDTH + 0.01
+            assert figure.get_size_inches()[1] <= 11
+        for figure in (accuracy, *pages[:2]):
+            assert overlaps(figure) == []
+
+
+def test_pages_are_one_pdf_and_the_first_is_the_picture(tmp_path):
+    with styled():
+        pages = [dots.draw_dots(made_up_dots(columns), NOTE) for columns in (1, 3)]
+        pdf, png = save_pages(pages, tmp_path / "both")
+        save_figure(dots.draw_dots(made_up_dots(1), NOTE), tmp_path / "first")
+    assert len(re.findall(rb"/Type /Page\b", pdf.read_bytes())) == 2
+    assert png.read_bytes() == (tmp_path / "first.png").read_bytes()
+
+
+def shown_ticks(axis) -> list[float]:
+    low, high = sorted(axis.get_view_interval())
+    return [tick for tick in axis.get_ticklocs() if low <= tick <= high]
+
+
+@pytest.mark.parametrize("values", [(1.0, 1.4), (0.9, 2.1), (0.01, 300.0), (2.31, 2.32)])
+def test_axes_of_losses_have_three_ticks_at_least(values):
+    history = [{"epoch": i, "top1": 1.0, "terms": {"labels": value}} for i, value in enumerate(values, 1)]
+    with styled():
+        (figure,) = curves.draw_losses([curves.Curve("a", "b", {("run", 0): history})], NOTE)
+        figure.canvas.draw()
+        assert 3 <= len(shown_ticks(figure.axes[0].yaxis)) <= 9
+
+
+def test_loss_terms_are_named_for_people():
+    assert curves.say_term("teacher_to_student_logits") == "teacher → student, logits"
+    assert curves.say_term("fused_labels") == "fused labels"
+
+
+def test_labels_are_wrapped_around_mathematics():
+    label = r"$\mathcal{L}_{MSE}$ in the final features after average pooling"
+    lines = dots.wrap_label(label).split("\n")
+    assert len(lines) >= 2 and lines[0].startswith(r"$\mathcal{L}_{MSE}$ in")
+    assert " ".join(lines) == label
+
+
+def test_markers_at_the_edge_are_not_cut():
+    with styled():
+        axes = dots.draw_dots(made_up_dots(1), NOTE).axes[0]
+        assert all(not line.get_clip_on() for line in axes.lines)
 
 
 def test_the_overlap_check_finds_an_overlap():
@@ -167,9 +239,9 @@ def test_colours_are_told_apart_without_colour():
     with styled():
         cycle = list(pyplot.rcParams["axes.prop_cycle"])
     assert len({(entry["color"], entry["linestyle"]) for entry in cycle}) == len(cycle) == 21
-    assert {entry["color"] for entry in cycle} >= {"0072B2", "D55E00", "009E73"} or {
-        entry["color"].lstrip("#") for entry in cycle
-    } >= {"0072B2", "D55E00", "009E73"}
+    colours = [entry["color"].lstrip("#") for entry in cycle]
+    assert colours[:3] == ["0072B2", "D55E00", "009E73"]
+    assert all(a["linestyle"] != b["linestyle"] for a, b in itertools.pairwise(cycle))
 
 
 # ---------------------------------------------------------------- numbers
@@ -184,9 +256,11 @@ def test_band_is_mean_and_range_over_seeds():
 
 
 def test_every_plotted_value_is_in_the_rows():
-    rows = curves.curve_rows(made_up_curves(seeds=2, epochs=3))
-    assert len(rows) == 12 * 2 * 3 * 5  # cells, seeds, epochs, accuracy and four terms
-    assert ("top1" in {row[5] for row in rows}) and ("term:labels" in {row[5] for row in rows})
+    made = made_up_curves(seeds=2, epochs=3)
+    quantities = curves.list_quantities(made)
+    rows = curves.curve_rows(made, quantities)
+    assert len(rows) == 12 * 2 * 3 * 6  # cells, seeds, epochs, accuracy, total loss and four terms
+    assert {row[5] for row in rows} == set(quantities) >= {"top1", "loss", "term:labels"}
 
 
 def test_gap_needs_both_numbers():
@@ -200,6 +274,34 @@ def test_taxonomy_lists_every_method_with_a_teacher_and_fbt_last():
     rows = taxonomy.taxonomy_rows(traits)
     assert {row[0] for row in rows} == set(method_names()) - {"scratch"}
     assert rows[-1][0] == "fbt" and rows[-1][2] == 3
+
+
+def test_the_direct_way_goes_round_the_fused_model():
+    traits = {"kd": method_traits("kd"), "fbt": method_traits("fbt")}
+    with styled():
+        figure = taxonomy.draw_taxonomy(traits)
+        arrows = [patch for patch in figure.axes[0].patches if isinstance(patch, FancyArrowPatch)]
+    assert len(arrows) == 1 + 3  # KD: teacher to student; FBT: to the fused model, from it, and round it
+
+
+def test_fbt_is_the_feature_method_for_any_pair_beside_the_one_that_the_appendix_names():
+    """The appendix: FBT is "one of the pioneer works in feature-based generic distillation"."""
+    traits = {name: method_traits(name) for name in method_names()}
+    generic = {
+        name for name, entry in traits.items() if "features" in entry["transfers"] and entry["generic"]
+    }
+    assert generic == {"fbt", "lowpass"}
+
+
+def test_figures_in_words():
+    said = taxonomy.describe({name: method_traits(name) for name in method_names()})
+    assert "Three-level (teacher, fused model, student): FBT;" in said
+    assert "made for similar architectures, adapted here: FCFD, FitNet, ReviewKD, SimKD" in said
+    matrices = made_up_matrices()
+    matrices["after.teacher.student"] = np.eye(4)
+    said = similarity.describe(matrices)
+    assert said.startswith("Mean linear CKA of equal stages: teacher and student 0.50 before and 1.00 after")
+    assert similarity.describe({}) == "Mean linear CKA of equal stages: not measured."
 
 
 def test_a_new_method_appears_by_itself(tmp_path):
@@ -257,7 +359,7 @@ def test_drawing_a_table_writes_pictures_and_numbers_that_agree_with_the_table(p
     written = draw.draw(plan, "curves_table4")
     assert sorted(path.name for path in written) == sorted(
         [f"curves_table4{part}.{end}" for part in ("", "_losses", "_gaps") for end in ("pdf", "png")]
-        + ["curves_table4.csv", "curves_table4_gaps.csv"]
+        + [f"curves_table4{part}.csv" for part in ("", "_losses", "_gaps")]
     )
     table = collect(plan.flow.config, plan.flow.plan, "table4", Path(plan.flow.runs))
     with Path(plan.folder, "curves_table4_gaps.csv").open() as file:

@@ -72,7 +72,6 @@ rule plot_features:
             category="Figures",
             labels={"figure": "{figure}", "shows": "features"},
         ),
-        values=f"{FIGURES.folder}/{{figure}}.csv",
         numbers_pdf=f"{FIGURES.folder}/{{figure}}_numbers.pdf",
         numbers_png=report(
             f"{FIGURES.folder}/{{figure}}_numbers.png",
@@ -80,7 +79,8 @@ rule plot_features:
             category="Figures",
             labels={"figure": "{figure}", "shows": "numbers"},
         ),
-        claims=f"{FIGURES.folder}/{{figure}}_numbers.csv",
+        numbers=f"{FIGURES.folder}/{{figure}}_numbers.csv",
+        claims=f"{FIGURES.folder}/{{figure}}_claims.csv",
     log:
         f"{FLOW.results}/logs/plot_features/{{figure}}.log",
     wildcard_constraints:
@@ -132,6 +132,7 @@ rule plot_curves:
             category="Training curves",
             labels={"figure": "{figure}", "shows": "loss terms"},
         ),
+        losses=f"{FIGURES.folder}/{{figure}}_losses.csv",
         gaps_pdf=f"{FIGURES.folder}/{{figure}}_gaps.pdf",
         gaps_png=report(
             f"{FIGURES.folder}/{{figure}}_gaps.png",
