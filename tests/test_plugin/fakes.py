@@ -130,6 +130,7 @@ class MadeExecutor(Executor):
         self.journal, self.backend, self.tracker = watched.journal, watched.backend, watched.tracker
         self.followed: dict[str, Entry] = {}
         self._scripts: Path | None = None
+        self._failures = 0
         self._failing_since: float | None = None
         self._failed = False
         self.say = watched.say  # type: ignore[method-assign]

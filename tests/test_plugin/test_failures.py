@@ -176,7 +176,7 @@ def test_other_ways_of_running(cluster: Cluster, make_workflow: Callable[..., Wo
 
 
 def test_accounting(start_cluster: Callable[..., Cluster], make_workflow: Callable[..., Workflow]) -> None:
-    """With slurmdbd: who cancelled a job is told, and a job that squeue has forgotten is looked up."""
+    """With slurmdbd: who cancelled a job is told (test_submission.py: a job that squeue has forgotten)."""
     require(missing_programs())
     if missing := missing_programs(accounting=True):
         pytest.skip(missing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -92,9 +93,33 @@ def test_poller_that_fails_leaves_jobs_and_scripts(tmp_path: Path, monkeypatch: 
 def test_disk_errors_do_not_end_the_head_at_once(tmp_path: Path) -> None:
     watched = Watched(tmp_path)
     head = MadeExecutor(watched, tmp_path)
+    head.run_jobs([make_job("a")], announce=False)
+    watched.tracker.judge = full_disk  # type: ignore[method-assign]
     for _ in range(100):
-        head._note_error(OSError("disk full"))
+        assert asyncio.run(one_round(head)) == head.active_jobs
     assert len(watched.said) == 1
+    watched.tracker.judge = lambda entry: None  # type: ignore[method-assign]
+    asyncio.run(one_round(head))
+    assert head._failing_since is None
+
+
+def test_poller_starts_before_the_executor_is_made() -> None:
+    """Snakemake starts it first of all: with nothing to follow it needs nothing."""
+
+    async def round_of(head: executor.Executor) -> list[Any]:
+        return [info async for info in head.check_active_jobs([])]
+
+    assert asyncio.run(round_of(object.__new__(executor.Executor))) == []
+
+
+def full_disk(entry: Any) -> None:
+    """What the journal meets."""
+    raise OSError("no space left")
+
+
+async def one_round(head: MadeExecutor) -> list[Any]:
+    """What the poller does every half second."""
+    return [info async for info in head.check_active_jobs(head.active_jobs)]
 
 
 def test_scripts_are_removed_when_all_jobs_have_ended(tmp_path: Path) -> None:
@@ -158,27 +183,29 @@ def test_full_queue_is_recognised(message: str) -> None:
     assert not queue_full("sbatch: error: Batch job submission failed: Invalid qos specification")
 
 
-def test_array_that_is_too_large_goes_out_in_pieces(tmp_path: Path) -> None:
+def test_queue_that_takes_no_job_at_all_is_a_refusal(tmp_path: Path) -> None:
+    """Nothing in the queue will ever make room."""
     watched = Watched(tmp_path)
-    watched.backend.room = 3
+    watched.backend.room = 0
     head = MadeExecutor(watched, tmp_path)
     head.run_jobs([make_job(f"o{number}") for number in range(10)], announce=False)
-    assert watched.backend.chunks[:4] == [10, 5, 2, 2]
-    assert len(head.active_jobs) == 3
-    assert len(head.ended) == 7, "nothing in the queue will ever make room"
-    assert states(watched).count("PENDING") == 3
-    assert set(head.followed) == {entry.key for entry in watched.journal.entries() if entry.active}
+    assert watched.backend.chunks == [10, 5, 2, 1]
+    assert [ok for ok, _ in head.ended] == [False] * 10
+    assert set(states(watched)) == {"FAILED"}
+    assert head.followed == {}
 
 
 def test_last_jobs_wait_until_others_have_left_the_queue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watched = Watched(tmp_path)
-    watched.backend.room, watched.backend.others_in_queue = 2, True
+    watched.backend.room = 2
     head = MadeExecutor(watched, tmp_path)
     monkeypatch.setattr(time, "sleep", lambda _: setattr(watched.backend, "room", 2))
     head.run_jobs([make_job(f"o{number}") for number in range(6)], announce=False)
     assert (len(head.active_jobs), head.ended) == (6, [])
+    assert watched.backend.chunks[:3] == [6, 3, 1]
+    assert len(head.followed) == 6
     assert any("your share of the queue is full" in line for line in watched.said)
 
 

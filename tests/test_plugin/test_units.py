@@ -344,7 +344,7 @@ def test_gpu_memory_is_not_the_hosts(tmp_path: Path) -> None:
     assert "mem_mb" not in message
     (tmp_path / "err").write_text("my own words about Out Of Memory\n")
     assert "its command failed with exit code 1" in explain_failure(entry, "FAILED", None)
-    (tmp_path / "err").write_text("slurmstepd: error: Detected 1 oom-kill event(s) in StepId=7.0\n")
+    (tmp_path / "err").write_text("slurmstepd-n1: error: Detected 1 oom-kill event(s) in StepId=7.0\n")
     assert "out of memory" in explain_failure(entry, "FAILED", None)
     assert "cancelled (CANCELLED)" in explain_failure(entry, "CANCELLED", None)
     assert "met its time limit" in explain_failure(entry, "TIMEOUT", None)

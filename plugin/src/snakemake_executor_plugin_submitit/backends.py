@@ -260,7 +260,7 @@ class SlurmBackend(Backend):
             try:
                 lines = {line.job_id: line for line in read_lines(ask(squeue_command()))}
                 break
-            except SlurmBusyError:
+            except (SlurmBusyError, SlurmRefusedError):
                 continue
         found = [job_id for job_id, line in lines.items() if line.comment == mark(token)]
         if not found:
@@ -310,7 +310,7 @@ class SlurmBackend(Backend):
     def busy(self) -> bool:
         self.queue.hurry()
         self.queue.refresh()
-        return self.queue.waiting_or_running > 0
+        return self.queue.answers == 0 or self.queue.waiting_or_running > 0
 
     def find(self, entry: Entry) -> str | None:
         if self.queue.answers == 0:

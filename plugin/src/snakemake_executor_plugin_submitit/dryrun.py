@@ -94,11 +94,15 @@ def check_requests(
 ) -> list[str]:
     """Everything that can be known about requests without submitting them."""
     from snakemake_executor_plugin_submitit.backends import make_backend
+    from snakemake_executor_plugin_submitit.probe import unwritable
     from snakemake_executor_plugin_submitit.settings import setting_problems
 
     if problems := setting_problems(settings):
         return problems
-    backend = make_backend(settings, Path(".snakemake/submitit/jobs").absolute(), say)
+    folder = Path(".snakemake/submitit/jobs").absolute()
+    if problem := unwritable(folder):
+        return [problem]
+    backend = make_backend(settings, folder, say)
     backend.prepare()
     never = [
         f"rule {rule}: {line}" for request, rule in requests.items() for line in backend.problems(request)

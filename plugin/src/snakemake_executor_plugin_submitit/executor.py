@@ -51,6 +51,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         self.folder = head.FOLDER.absolute()
         self.followed: dict[str, Entry] = {}
         self._scripts: Path | None = None
+        self._failures = 0
         self._failing_since: float | None = None
         self._failed = False
         if problems := setting_problems(self.settings):
@@ -183,7 +184,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
 
     def _wait_for_room(self, answer: str, backoff: Backoff) -> bool:
         """Wait a while for jobs to leave the queue; False if there are none that could."""
-        if "grp" not in answer.lower() and not self.backend.busy():
+        if not (self.followed or "grp" in answer.lower() or self.backend.busy()):
             return False
         if backoff.failures == 0:
             self.say(f"your share of the queue is full ({answer}); the other jobs follow when it is not.")
@@ -192,6 +193,8 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
 
     def _refuse_all(self, jobs: Sequence[JobExecutorInterface], error: Exception) -> None:
         for job in jobs:
+            if (entry := self.journal.read(key_of(job))) is not None and entry.state == "SUBMITTING":
+                self._end(entry, "FAILED", str(error))
             self._refuse(job, f"{job.name} was not taken: {error}")
 
     def _submit(self, request: Request, name: str, jobs: Sequence[JobExecutorInterface]) -> None:
@@ -206,7 +209,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
             job_ids = self.backend.submit(submitted, request, name, token)
         except SlurmRefusedError as error:
             for entry in entries:
-                self._end(entry, "FAILED", str(error))
+                del self.followed[entry.key]
             if isinstance(error, QueueFullError):
                 raise
             self._refuse_all(jobs, error)
@@ -272,14 +275,16 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         self, active_jobs: list[SubmittedJobInfo]
     ) -> AsyncGenerator[SubmittedJobInfo, None]:
         """Report the jobs that have ended and yield the others."""
-        if not active_jobs or not self._looked_around():
-            for info in active_jobs:
-                yield info
+        if not active_jobs:  # perhaps this executor is not even made
             return
+        failures = self._failures
+        looked = self._looked_around()
         for info in active_jobs:
-            if not self.wait or not self._ended(info):
+            if not (looked and self.wait and self._ended(info)):
                 yield info
         self.tracker.report_waiting()
+        if self._failures == failures:
+            self._failing_since = None
 
     def _looked_around(self) -> bool:
         try:
@@ -287,7 +292,6 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         except Exception as error:
             self._note_error(error)
             return False
-        self._failing_since = None
         return True
 
     def _ended(self, info: SubmittedJobInfo) -> bool:
@@ -311,6 +315,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
     def _note_error(self, error: Exception) -> None:
         """A full disk, or an error of our own, ends the head only if it lasts."""
         now = time.monotonic()
+        self._failures += 1
         if self._failing_since is None:
             self._failing_since = now
             self.say(f"could not follow the jobs ({type(error).__name__}: {error}); trying again.")
@@ -388,9 +393,8 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         head.forget_head(self.folder)
 
     def _scripts_in_use(self) -> bool:
-        """Whether the journal knows of a job that may still read a script of this head."""
-        known = [*self.followed.values(), *(entry for entry in self.journal.entries() if entry.active)]
-        return any(Path(entry.script).parent == self._scripts for entry in known)
+        """Whether a job may still read a script of this head, or wait for their folder as adopted ones do."""
+        return bool(self.followed) or any(entry.active for entry in self.journal.entries())
 
     @property
     def tmpdir(self) -> str:

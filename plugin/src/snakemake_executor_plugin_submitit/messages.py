@@ -39,7 +39,8 @@ REASONS = {
     "Licenses": "it waits for a licence",
 }
 SLURMS_MEMORY = re.compile(
-    r"^(slurmstepd|srun): .*(exceeded (job |step )?memory limit|oom[-_ ]kill|out of memory)", re.IGNORECASE
+    r"^(slurmstepd(-\S+)?|srun): .*(exceeded (job |step )?memory limit|oom[-_ ]kill|out of memory)",
+    re.IGNORECASE,
 )
 GPU_MEMORY = re.compile(r"(CUDA|HIP|XPU) (error: )?out of memory|\bOutOfMemoryError: .*GPU", re.IGNORECASE)
 GPU_MEMORY_MEND = "use more GPUs, gradient accumulation or bfloat16, or a GPU with more memory"
