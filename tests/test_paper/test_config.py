@@ -472,9 +472,9 @@ TOGETHER = {
         (
             "methods.yaml",
             "    alpha: {value: 1.0, ",
-            "    alpha: {valeu: 1.0, by_dataset: {imagenett: 1.0}, ",
+            "    alpha: {value_: 1.0, by_dataset: {imagenett: 1.0}, ",
         ),
-        ["dkd.parameters.alpha.valeu: unknown key", "dkd.parameters.alpha.value: is missing"],
+        ["dkd.parameters.alpha.value_: unknown key", "dkd.parameters.alpha.value: is missing"],
     ),
 }
 
