@@ -1,9 +1,9 @@
 """Jobs of one node start up a few at a time: as many as the node has processors.
 
-An inner Snakemake needs about a second of a processor before the rule's program runs. Where many jobs begin at
-the same moment, starting all of them at once makes each slow, and their programs then run and end in step. So
-each job takes one of the node's places first, and gives it back when its program begins (shell_init.sh). Places
-are files; one that nobody gives back is free again after a few seconds, and no job waits long.
+An inner Snakemake needs about a second of a processor before the rule's program runs. Where many jobs begin
+at the same moment, starting all of them at once makes each slow, and their programs then run and end in step.
+So each job takes one of the node's places first, and gives it back when its program begins (shell_init.sh).
+Places are files; one that nobody gives back is free again after a few seconds, and no job waits long.
 """
 
 from __future__ import annotations
