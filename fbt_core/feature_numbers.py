@@ -22,6 +22,11 @@ def standardise(feature: Tensor) -> Tensor:
     )
 
 
+def pool(maps: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Maps (..., H, W) averaged onto a grid (h, w), so that networks of unlike resolution can be compared."""
+    return maps if maps.shape[-2:] == grid else F.adaptive_avg_pool2d(maps, grid)
+
+
 def energy_maps(standardised: Tensor) -> Tensor:
     """(B, H, W): mean absolute activation over the channels, the usual picture of a feature."""
     return standardised.abs().mean(1)

@@ -10,8 +10,9 @@ Everything is measured on test images, in eval mode. Names inside the .npz: see 
 from __future__ import annotations
 
 import argparse
+import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,10 +34,11 @@ from fbt_core.feature_numbers import (
     group_maps,
     group_similarity,
     locality,
+    pool,
     spatial_entropy,
     standardise,
 )
-from fbt_core.files import make_folder, write_file
+from fbt_core.files import make_folder, write_bytes
 from fbt_core.fusion import FusedModel
 from fbt_core.methods.base import Method
 from fbt_core.run import make_method, make_network
@@ -47,6 +49,7 @@ from fbt_core.staged.layout import prefix_of, to_map
 from fbt_core.weights import WeightSources
 
 Arrays = dict[str, np.ndarray]
+Grid = tuple[int, int]
 BATCH = 64
 FUSED_FEATURES = 5  # S1-S3 of the early network, L2G, S4
 
@@ -78,13 +81,18 @@ def load_images(spec: RunSpec, split: Split, numbers: list[int], device: torch.d
 def measure_stages(
     networks: dict[str, str], runs: Path, show: list[int], measure: int, settings: ExecutionSettings
 ) -> Arrays:
-    """The arrays of all networks (key -> run id) and `images`, the shown ones (K, H, W, 3) uint8."""
-    arrays: Arrays = {}
-    for key, run in networks.items():
-        spec = read_spec(runs, run)
+    """The arrays of all networks (key -> run id), `images`, the shown ones (K, H, W, 3) uint8, and `grids`.
+
+    `grids` (4, 2): the positions on which the numbers of a stage are measured, the same for all networks.
+    """
+    specs = {key: read_spec(runs, run) for key, run in networks.items()}
+    trained = {key: load_trained(spec, runs, settings) for key, spec in specs.items()}
+    grids = common_grids(trained.values())
+    arrays: Arrays = {"grids": np.array(grids)}
+    for key, spec in specs.items():
         split = load_splits(spec.dataset, settings.data_roots)[1]
         numbers = list(dict.fromkeys([*show, *spread(measure, len(split))]))
-        found, images = measure_network(load_trained(spec, runs, settings), spec, split, numbers, settings)
+        found, images = measure_network(trained[key], spec, split, numbers, settings, grids)
         arrays |= {
             f"{key}.{name}": values[: len(show)] if name in SHOWN else values
             for name, values in found.items()
@@ -94,6 +102,12 @@ def measure_stages(
 
 
 SHOWN = ("stage1", "stage2", "stage3", "stage4", "groups")
+
+
+def common_grids(networks: Iterable[StagedModel]) -> list[Grid]:
+    """Per stage the coarsest grid that a network has: neighbours are then equally far apart in all."""
+    stages = zip(*([shape.grid for shape in network.shapes] for network in networks), strict=True)
+    return [(min(height for height, _ in grids), min(width for _, width in grids)) for grids in stages]
 
 
 def spread(count: int, images: int) -> list[int]:
@@ -110,12 +124,18 @@ def load_trained(spec: RunSpec, runs: Path, settings: ExecutionSettings) -> Stag
 
 @torch.no_grad()
 def measure_network(
-    staged: StagedModel, spec: RunSpec, split: Split, numbers: list[int], settings: ExecutionSettings
+    staged: StagedModel,
+    spec: RunSpec,
+    split: Split,
+    numbers: list[int],
+    settings: ExecutionSettings,
+    grids: list[Grid],
 ) -> tuple[Arrays, np.ndarray]:
     """One network's arrays, and the images as uint8 (N, H, W, 3).
 
     stage1..stage4 (N, h, w) energy of each stage; groups (N, 3, h, w) energy of its channel groups;
-    entropy, locality (4,); group_similarity (); stage_similarity (4, 4) linear CKA between its stages.
+    entropy, locality (4,) and group_similarity (), measured on `grids`; stage_similarity (4, 4) linear CKA
+    between its stages.
     """
     device = choose_device(settings)
     staged = staged.to(device)
@@ -129,7 +149,7 @@ def measure_network(
         for kept, feature in zip(maps, stages, strict=True):
             kept.append(feature.float().cpu())
         pictures.append(raw.expand(-1, 3, -1, -1).permute(0, 2, 3, 1))
-    arrays = describe([torch.cat(parts) for parts in maps])
+    arrays = describe([torch.cat(parts) for parts in maps], grids)
     return {**arrays, "stage_similarity": own.value().numpy()}, torch.cat(pictures).numpy()
 
 
@@ -138,17 +158,21 @@ def as_maps(staged: StagedModel, output: StagedOutput) -> list[Tensor]:
     return [to_map(feature, shape) for feature, shape in zip(output.stages, staged.shapes, strict=True)]
 
 
-def describe(features: list[Tensor]) -> Arrays:
-    """Energy maps and numbers of four stage features (N, C, H, W)."""
+def describe(features: list[Tensor], grids: list[Grid]) -> Arrays:
+    """Energy maps of four stage features (N, C, H, W) as they are, and their numbers on the common grids."""
     standard = [standardise(feature) for feature in features]
     groups = group_maps(standard[-1])
     energies = [energy_maps(feature) for feature in standard]
     return {
         **{f"stage{i}": energy.numpy() for i, energy in enumerate(energies, start=1)},
         "groups": groups.numpy(),
-        "entropy": np.array([float(spatial_entropy(energy).mean()) for energy in energies]),
-        "locality": np.array([locality(feature) for feature in standard]),
-        "group_similarity": np.array(group_similarity(groups)),
+        "entropy": np.array(
+            [float(spatial_entropy(pool(e, grid)).mean()) for e, grid in zip(energies, grids, strict=True)]
+        ),
+        "locality": np.array(
+            [locality(standardise(pool(f, grid))) for f, grid in zip(features, grids, strict=True)]
+        ),
+        "group_similarity": np.array(group_similarity(pool(groups, grids[-1]))),
     }
 
 
@@ -236,7 +260,9 @@ def fused_features(
 def write_arrays(path: Path, arrays: Arrays) -> None:
     """Publish the arrays as a compressed .npz, whole or not at all."""
     make_folder(path.parent)
-    write_file(path, lambda file: np.savez_compressed(file, **arrays))
+    archive = io.BytesIO()
+    np.savez_compressed(archive, **arrays)
+    write_bytes(path, archive.getvalue())
 
 
 def read_networks(pairs: list[str]) -> dict[str, str]:

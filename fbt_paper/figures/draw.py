@@ -85,7 +85,7 @@ def paint_features(plan: FigurePlan, drawing: Drawing) -> list[Path]:
         }
     )
     claims = [
-        (c.statement, c.quantity, c.first_group, c.first, c.second_group, c.second, c.holds)
+        (c.statement, c.quantity, c.first_group, c.first, c.second_group, c.second, c.holds, c.positions)
         for c in features.check_claims(networks, arrays)
     ]
     return [

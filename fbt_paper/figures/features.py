@@ -24,7 +24,16 @@ Arrays = Mapping[str, Array]
 STAGES = (1, 2, 3, 4)
 GROUPS = (1, 2, 3)
 HEADER = ("network", "family", "quantity", "stage", "value")
-CLAIM_HEADER = ("statement", "quantity", "first_group", "first", "second_group", "second", "holds")
+CLAIM_HEADER = (
+    "statement",
+    "quantity",
+    "first_group",
+    "first",
+    "second_group",
+    "second",
+    "holds",
+    "positions",
+)
 MARKERS = {"cnn": ("o", "-"), "msa": ("s", "--"), "mlp": ("^", ":")}
 
 
@@ -115,6 +124,8 @@ class Claim:
     first: float
     second_group: str
     second: float
+    positions: str = ""
+    """On how many positions of a stage it is measured; empty where positions play no part."""
 
     @property
     def holds(self) -> bool:
@@ -144,10 +155,26 @@ def check_claims(networks: Sequence[Shown], arrays: Arrays) -> list[Claim]:
         ),
     ]
     return [
-        Claim(statement, quantity, a[0], _mean(quantity, a[1], arrays), b[0], _mean(quantity, b[1], arrays))
+        Claim(
+            statement,
+            quantity,
+            a[0],
+            _mean(quantity, a[1], arrays),
+            b[0],
+            _mean(quantity, b[1], arrays),
+            say_positions(quantity, arrays),
+        )
         for statement, quantity, a, b in rows
         if a[1] and b[1]
     ]
+
+
+def say_positions(quantity: str, arrays: Arrays) -> str:
+    """The common grids that a quantity is measured on, stage by stage: 4 x 4, 2 x 2."""
+    if quantity == "stage_similarity" or "grids" not in arrays:
+        return ""
+    grids = [f"{height} x {width}" for height, width in arrays["grids"]]
+    return grids[-1] if quantity == "group_similarity" else ", ".join(grids)
 
 
 def _mean(quantity: str, networks: Sequence[Shown], arrays: Arrays) -> float:
@@ -164,7 +191,7 @@ def draw_numbers(networks: Sequence[Shown], arrays: Arrays, note: str) -> Figure
     for axes, quantity, label in zip(
         grid[0],
         ("entropy", "locality"),
-        ("spatial entropy (1 = even)", "locality (neighbours - all)"),
+        ("spatial entropy (1 = even)", "locality (neighbours - all pairs)"),
         strict=True,
     ):
         for network in networks:
@@ -178,7 +205,9 @@ def draw_numbers(networks: Sequence[Shown], arrays: Arrays, note: str) -> Figure
     )
     grid[1][0].set_xlabel("similarity of stages (mean CKA)")
     _draw_bars(grid[1][1], networks, styles, [float(arrays[f"{n.key}.group_similarity"]) for n in networks])
-    grid[1][1].set_xlabel("similarity of channel groups (correlation)")
+    where = say_positions("group_similarity", arrays)
+    over = f" over {where} positions" if where else ""
+    grid[1][1].set_xlabel(f"similarity of channel groups (correlation{over})")
     handles = [pyplot.Line2D([], [], **styles[network.key]) for network in networks]
     figure.legend(
         handles,

@@ -85,6 +85,12 @@ def test_shapes_of_all_arrays(stages):
         assert stages[f"{key}.entropy"].shape == stages[f"{key}.locality"].shape == (4,)
         assert stages[f"{key}.stage_similarity"].shape == (4, 4)
         assert stages[f"{key}.group_similarity"].shape == ()
+    assert stages["grids"].tolist() == [
+        [4, 4],
+        [4, 4],
+        [4, 4],
+        [2, 2],
+    ]  # the coarser of the two, stage by stage
 
 
 def test_values_are_where_they_can_be(stages):
@@ -98,10 +104,18 @@ def test_values_are_where_they_can_be(stages):
 def test_shown_images_are_the_ones_asked_for(runs, stages):
     spec = features.read_spec(runs[0], runs[1]["resnet18"])
     split = load_splits(spec.dataset, {})[1]
-    shown = stages["images"][0][::2, ::2, 0]  # doubled from 32 x 32 with a border of 2
-    assert np.array_equal(
-        shown[2:-2, 2:-2], np.asarray(split.picture(3))[-28:, -28:, 0][:28, :28]
-    ) or np.array_equal(shown, np.asarray(split.picture(3))[..., 0])
+    pictures = [shown_picture(split, number, stages["images"].shape[1]) for number in (3, 0, 1)]
+    assert np.array_equal(stages["images"][0], pictures[0])
+    assert np.array_equal(stages["images"][1], pictures[1])
+    assert not np.array_equal(pictures[0], pictures[2])
+
+
+def shown_picture(split, number: int, side: int) -> np.ndarray:
+    """A test image as the engine resizes it, once more with a batch of its own."""
+    spec = make_spec()
+    (raw, _), *_ = features.load_images(spec, split, [number], torch.device("cpu"))
+    assert raw.shape[-1] == side
+    return raw[0].expand(3, -1, -1).permute(1, 2, 0).numpy()
 
 
 @pytest.mark.parametrize("run", ["to_cnn", "to_vit"])

@@ -12,6 +12,7 @@ from fbt_core.feature_numbers import (
     group_maps,
     group_similarity,
     locality,
+    pool,
     spatial_entropy,
     standardise,
     unbiased_hsic,
@@ -104,3 +105,12 @@ def test_unbiased_hsic_against_the_formula_by_hand():
 def test_gram_is_centred():
     gram = centred_gram(random_feature(6, 3, 2, 2) + 4)
     assert gram.sum(0).abs().max() < 1e-6
+
+
+def test_the_same_content_is_as_local_on_a_fine_grid_as_on_a_coarse_one():
+    """Neighbours on a fine grid are nearer to each other; on the common grid both say the same."""
+    coarse = random_feature(8, 6, 4, 4, seed=4)
+    fine = coarse.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    assert locality(standardise(fine)) > locality(standardise(coarse)) + 0.2
+    assert locality(standardise(pool(fine, (4, 4)))) == pytest.approx(locality(standardise(coarse)), abs=1e-5)
+    assert pool(coarse, (4, 4)) is coarse

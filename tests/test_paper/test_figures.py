@@ -101,6 +101,7 @@ SHOWN = [
 def made_up_arrays(images: int = 2) -> dict[str, np.ndarray]:
     draws = np.random.default_rng(0)
     arrays: dict[str, np.ndarray] = {"images": draws.integers(0, 255, (images, 64, 64, 3), dtype=np.uint8)}
+    arrays["grids"] = np.array([(4, 4), (4, 4), (4, 4), (2, 2)])
     for network in SHOWN:
         sides = (16, 8, 4, 2) if network.hierarchical else (4, 4, 4, 4)
         for stage, side in enumerate(sides, start=1):
@@ -339,6 +340,7 @@ def test_numbers_and_claims():
     assert (local.first, local.second, local.holds) == (pytest.approx(0.9), pytest.approx(0.1), True)
     assert (uniform.first, uniform.second, uniform.holds) == (pytest.approx(0.9), pytest.approx(0.25), True)
     assert not groups.holds  # all alike: the claim does not hold
+    assert (local.positions, uniform.positions, groups.positions) == ("4 x 4, 4 x 4, 4 x 4, 2 x 2", "", "2 x 2")
 
 
 def test_similarity_rows_hold_every_value():
