@@ -64,8 +64,8 @@ def _notes(plan: Plan, tables: Sequence[str], bill: Bill, tflops: float) -> list
         ]
     notes.append(
         "From counted MACs, 2 FLOPs each: one training step of each method on each pair with all its extra\n"
-        "modules (CRD's memory banks too), and the evaluation after every epoch. GPU hours at "
-        f"{tflops:g} TFLOP/s\nsustained per GPU (an assumption: --tflops takes what you measured)."
+        "modules (CRD's memory banks too), and the evaluation after every epoch.\n"
+        f"GPU hours at {tflops:g} TFLOP/s sustained per GPU (an assumption: --tflops takes what you measured)."
     )
     if bill.uncounted:
         notes.append(

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from fbt_core.methods.registry import method_traits
+from fbt_core.spec import ENGINE_REVISION
 from fbt_paper import compare, render
 from fbt_paper.collect import Collected, Entry, collect
 from fbt_paper.config import ConfigError, load
@@ -102,17 +104,17 @@ def test_a_broken_result_names_its_file(runs):
             "mixes versions of torch: 2.6, 2.9",
         ),
         ({"execution": {"device": "cuda"}}, "mixes devices: cpu, cuda"),
-        ("engine", "mixes revisions of the engine: 1, 7"),
-        ("method", "mixes revisions of fbt: 1, 7"),
+        ("engine", f"mixes revisions of the engine: {ENGINE_REVISION}, 99"),
+        ("method", f"mixes revisions of fbt: {method_traits('fbt')['revision']}, 99"),
     ],
 )
 def test_a_table_that_mixes_revisions_or_versions_warns(runs, change, warning):
     run = PLAN.tables["table5"].runs[0]
     spec = PLAN.runs[run].model_dump(mode="json")
     if change == "engine":
-        change = {"spec": {**spec, "engine_revision": 7}}
+        change = {"spec": {**spec, "engine_revision": 99}}
     if change == "method":
-        change = {"spec": {**spec, "method": {**spec["method"], "revision": 7}}}
+        change = {"spec": {**spec, "method": {**spec["method"], "revision": 99}}}
     (runs / run / "metrics.json").unlink()
     (runs / run).rmdir()
     write_metrics(runs, run, 80.0, **change)
