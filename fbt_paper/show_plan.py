@@ -65,7 +65,7 @@ def _notes(plan: Plan, tables: Sequence[str], bill: Bill, tflops: float) -> list
     notes.append(
         "From counted MACs, 2 FLOPs each: one training step of each method on each pair with all its extra\n"
         "modules (CRD's memory banks too), and the evaluation after every epoch.\n"
-        f"GPU hours at {tflops:g} TFLOP/s sustained per GPU (an assumption: --tflops takes what you measured)."
+        f"GPU hours at {tflops:g} TFLOP/s sustained per GPU (assumed: --tflops takes what you measured)."
     )
     if bill.uncounted:
         notes.append(
