@@ -16,6 +16,8 @@ from fbt_paper.schema import AccuracyTable
 from fbt_paper.workflow import Flow
 
 PAGES = {"index": "all", "grid": "grid"}
+ORDER = ("taxonomy", "features", "similarity", "curves")
+"""The paper's numbered figures come first."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ class FigurePlan:
         """Names of the drawings on a page: of its tables, and on the main page those of no table."""
         tables = self.tables(page)
         own = [name for name, d in self.drawings.items() if d.table in tables]
-        return own if page == "grid" else [n for n, d in self.drawings.items() if not d.table or n in own]
+        chosen = own if page == "grid" else [n for n, d in self.drawings.items() if not d.table or n in own]
+        return sorted(chosen, key=lambda name: ORDER.index(self.drawings[name].kind))
 
     def tables(self, page: str) -> tuple[str, ...]:
         """Tables of a page: of `snakemake all`, or of the grids."""
@@ -133,6 +136,18 @@ class FigurePlan:
         kind = self.drawings[name].kind
         extra = {"features": ["_numbers"], "curves": ["_losses", "_gaps"]}.get(kind, [])
         return [f"{self.folder}/{name}{ending}" for ending in ["", *extra]]
+
+    def data(self, name: str) -> dict[str, list[str]]:
+        """The numbers beside each picture of a drawing: files by the picture's stem."""
+        first, *others = self.pictures(name)
+        kind = self.drawings[name].kind
+        files = {stem: [f"{stem}.csv"] for stem in (first, *others)}
+        if kind == "features":
+            files[first] = [f"{first}.npz"]
+            files[others[0]].append(f"{first}_claims.csv")
+        if kind == "similarity":
+            files[first].append(f"{first}.npz")
+        return files
 
     def target(self, page: str) -> list[str]:
         """All files of a page's figures."""

@@ -37,7 +37,7 @@ def render_page(content: Record) -> str:
         **content,
         style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
         script=Markup((FOLDER / "page.js").read_text(encoding="utf-8")),
-        data=embed({"runs": content["runs"], "results": content["results"], "copies": copies(content)}),
+        data=embed({"runs": content["runs"], "again": content["again"], "copies": copies(content)}),
     )
     return html
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
-import csv
+import json
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ from markupsafe import Markup, escape
 
 from fbt_paper.collect import Collected, Entry, collect
 from fbt_paper.cost_table import Costs, collect_costs
-from fbt_paper.figures.plan import FigurePlan
+from fbt_paper.figures.draw import claims_file
+from fbt_paper.figures.plan import Drawing, FigurePlan
+from fbt_paper.page import words
+from fbt_paper.plan import Plan
 from fbt_paper.reference import STATUS_MARKS, legend
 from fbt_paper.render import (
     COST_HEAD,
@@ -32,7 +36,7 @@ POINTS = 60
 """A curve on the page has at most so many points; the whole history is in the run's metrics.json."""
 LOG_LINES = 12
 SYMBOL = re.compile(r"\b([LK])_([A-Za-z]+)\b")
-PICTURE_TITLES = {"": "", "_numbers": "numbers", "_losses": "loss terms", "_gaps": "ours against the paper"}
+PICTURE_TITLES = {"": "", "_numbers": "numbers", "_losses": "losses", "_gaps": "ours against the paper"}
 
 
 def collect_tables(flow: Flow, keys: Iterable[str]) -> list[Collected | Costs]:
@@ -99,6 +103,7 @@ def describe_cell(table: Collected, row: str, column: str, name: str) -> Record:
         "paper": reference.value if reference else None,
         "mark": STATUS_MARKS[reference.status] if reference else "",
         "gap": signed(entry.gap),
+        "gap_value": entry.gap,
         "runs": list(entry.runs),
         "note": "; ".join(part for part in (entry.note, reference.note if reference else "") if part),
         "source": reference.source if reference else "",
@@ -134,10 +139,11 @@ def _describe_costs(costs: Costs) -> Record:
 # ---------------------------------------------------------------- runs
 
 
-def list_runs(tables: Iterable[Collected | Costs]) -> list[str]:
-    """Ids of all runs behind the tables' cells, each once."""
+def list_runs(tables: Iterable[Collected | Costs], plan: Plan) -> list[str]:
+    """Ids of all runs behind the tables' cells and of those they need, e.g. their teachers; each once."""
     entries = [entry for table in tables if isinstance(table, Collected) for entry in table.entries.values()]
-    return list(dict.fromkeys(run for entry in entries for run in entry.runs))
+    shown = list(dict.fromkeys(run for entry in entries for run in entry.runs))
+    return list(dict.fromkeys([*shown, *plan.needed(shown)]))
 
 
 def describe_run(runs: Path, run: str) -> Record:
@@ -153,7 +159,9 @@ def describe_run(runs: Path, run: str) -> Record:
         "seconds": metrics.get("seconds"),
         "images_per_second": metrics.get("images_per_second"),
         "peak_memory_mb": metrics.get("peak_memory_mb"),
-        "spec": spec,
+        "parameters": metrics.get("parameters"),
+        "weights_sha256": metrics.get("weights_sha256"),
+        "spec": without_nulls(spec),
         "curves": thin_history(metrics.get("history") or []),
         "execution": {key: value for key, value in execution.items() if value not in (None, "", [])},
         "versions": provenance.get("versions") or {},
@@ -163,6 +171,13 @@ def describe_run(runs: Path, run: str) -> Record:
         "finished": provenance.get("finished"),
         "log": list(read_tail(runs / run / "log.txt", LOG_LINES)),
     }
+
+
+def without_nulls(value: Any) -> Any:
+    """The value without the keys that say nothing."""
+    if not isinstance(value, Mapping):
+        return value
+    return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
 
 
 def thin_history(history: Sequence[Record]) -> Record:
@@ -190,44 +205,34 @@ def describe_figures(figures: FigurePlan, page: str) -> list[Record]:
     """The page's figures with their pictures inside the page itself."""
     found = []
     for name in figures.drawn(page):
-        drawing, stems = figures.drawings[name], figures.pictures(name)
-        pictures = [describe_picture(drawing.title, stem, name) for stem in stems]
+        drawing, first = figures.drawings[name], Path(figures.pictures(name)[0])
+        claims = words.read_claims(claims_file(first)) if drawing.kind == "features" else []
         found.append(
             {
                 "key": name,
                 "title": pretty(drawing.title),
                 "caption": drawing.caption,
-                "pictures": pictures,
-                "claims": read_claims(Path(f"{stems[-1]}.csv")) if drawing.kind == "features" else [],
+                "pictures": [
+                    describe_picture(drawing, Path(stem), data) for stem, data in figures.data(name).items()
+                ],
+                "claims": claims,
             }
         )
     return found
 
 
-def read_claims(path: Path) -> list[str]:
-    """The appendix's statements about a features figure with the two measured means, one sentence each."""
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8") as file:
-        return [_say_claim(line) for line in csv.DictReader(file)]
-
-
-def _say_claim(line: Mapping[str, str]) -> str:
-    verdict = "as stated" if line["holds"] == "True" else "not as stated"
-    first = f"{line['first_group']} {float(line['first']):.2f}"
-    second = f"{line['second_group']} {float(line['second']):.2f}"
-    return f"{line['statement']}: {verdict} ({line['quantity'].replace('_', ' ')}: {first}, {second})."
-
-
-def describe_picture(title: str, stem: str, name: str) -> Record:
-    """One PNG as a data URI, with its alternative text and where its PDF and its numbers lie."""
-    part = PICTURE_TITLES.get(Path(stem).name.removeprefix(name), "")
-    content = base64.b64encode(Path(f"{stem}.png").read_bytes()).decode("ascii")
+def describe_picture(drawing: Drawing, stem: Path, data: Sequence[str]) -> Record:
+    """One PNG as a data URI, what it shows in words, and links to its PDF and its numbers."""
+    part = stem.name.removeprefix(drawing.name)
+    content = base64.b64encode(stem.with_name(f"{stem.name}.png").read_bytes()).decode("ascii")
+    name = plain(", ".join(filter(None, [drawing.title, PICTURE_TITLES.get(part, "")])))
+    said = words.describe_figure(drawing.kind, part, stem, stem.with_name(drawing.name))
+    files = [stem.with_name(f"{stem.name}.pdf"), *map(Path, data)]
     return {
         "uri": f"data:image/png;base64,{content}",
-        "alt": plain(f"{title}, {part}" if part else title),
-        "part": part,
-        "file": f"figures/{Path(stem).name}.pdf",
+        "alt": f"{name}. {said}" if said else name,
+        "part": PICTURE_TITLES.get(part, ""),
+        "files": [(f"figures/{path.name}", path.suffix[1:].upper(), path.name) for path in files],
     }
 
 
@@ -238,17 +243,32 @@ def describe_page(flow: Flow, page: str) -> Record:
     """Everything the template needs."""
     figures = FigurePlan(flow)
     tables = collect_tables(flow, figures.tables(page))
-    runs = {run: describe_run(Path(flow.runs), run) for run in list_runs(tables)}
+    runs = {run: describe_run(Path(flow.runs), run) for run in list_runs(tables, flow.plan)}
     return {
         "title": "FBT: measured and printed" if page == "index" else "FBT: the grids, measured and printed",
         "scale": flow.scale,
         "smoke_label": SMOKE_LABEL if flow.scale == "smoke" else "",
+        "gap_name": "gap (smoke)" if flow.scale == "smoke" else "gap",
         "facts": facts(flow, runs),
         "tables": [describe_table(table) for table in tables],
         "figures": describe_figures(figures, page),
         "runs": runs,
-        "results": flow.results,
+        "again": train_again(flow),
     }
+
+
+def train_again(flow: Flow) -> dict[str, str]:
+    """What trains a run again: its folder, which goes first, and the command; RUN stands for the run's id."""
+    where = "--profile slurm" if flow.scale == "paper" else "--cores 2"
+    given = {**flow.given, "scale": flow.scale}
+    changes = " ".join(shlex.quote(f"{key}={_as_text(value)}") for key, value in given.items())
+    folder = f"{flow.runs}/RUN"
+    # the target comes before --config, which takes all that follows
+    return {"folder": folder, "command": f"snakemake {where} {folder}/metrics.json --config {changes}"}
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def facts(flow: Flow, runs: Mapping[str, Record]) -> dict[str, str]:

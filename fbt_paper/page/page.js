@@ -29,9 +29,13 @@ function numberOf(text) {
 
 // ---------------------------------------------------------------- sorting
 
+function measureOf(table) {
+  return table.closest("section").querySelector("[data-measure]")?.value ?? "value";
+}
+
 function valueOf(row, column) {
   const cell = row.cells[column];
-  const text = cell.dataset.value ?? cell.textContent;
+  const text = cell.dataset[measureOf(row.closest("table"))] ?? cell.dataset.value ?? cell.textContent;
   const number = numberOf(text);
   return number === null ? text.trim().toLowerCase() : number;
 }
@@ -52,18 +56,29 @@ function order(table, key, sign = 1) {
 }
 
 function sortBy(button) {
-  const table = button.closest("table");
   const heading = button.closest("th");
   const column = Number(button.dataset.column);
   const first = column === 0 ? "ascending" : "descending";
   const other = first === "ascending" ? "descending" : "ascending";
-  const direction = heading.getAttribute("aria-sort") === first ? other : first;
+  sortTo(button, heading.getAttribute("aria-sort") === first ? other : first);
+}
+
+function sortTo(button, direction) {
+  const table = button.closest("table");
+  const column = Number(button.dataset.column);
   for (const cell of table.tHead.rows[0].cells) cell.removeAttribute("aria-sort");
-  heading.setAttribute("aria-sort", direction);
+  button.closest("th").setAttribute("aria-sort", direction);
   order(table, (row) => valueOf(row, column), direction === "ascending" ? 1 : -1);
   const reset = table.closest("section").querySelector("[data-reset]");
   if (reset) reset.hidden = false;
-  say(`Sorted by ${button.textContent.trim()}, ${direction}.`);
+  const what = column && measureOf(table) !== "value" ? `, ${measureOf(table)}` : "";
+  say(`Sorted by ${button.textContent.trim()}${what}, ${direction}.`);
+}
+
+function changeMeasure(choice) {
+  const heading = choice.closest("section").querySelector("th[aria-sort]");
+  if (heading) sortTo(heading.querySelector(".sort"), heading.getAttribute("aria-sort"));
+  else say(`Headings sort by ${choice.value}.`);
 }
 
 function resetOrder(button) {
@@ -122,18 +137,49 @@ function showText(text, heading) {
 
 function openCell(button) {
   opener = button;
-  const ids = button.dataset.runs.split(" ");
-  title.textContent = button.dataset.name;
   const notes = [button.dataset.note, button.dataset.source && `Printed number: ${button.dataset.source}`];
+  shown = [];
+  show({ heading: button.dataset.name, notes: notes.filter(Boolean), ids: button.dataset.runs.split(" ") });
+  history.replaceState(null, "", `#cell=${button.dataset.id}`);
+}
+
+// What the dialog has shown, the present last: a run that another one needs can be opened and left again.
+let shown = [];
+
+function show(view) {
+  shown.push(view);
+  const back = shown.length > 1 && make("button", { type: "button", "data-back": "" }, `Back to ${shown.at(-2).heading}`);
+  title.textContent = view.heading;
   body.replaceChildren(
-    ...notes.filter(Boolean).map((note) => make("p", {}, note)),
-    make("div", { class: "curves" }, ...drawCurves(ids)),
-    ...ids.map(describeRun),
+    ...(back ? [back] : []),
+    ...view.notes.map((note) => make("p", {}, note)),
+    make("div", { class: "curves" }, ...drawCurves(view.ids)),
+    ...view.ids.map(describeRun),
   );
-  dialog.showModal();
+  if (!dialog.open) dialog.showModal();
   dialog.scrollTop = 0;
   title.focus();
-  history.replaceState(null, "", `#cell=${button.dataset.id}`);
+}
+
+function goBack() {
+  shown.pop();
+  show(shown.pop());
+}
+
+function neededRuns(spec) {
+  const needed = { "Its teacher": spec.teacher?.weights, "It starts from": spec.student?.weights };
+  return Object.entries(needed)
+    .map(([name, weights]) => [name, String(weights).startsWith("run:") && weights.slice(4)])
+    .filter(([, id]) => data.runs[id]);
+}
+
+function linkRun([name, id]) {
+  return make("p", {}, `${name}: `, make("button", { type: "button", class: "needed", "data-run": id }, id));
+}
+
+function howAgain(id) {
+  const named = (text) => make("code", {}, text.replaceAll("RUN", id));
+  return make("p", {}, "To train it again, delete the folder ", named(data.again.folder), ", then call ", named(data.again.command));
 }
 
 function describeRun(id) {
@@ -141,7 +187,8 @@ function describeRun(id) {
   const section = make("section", { class: "run" }, make("h3", {}, `Seed ${run.seed}: `, make("code", {}, id)));
   section.append(
     list(results(run)),
-    make("p", {}, "Trained again by ", make("code", {}, `snakemake --cores 2 ${data.results}/runs/${id}/metrics.json`)),
+    ...neededRuns(run.spec).map(linkRun),
+    howAgain(id),
     fold("Recipe", list(flatten(run.spec.recipe ?? {}))),
     fold("Whole spec", make("pre", { tabindex: "0" }, JSON.stringify(run.spec, null, 1))),
     fold("Versions and machine", list({ ...run.versions, ...flatten(run.execution) })),
@@ -159,6 +206,8 @@ function results(run) {
     "wall time": duration(run.seconds),
     "speed": run.images_per_second && `${Math.round(run.images_per_second)} images/s`,
     "peak memory": run.peak_memory_mb && `${Math.round(run.peak_memory_mb)} MB`,
+    "parameters": run.parameters && run.parameters.toLocaleString("en"),
+    "weights (sha256)": run.weights_sha256,
     "code": run.git_sha && `${run.git_sha}${run.git_dirty ? " with uncommitted changes" : ""}`,
     "started": run.started,
     "finished": run.finished,
@@ -175,7 +224,8 @@ function duration(seconds) {
 function flatten(value, prefix = "", found = {}) {
   for (const [key, item] of Object.entries(value)) {
     const path = prefix ? `${prefix}.${key}` : key;
-    if (item !== null && typeof item === "object" && !Array.isArray(item)) flatten(item, path, found);
+    if (item === null) continue;
+    if (typeof item === "object" && !Array.isArray(item)) flatten(item, path, found);
     else found[path] = Array.isArray(item) ? item.join(", ") : String(item);
   }
   return found;
@@ -202,9 +252,10 @@ const COLOURS = ["var(--first)", "var(--second)", "#009e73", "#b5547f", "#7a5cc0
 function drawCurves(ids) {
   const accuracy = ids.map((id) => ({ name: `seed ${data.runs[id].seed}`, x: data.runs[id].curves.epoch, y: data.runs[id].curves.top1 }));
   const charts = [chart("Top-1 accuracy (%) by epoch", accuracy)];
-  const first = data.runs[ids[0]];
-  const terms = Object.entries(first.curves.terms).map(([name, y]) => ({ name, x: first.curves.epoch, y }));
-  if (terms.length) charts.push(chart(`Loss terms by epoch (seed ${first.seed})`, terms));
+  for (const run of ids.map((id) => data.runs[id])) {
+    const terms = Object.entries(run.curves.terms).map(([name, y]) => ({ name: name.replaceAll("_", " "), x: run.curves.epoch, y }));
+    if (terms.length) charts.push(chart(`Loss terms by epoch (seed ${run.seed})`, terms));
+  }
   return charts.filter(Boolean);
 }
 
@@ -269,9 +320,14 @@ function ticks(low, high, count) {
   if (low === high) return [low];
   const raw = (high - low) / count;
   const power = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= raw);
+  const sizes = [10, 5, 2, 1, 0.5].map((factor) => factor * power).filter((size) => size <= 2.5 * raw);
+  const found = sizes.map((step) => multiples(low, high, step));
+  return found.find((values) => values.length >= 3) ?? found.at(-1);
+}
+
+function multiples(low, high, step) {
   const found = [];
-  for (let value = Math.ceil(low / step) * step; value <= high + step * 1e-6; value += step) found.push(Number(value.toPrecision(12)));
+  for (let i = Math.ceil(low / step - 1e-6); i * step <= high + step * 1e-6; i += 1) found.push(Number((i * step).toPrecision(12)));
   return found;
 }
 
@@ -288,8 +344,11 @@ document.addEventListener("click", (event) => {
   else if (button.matches("[data-copy]")) copy(button);
   else if (button.matches("[data-reset]")) resetOrder(button);
   else if (button.matches("button.cell")) openCell(button);
+  else if (button.matches("[data-run]")) show({ heading: `Run ${button.dataset.run}`, notes: [], ids: [button.dataset.run] });
+  else if (button.matches("[data-back]")) goBack();
   else if (button.id === "close") close();
 });
+document.addEventListener("change", (event) => { if (event.target.matches("[data-measure]")) changeMeasure(event.target); });
 dialog.addEventListener("click", (event) => { if (event.target === dialog) close(); });
 dialog.addEventListener("close", () => {
   if (location.hash.startsWith("#cell=")) history.replaceState(null, "", location.pathname + location.search);

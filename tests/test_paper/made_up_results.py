@@ -189,9 +189,9 @@ def write_costs(path: Path, rows: tuple[str, ...], blocks: tuple[str, ...]) -> N
     path.write_text(json.dumps({"rows": dict.fromkeys(rows, entry)}))
 
 
-def write_scale(flow: Any) -> None:
-    """Results for every table of `snakemake all` of a Flow: runs that are done, and the cost count."""
-    tables = [flow.plan.tables[key] for key in flow.plan.all_tables]
+def write_scale(flow: Any, keys: tuple[str, ...] = ()) -> None:
+    """Results for tables of a Flow (all of `snakemake all`): runs that are done, and the cost count."""
+    tables = [flow.plan.tables[key] for key in keys or flow.plan.all_tables]
     runs = flow.plan.needed(run for table in tables for run in table.runs)
     for place, run in enumerate(runs):
         write_run(Path(flow.runs), flow.spec(run), top1=60.0 + place % 30)

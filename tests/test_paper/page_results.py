@@ -10,15 +10,15 @@ from fbt_paper.workflow import Flow
 from tests.test_paper.made_up_results import PIXEL, write_scale
 
 
-def write_results(folder: Path, pictures: bool = True) -> Flow:
+def write_results(folder: Path, pictures: bool = True, page: str = "index") -> Flow:
     """A Flow whose results lie in `folder` (its paths are made absolute), pictures being single pixels."""
     here = Path.cwd()
     flow = Flow({}, here / "config")
     flow.results = os.fspath(folder / "results" / flow.scale)
     flow.runs = f"{flow.results}/runs"
-    write_scale(flow)
+    write_scale(flow, FigurePlan(flow).tables(page))
     figures = FigurePlan(flow)
-    for name in figures.drawn("index") if pictures else ():
+    for name in figures.drawn(page) if pictures else ():
         for stem in figures.pictures(name):
             Path(stem).parent.mkdir(parents=True, exist_ok=True)
             Path(f"{stem}.png").write_bytes(PIXEL)

@@ -340,7 +340,11 @@ def test_numbers_and_claims():
     assert (local.first, local.second, local.holds) == (pytest.approx(0.9), pytest.approx(0.1), True)
     assert (uniform.first, uniform.second, uniform.holds) == (pytest.approx(0.9), pytest.approx(0.25), True)
     assert not groups.holds  # all alike: the claim does not hold
-    assert (local.positions, uniform.positions, groups.positions) == ("4 x 4, 4 x 4, 4 x 4, 2 x 2", "", "2 x 2")
+    assert (local.positions, uniform.positions, groups.positions) == (
+        "4 x 4, 4 x 4, 4 x 4, 2 x 2",
+        "",
+        "2 x 2",
+    )
 
 
 def test_similarity_rows_hold_every_value():

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from pathlib import Path
 
 import pytest
 
-from fbt_paper.page import content
+from fbt_paper.figures import draw
+from fbt_paper.figures.plan import FigurePlan
+from fbt_paper.page import content, words
 from fbt_paper.page.build import embed, write_page
 from fbt_paper.workflow import Flow
 from tests.test_paper.made_up_results import make_history, write_scale
@@ -33,7 +36,8 @@ def data(page: str) -> dict:
 def test_no_address_in_the_page_leads_to_a_network(page):
     addresses = re.findall(r'(?:src|href|action|poster)="([^"]*)"', page)
     assert addresses
-    assert all(address.startswith(("#", "data:")) for address in addresses)
+    assert all(address.startswith(("#", "data:", "figures/")) for address in addresses)
+    assert not re.search(r'(?:src|action|poster)="figures/', page)  # links for people, which nothing loads
     assert not re.search(r"url\((?!['\"]?data:)|@import|fetch\(|XMLHttpRequest|<iframe|<base", page)
 
 
@@ -52,7 +56,8 @@ def test_a_cell_says_ours_paper_and_gap(flow, page):
     text = " ".join(re.sub(r"<[^>]+>", " ", cell).split())
     assert f"ours {entry.mean:.2f}" in text
     assert "paper 81.61" in text
-    assert f"gap {entry.gap:+.2f}" in text
+    assert f"gap (smoke) {entry.gap:+.2f}" in text
+    assert f'data-gap="{entry.gap}"' in page and f'data-paper="{entry.reference.value}"' in page
     assert f'data-runs="{entry.runs[0]}"' in cell
 
 
@@ -64,11 +69,13 @@ def test_seeds_give_a_deviation(page):
 
 def test_each_run_brings_spec_recipe_versions_code_time_and_log(flow, data):
     shown = {run for key in flow.plan.all_tables for run in flow.plan.tables[key].runs}
-    assert set(data["runs"]) == shown
+    assert set(data["runs"]) == set(flow.plan.needed(shown)) > shown  # teachers that no cell shows, too
     run = next(iter(data["runs"].values()))
     epochs = run["spec"]["recipe"]["epochs"]
     assert run["versions"]["torch"] == "2.14.1" and run["git_sha"].startswith("c0ffee")
     assert run["seconds"] == 40.0 and run["seed"] == 0
+    assert (run["parameters"], run["weights_sha256"]) == (12345, "ab" * 32)
+    assert "null" not in json.dumps([run["spec"] for run in data["runs"].values()])
     assert run["log"][-1].startswith(f"epoch {epochs}")
     assert run["curves"]["epoch"] == list(range(1, epochs + 1))
 
@@ -76,10 +83,89 @@ def test_each_run_brings_spec_recipe_versions_code_time_and_log(flow, data):
 def test_it_says_what_it_is(page):
     line = re.sub(r"<[^>]+>", " ", re.search(r'<p class="facts">.*?</p>', page, re.S)[0])
     assert "scale smoke" in " ".join(line.split())
+    assert "recipe set smoke" in " ".join(line.split())
     assert "results of 2026-11-22" in " ".join(line.split())
     assert "they are not the paper's" in re.search(r'<p class="smoke".*?</p>', page, re.S)[0].replace(
         "&#39;", "'"
     )
+
+
+@pytest.mark.parametrize("recipes", ["ofa", "as_printed"])
+def test_at_scale_paper_it_says_which_recipes_and_nothing_of_smoke(recipes):
+    flow = Flow({"scale": "paper", "recipes": recipes})
+    facts = content.facts(
+        flow, {"run": {"finished": "2026-11-22T21:00:40", "git_sha": None, "git_dirty": None}}
+    )
+    assert facts == {"scale": "paper", "recipe set": recipes, "runs": "1", "results of": "2026-11-22"}
+
+
+def test_the_page_of_the_grids(tmp_path):
+    flow = write_results(tmp_path, page="grid")
+    page = write_page(flow, "grid").read_text(encoding="utf-8")
+    for key in flow.plan.target("grid"):
+        assert f'<section id="{key}"' in page
+    assert page.count("<img") == 3 * len(flow.plan.target("grid"))  # accuracy, losses and gaps of each
+    assert 'href="figures/curves_cifar100_losses.csv"' in page
+
+
+def test_numbered_figures_come_first_and_each_has_a_link(page):
+    figures = re.findall(r'<figure id="([^"]+)"', page)
+    assert figures[:2] == ["figure1", "figure2"]
+    assert figures[2].startswith("similarity_") and figures[-1].startswith("curves_")
+    contents = re.search(r"<nav.*?</nav>", page, re.S)[0]
+    assert re.findall(r'href="#([^"]+)"', contents)[-len(figures) :] == figures
+
+
+def test_under_each_picture_are_its_files(flow, page):
+    expected = {
+        "figure1": ["figure1.pdf", "figure1.csv"],
+        "figure2": [
+            "figure2.pdf",
+            "figure2.npz",
+            "figure2_numbers.pdf",
+            "figure2_numbers.csv",
+            "figure2_claims.csv",
+        ],
+        "curves_table4": [
+            f"curves_table4{part}.{end}" for part in ("", "_losses", "_gaps") for end in ("pdf", "csv")
+        ],
+    }
+    for key, files in expected.items():
+        figure = re.search(rf'<figure id="{key}".*?</figure>', page, re.S)[0]
+        assert re.findall(r'href="figures/([^"]+)"', figure) == files
+    rules = Path("workflow/rules/figures.smk").read_text()
+    for ending in ("_claims.csv", "_numbers.csv", "_losses.csv", "_gaps.csv", "}}.csv", "}}.npz"):
+        assert ending in rules  # what is linked is declared
+
+
+def test_how_a_run_is_trained_again(flow):
+    again = content.train_again(flow)
+    assert again["folder"] == f"{flow.runs}/RUN"
+    assert again["command"] == f"snakemake --cores 2 {flow.runs}/RUN/metrics.json --config scale=smoke"
+    paper = content.train_again(Flow({"scale": "paper", "recipes": "as_printed"}))
+    assert paper["command"].startswith(
+        "snakemake --profile slurm results/paper/runs/RUN/metrics.json --config "
+    )
+    assert set(paper["command"].split("--config ")[1].split()) == {"scale=paper", "recipes=as_printed"}
+
+
+def test_pictures_are_told_in_words(tmp_path):
+    flow = write_results(tmp_path)
+    figures = FigurePlan(flow)
+    for name in ("curves_table4", "figure1"):
+        draw.draw(figures, name)
+    drawing = figures.drawings["curves_table4"]
+    accuracy, losses, gaps = (
+        content.describe_picture(drawing, Path(stem), data)["alt"]
+        for stem, data in figures.data("curves_table4").items()
+    )
+    assert re.search(r"6 curves; after the last epoch from [\d.]+ % \(.+, .+\) to", accuracy)
+    assert "Terms: cross entropy, logits. Total loss after the last epoch:" in losses
+    entries = content.collect_tables(flow, ["table4"])[0].entries.values()
+    mean = statistics.fmean(entry.gap for entry in entries if entry.gap is not None)
+    assert f"mean gap (ours minus paper) {mean:+.2f}, widest" in gaps and "mathcal" not in gaps
+    (stem, data), *_ = figures.data("figure1").items()
+    assert "FBT" in content.describe_picture(figures.drawings["figure1"], Path(stem), data)["alt"]
 
 
 def test_copies_are_what_the_tables_files_hold(flow, data):
@@ -106,15 +192,15 @@ def test_headers_and_captions_for_screen_readers(page):
 def test_claims_are_told_with_their_numbers(tmp_path):
     path = tmp_path / "numbers.csv"
     path.write_text(
-        "statement,quantity,first_group,first,second_group,second,holds\n"
-        "CNNs are local,locality,CNN,0.353,MSA,0.2349,True\n"
-        "Groups differ,group_similarity,CNN,0.1,MSA,0.2,False\n"
+        "statement,quantity,first_group,first,second_group,second,holds,positions\n"
+        "CNNs are local,locality,CNN,0.353,MSA,0.2349,True,\n"
+        "Groups differ,group_similarity,CNN,0.1,MSA,0.2,False,2 x 2\n"
     )
-    assert content.read_claims(path) == [
+    assert words.read_claims(path) == [
         "CNNs are local: as stated (locality: CNN 0.35, MSA 0.23).",
-        "Groups differ: not as stated (group similarity: CNN 0.10, MSA 0.20).",
+        "Groups differ: not as stated (group similarity: CNN 0.10, MSA 0.20; on 2 x 2 positions).",
     ]
-    assert content.read_claims(tmp_path / "none.csv") == []
+    assert words.read_claims(tmp_path / "none.csv") == []
 
 
 def test_labels_become_symbols():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 
@@ -17,7 +18,7 @@ from selenium.webdriver import ActionChains, Keys  # noqa: E402
 from selenium.webdriver.chrome.service import Service  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.remote.webelement import WebElement  # noqa: E402
-from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
+from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
 
 FLAGS = (
     "--headless",
@@ -60,19 +61,26 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def page(browser: webdriver.Chrome, address: str) -> webdriver.Chrome:
+def page(browser: webdriver.Chrome, address: str) -> Iterator[webdriver.Chrome]:
+    """The page, freshly loaded; whatever a test does with it, the console stays silent."""
     browser.set_window_size(1200, 900)
     browser.get("about:blank")
     browser.get(address)
-    return browser
+    yield browser
+    assert noise(browser) == []
 
 
-def column(page: webdriver.Chrome, table: str, index: int) -> list[str]:
+def noise(browser: webdriver.Chrome) -> list[dict]:
+    return [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+
+
+def column(page: webdriver.Chrome, table: str, index: int, measure: str = "ours") -> list[str]:
     script = (
-        "return [...document.querySelectorAll(`#${arguments[0]} tbody tr`)].map((row) =>"
-        " row.cells[arguments[1]].dataset.value ?? row.cells[arguments[1]].textContent)"
+        "return [...document.querySelectorAll(`#${arguments[0]} tbody tr`)].map((row) => {"
+        " const cell = row.cells[arguments[1]];"
+        " return cell.dataset[arguments[2]] ?? cell.dataset.value ?? cell.textContent })"
     )
-    return page.execute_script(script, table, index)
+    return page.execute_script(script, table, index, measure)
 
 
 def press(page: webdriver.Chrome, element: WebElement) -> None:
@@ -87,8 +95,7 @@ def said(page: webdriver.Chrome) -> str:
 
 
 def test_no_console_message_and_no_request(page):
-    noise = [entry for entry in page.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
-    assert noise == []
+    assert noise(page) == []
     asked = page.execute_script("return performance.getEntriesByType('resource').map((entry) => entry.name)")
     assert [name for name in asked if not name.startswith("data:")] == []
 
@@ -107,6 +114,17 @@ def test_sorting_by_a_heading_and_back(page):
     press(page, page.find_element(By.CSS_SELECTOR, "#table4 [data-reset]"))
     assert column(page, "table4", 1) == printed
     assert page.find_elements(By.CSS_SELECTOR, "#table4 [aria-sort]") == []
+
+
+@pytest.mark.parametrize("measure", ["paper", "gap"])
+def test_sorting_by_the_printed_number_and_by_the_gap(page, measure):
+    press(page, page.find_elements(By.CSS_SELECTOR, "#table4 .sort")[1])
+    Select(page.find_element(By.CSS_SELECTOR, "#table4 [data-measure]")).select_by_value(measure)
+    values = [float(text) for text in column(page, "table4", 1, measure) if text]
+    assert len(values) > 3 and values == sorted(values, reverse=True)
+    ours = [float(text) for text in column(page, "table4", 1)]
+    assert ours != sorted(ours, reverse=True)
+    assert f"{measure}, descending" in said(page)
 
 
 def test_sorting_texts_of_the_cost_table(page):
@@ -157,26 +175,84 @@ def test_opening_a_cell_shows_its_runs(page):
     assert page.find_element(By.ID, "runs-title").text.startswith("Table 4: L MSE in the final features")
     assert len(dialog.find_elements(By.CSS_SELECTOR, ".run")) == 3
     text = dialog.text
-    for words in ("Seed 0", "Seed 2", "best top-1", "wall time", "c0ffee", "smoke_", "metrics.json"):
+    for words in ("Seed 0", "Seed 2", "best top-1", "wall time", "c0ffee", "fashion_mnist-", "12,345", "abab"):
         assert words in text
+    (folder,) = re.findall(r"delete the folder (\S+/runs/\S+-\w{10}),", text)[:1]
+    assert f"snakemake --cores 2 {folder}/metrics.json --config scale=smoke" in text
     charts = dialog.find_elements(By.CSS_SELECTOR, ".curves svg[role=img]")
     assert [chart.get_attribute("aria-label").split(":")[0] for chart in charts] == [
         "Top-1 accuracy (%) by epoch",
-        "Loss terms by epoch (seed 0)",
+        *(f"Loss terms by epoch (seed {seed})" for seed in (0, 1, 2)),
     ]
+    for chart in charts:
+        heights = {
+            text.get_attribute("y") for text in chart.find_elements(By.CSS_SELECTOR, "text[text-anchor=end]")
+        }
+        assert len(heights) >= 3
     for summary in dialog.find_elements(By.CSS_SELECTOR, ".run:first-of-type summary"):
         summary.click()
     opened = dialog.find_element(By.CSS_SELECTOR, ".run").text
     for words in ("optimizer.learning_rate", '"engine_revision"', "torch", "epoch 3 top-1"):
         assert words in opened
+    assert "null" not in opened
     page.find_element(By.ID, "close").click()
     assert dialog.get_attribute("open") is None
     assert page.switch_to.active_element == button
 
 
+def test_the_teachers_run_is_reached_from_a_cell_and_left_again(page):
+    open_cell(page, "table2/fbt/swin_t__resnet18")
+    dialog, cell = page.find_element(By.ID, "runs"), page.find_element(By.ID, "runs-title").text
+    link = dialog.find_element(By.CSS_SELECTOR, "[data-run]")
+    teacher = link.text
+    press(page, link)
+    assert page.find_element(By.ID, "runs-title").text == f"Run {teacher}"
+    assert [code.text for code in dialog.find_elements(By.CSS_SELECTOR, ".run h3 code")] == [teacher]
+    press(page, dialog.find_element(By.CSS_SELECTOR, "[data-back]"))
+    assert page.find_element(By.ID, "runs-title").text == cell
+    assert dialog.find_elements(By.CSS_SELECTOR, "[data-back]") == []
+
+
+TICKS = "const found = []; for (const [a, b] of arguments[0]) found.push(ticks(a, b, 4)); return found"
+
+
+def test_charts_have_three_ticks_at_least(page):
+    spans = [(1.01, 1.99), (0.9, 2.1), (80, 84.9), (0.0023, 0.0031), (0, 300), (61.2, 61.3)]
+    for (low, high), values in zip(spans, page.execute_script(TICKS, spans), strict=True):
+        assert 3 <= len(values) <= 9
+        assert low - 1e-3 <= min(values) and max(values) <= high + 1e-3 * high
+
+
+def tab_to(page: webdriver.Chrome, selector: str, at_most: int = 80) -> WebElement:
+    """Press Tab until the element that fits has the focus."""
+    for _ in range(at_most):
+        ActionChains(page).send_keys(Keys.TAB).perform()
+        if page.execute_script("return document.activeElement.matches(arguments[0])", selector):
+            return page.switch_to.active_element
+    raise AssertionError(f"{at_most} times Tab do not lead to {selector}")
+
+
+def press_shift_tab_to(page: webdriver.Chrome, selector: str, at_most: int = 20) -> None:
+    for _ in range(at_most):
+        ActionChains(page).key_down(Keys.SHIFT).send_keys(Keys.TAB).key_up(Keys.SHIFT).perform()
+        if page.execute_script("return document.activeElement.matches(arguments[0])", selector):
+            return
+    raise AssertionError(f"{at_most} times Shift-Tab do not lead to {selector}")
+
+
 def test_by_keyboard_alone(page):
-    button = page.find_element(By.CSS_SELECTOR, '[data-id="table2/fbt/swin_t__resnet18"]')
-    page.execute_script("arguments[0].focus()", button)
+    """From the top of the page by Tab: sort a table, back to the printed order, then open a cell."""
+    printed = column(page, "table2", 1)
+    heading = tab_to(page, "#table2 .sort[data-column='1']")
+    for expected in ("descending", "ascending"):
+        ActionChains(page).send_keys(Keys.ENTER).perform()
+        assert heading.find_element(By.XPATH, "..").get_attribute("aria-sort") == expected
+    values = [float(text) for text in column(page, "table2", 1)]
+    assert values == sorted(values)
+    press_shift_tab_to(page, "#table2 [data-reset]")
+    ActionChains(page).send_keys(Keys.SPACE).perform()
+    assert column(page, "table2", 1) == printed
+    button = tab_to(page, '[data-id="table2/fbt/swin_t__resnet18"]')
     ActionChains(page).send_keys(Keys.ENTER).perform()
     assert page.find_element(By.ID, "runs").get_attribute("open") is not None
     for _ in range(12):
@@ -221,6 +297,16 @@ def test_narrow_screens_never_scroll_sideways(page, address, width):
         assert page.execute_script("return document.documentElement.scrollWidth") <= width
         body = "const d = document.getElementById('runs'); return d.scrollWidth - d.clientWidth"
         assert page.execute_script(body) <= 0
+        page.find_element(By.ID, "close").click()
+        press(page, page.find_elements(By.CSS_SELECTOR, "#table4 .sort")[0])
+        assert said(page)
+        over = (
+            "const box = document.getElementById('said').getBoundingClientRect();"
+            "return [0.1, 0.5, 0.9].map((part) => document.elementFromPoint("
+            "box.left + part * box.width, box.top + box.height / 2).id)"
+        )
+        assert page.execute_script(over) == ["said"] * 3  # nothing lies over the message
+        assert page.execute_script("return document.getElementById('said').offsetWidth") > 0.5 * width
     finally:
         page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
