@@ -34,6 +34,17 @@ def test_job_that_died_without_a_head_is_submitted_again(tmp_path: Path) -> None
     assert "has failed meanwhile: train run=one: cancelled" in watched.said[-1]
 
 
+def test_job_that_has_left_an_error_is_no_running_one(tmp_path: Path) -> None:
+    """squeue may show it for some seconds more."""
+    watched = Watched(tmp_path)
+    earlier = watched.earlier()
+    watched.backend.left, watched.backend.answer = Result("RuleError: exit code 1"), Look("COMPLETING")
+    assert not earlier.known()
+    watched.backend.answer = Look("FAILED", True)
+    assert earlier.known()
+    assert not earlier.entries
+
+
 def reason(**changes: Any) -> Any:
     """Why Snakemake wants to run a job."""
     fields = dict.fromkeys(

@@ -67,7 +67,7 @@ class EarlierJobs:
             self._settle(entry, verdict)
             return True
         look = self.backend.look(entry)
-        return look is not None and not look.ended
+        return look is not None and not look.ended and not self.tracker.in_doubt(entry)
 
     def _find(self, entry: Entry) -> bool:
         """The head ended while it submitted: the job may be there all the same."""

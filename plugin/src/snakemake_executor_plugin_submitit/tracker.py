@@ -86,6 +86,10 @@ class Tracker:
             return self._judge_result(entry, result)
         return self._fail(entry, look.state, look.by_whom) if self._surely_ended(entry, look) else None
 
+    def in_doubt(self, entry: Entry) -> bool:
+        """Whether a job has left an error or looks ended, and its verdict is still to come."""
+        return entry.key in self._error_since or entry.key in self._ended_since
+
     def _has_result(self, entry: Entry) -> bool:
         return entry.result is not None and Path(entry.result).name in self._present
 
