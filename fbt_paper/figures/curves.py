@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 PANELS_ACROSS, PANELS_DOWN = 3, 8
 """A table with more columns or rows has no room for a panel per cell: its terms are on a page per column."""
 LEAST_TICKS, MOST_TICKS = 3, 6
+TICK_DIGITS = ((1.0, 2.0, 5.0), (1.0, 3.0), (1.0,))
 HEADER = ("row", "column", "run", "seed", "epoch", "quantity", "value")
 History = Sequence[Mapping[str, Any]]
 
@@ -170,18 +171,26 @@ def _draw_terms(
 
 
 def _use_log_scale(axes: Axes) -> None:
-    """A logarithmic axis with plain numbers at 1, 2, 5, at powers of ten, or evenly where it spans little."""
+    """A logarithmic axis with three to seven plain numbers; evenly spaced ones where it spans little."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
-    steps = [digit * 10.0**power for power in range(-12, 12) for digit in (1, 2, 5)]
-    shown = sum(low <= step <= high for step in steps)
-    if shown < LEAST_TICKS:
-        axes.yaxis.set_major_locator(ticker.MaxNLocator(4, min_n_ticks=LEAST_TICKS))
+    digits = [
+        chosen for chosen in TICK_DIGITS if LEAST_TICKS <= _count_ticks(low, high, chosen) <= MOST_TICKS
+    ]
+    if digits:
+        locator: ticker.Locator = ticker.LogLocator(subs=digits[0], numticks=20)
+    elif _count_ticks(low, high, TICK_DIGITS[0]) > MOST_TICKS:
+        locator = ticker.LogLocator(numticks=MOST_TICKS)
     else:
-        digits = (1.0, 2.0, 5.0) if shown <= MOST_TICKS else (1.0,)
-        axes.yaxis.set_major_locator(ticker.LogLocator(subs=digits, numticks=MOST_TICKS))
+        locator = ticker.MaxNLocator(4, min_n_ticks=LEAST_TICKS)
+    axes.yaxis.set_major_locator(locator)
     axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_locator(ticker.NullLocator())
+
+
+def _count_ticks(low: float, high: float, digits: Sequence[float]) -> int:
+    """How many of digit times a power of ten lie on an axis."""
+    return sum(low <= digit * 10.0**power <= high for power in range(-12, 12) for digit in digits)
 
 
 def _draw_band(axes: Axes, band: Band, style: Mapping[str, Any]) -> None:

@@ -55,8 +55,11 @@ def dot_rows(dots: Sequence[Dot]) -> list[tuple[object, ...]]:
     return [(d.row, d.column, d.ours, d.deviation, d.seeds, d.paper, d.gap) for d in dots]
 
 
-def draw_dots(dots: Sequence[Dot], note: str) -> Figure:
-    """One panel per column of the table, side by side from 60 cells on, with a common scale."""
+def draw_dots(dots: Sequence[Dot], note: str, gap: str = "gap") -> Figure:
+    """One panel per column of the table, side by side from 60 cells on, with a common scale.
+
+    `gap` heads the gaps, written at the right: at scale smoke it warns that they compare unlike things.
+    """
     columns = list(dict.fromkeys(dot.column for dot in dots))
     panels = [[dot for dot in dots if dot.column == column] for column in columns]
     across = 1 if len(dots) <= 60 else 2
@@ -67,6 +70,7 @@ def draw_dots(dots: Sequence[Dot], note: str) -> Figure:
     figure, grid = new_panels(down, across, size, sharex=True, gridspec_kw=ratios)
     for axes, panel in zip(grid.flat, panels, strict=False):
         _draw_panel(axes, panel)
+        _write_beside(axes, (1, 1), gap, ("axes fraction", "axes fraction"), va="bottom")
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_visible(False)
     _finish(figure, list(grid.flat), panels, across, note)
@@ -129,14 +133,12 @@ def _draw_panel(axes: Axes, panel: Sequence[Dot]) -> None:
 def _write_gap(axes: Axes, y: int, dot: Dot) -> None:
     """The gap, written to the right of the panel."""
     if dot.gap is not None:
-        place: dict[str, Any] = {
-            "xycoords": ("axes fraction", "data"),
-            "xytext": (3, 0),
-            "textcoords": "offset points",
-        }
-        axes.annotate(
-            f"{dot.gap:+.2f}", (1, y), va="center", fontsize=6, color=QUIET, annotation_clip=False, **place
-        )
+        _write_beside(axes, (1, y), f"{dot.gap:+.2f}", ("axes fraction", "data"), va="center")
+
+
+def _write_beside(axes: Axes, place: tuple[float, float], text: str, where: tuple[str, str], va: str) -> None:
+    options: dict[str, Any] = {"xycoords": where, "xytext": (3, 0), "textcoords": "offset points", "va": va}
+    axes.annotate(text, place, fontsize=6, color=QUIET, annotation_clip=False, **options)
 
 
 def _finish(

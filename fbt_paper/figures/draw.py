@@ -134,11 +134,12 @@ def paint_curves(plan: FigurePlan, drawing: Drawing) -> list[Path]:
     turned = columns_are_methods(plan, drawing.table)
     trained, gaps = list_curves(table, Path(flow.runs), turned), list_dots(table, turned)
     accuracy, losses, dotted = stems(plan, drawing)
+    gap = "gap\n(smoke)" if flow.scale == "smoke" else "gap"
     written = _save(
         {
             accuracy: [curves.draw_accuracy(trained, note_of(plan, f"{table.title}: accuracy by epoch"))],
             losses: curves.draw_losses(trained, note_of(plan, f"{table.title}: losses by epoch")),
-            dotted: [dots.draw_dots(gaps, note_of(plan, f"{table.title}: ours against the paper"))],
+            dotted: [dots.draw_dots(gaps, note_of(plan, f"{table.title}: ours against the paper"), gap)],
         }
     )
     score, *parts = curves.list_quantities(trained)

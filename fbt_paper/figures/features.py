@@ -206,8 +206,8 @@ def draw_numbers(networks: Sequence[Shown], arrays: Arrays, note: str) -> Figure
     grid[1][0].set_xlabel("similarity of stages (mean CKA)")
     _draw_bars(grid[1][1], networks, styles, [float(arrays[f"{n.key}.group_similarity"]) for n in networks])
     where = say_positions("group_similarity", arrays)
-    over = f" over {where} positions" if where else ""
-    grid[1][1].set_xlabel(f"similarity of channel groups (correlation{over})")
+    over = f" on {where} positions" if where else ""
+    grid[1][1].set_xlabel(f"similarity of channel groups{over}")
     handles = [pyplot.Line2D([], [], **styles[network.key]) for network in networks]
     figure.legend(
         handles,

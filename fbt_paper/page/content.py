@@ -232,8 +232,14 @@ def describe_picture(drawing: Drawing, stem: Path, data: Sequence[str]) -> Recor
         "uri": f"data:image/png;base64,{content}",
         "alt": f"{name}. {said}" if said else name,
         "part": PICTURE_TITLES.get(part, ""),
-        "files": [(f"figures/{path.name}", path.suffix[1:].upper(), path.name) for path in files],
+        "files": [(f"figures/{path.name}", _kind(path), path.name) for path in files],
     }
+
+
+def _kind(path: Path) -> str:
+    """What a link to a figure's file is called."""
+    kind = path.suffix[1:].upper()
+    return f"{kind} of the statements below" if path.stem.endswith("_claims") else kind
 
 
 # ---------------------------------------------------------------- the page

@@ -126,7 +126,8 @@ def made_up_matrices() -> dict[str, np.ndarray]:
 NOTE = "Table 4: training curves (scale smoke: tiny networks on Fashion-MNIST, not the paper's data)"
 FIGURES = {
     "taxonomy": lambda: taxonomy.draw_taxonomy({name: method_traits(name) for name in method_names()}),
-    "dots": lambda: dots.draw_dots(made_up_dots(), NOTE),
+    "dots": lambda: dots.draw_dots(made_up_dots(), NOTE, "gap\n(smoke)"),
+    "dots of a large table": lambda: dots.draw_dots(made_up_dots() * 6, NOTE, "gap\n(smoke)"),
     "dots of one column": lambda: dots.draw_dots(made_up_dots(1), NOTE),
     "accuracy": lambda: curves.draw_accuracy(made_up_curves(), NOTE),
     "accuracy of one pair": lambda: curves.draw_accuracy(made_up_curves()[:4], NOTE),
@@ -190,7 +191,7 @@ def shown_ticks(axis) -> list[float]:
     return [tick for tick in axis.get_ticklocs() if low <= tick <= high]
 
 
-@pytest.mark.parametrize("values", [(1.0, 1.4), (0.9, 2.1), (0.01, 300.0), (2.31, 2.32)])
+@pytest.mark.parametrize("values", [(1.0, 1.4), (0.9, 2.1), (0.2, 21.0), (0.01, 300.0), (2.31, 2.32)])
 def test_axes_of_losses_have_three_ticks_at_least(values):
     history = [{"epoch": i, "top1": 1.0, "terms": {"labels": value}} for i, value in enumerate(values, 1)]
     with styled():
