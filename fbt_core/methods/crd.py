@@ -34,6 +34,7 @@ TRAITS = {
     "uses_fusion": False,
     "citation": "Y. Tian, D. Krishnan, P. Isola, Contrastive Representation Distillation, ICLR 2020",
 }
+SORTED = ("ordered", "positions", "ranks")
 UNKNOWN = -1  # the class of an image that was not seen yet
 
 
@@ -71,6 +72,7 @@ class Bank(nn.Module):
         self.register_buffer("vectors", torch.empty(images, width).uniform_(-bound, bound))
         self.register_buffer("log_normaliser", torch.zeros(()))
         self.register_buffer("is_normalised", torch.tensor(False))
+        self._seen_normalised = False
 
     def similarity(self, embedding: Tensor, columns: Tensor, temperature: float) -> Tensor:
         """log of exp(similarity / T) / Z between embeddings (B, D) and the bank's rows `columns` (B, M)."""
@@ -78,7 +80,7 @@ class Bank(nn.Module):
             vectors = self.vectors.clone()  # its rows move before the backward pass
             all_images = embedding.float() @ vectors.t() / temperature
         logits = all_images.gather(1, columns)
-        if not self.is_normalised:
+        if not self._has_normaliser():
             self._set_normaliser(logits.detach())
         return logits - self.log_normaliser
 
@@ -87,6 +89,11 @@ class Bank(nn.Module):
         """Moves the rows of these images (B,) towards their embeddings (B, D) and back to unit length."""
         moved = self.vectors[indices] * momentum + embedding.float() * (1 - momentum)
         self.vectors[indices] = unit_rows(moved)
+
+    def _has_normaliser(self) -> bool:
+        """Whether Z is set; once it was seen to be, the device is not asked again."""
+        self._seen_normalised = self._seen_normalised or bool(self.is_normalised)
+        return self._seen_normalised
 
     def _set_normaliser(self, logits: Tensor) -> None:
         """Z is estimated once, from the first batch: N times the mean of exp(similarity / T)."""
@@ -110,6 +117,11 @@ class OtherClasses(nn.Module):
         known = torch.full((images,), UNKNOWN) if labels is None else labels.detach().clone().long()
         self.register_buffer("labels", known)
         self.is_complete = labels is not None
+        if self.is_complete:
+            for name, values in zip(SORTED, sort_by_class(known), strict=True):
+                self.register_buffer(name, values, persistent=False)
+            largest = int(known.bincount().max())
+            self.fewest = max(1, images - (largest if largest < images else 1))
 
     def learn(self, target: Tensor, indices: Tensor) -> None:
         """Notes the classes (B,) of the images (B,), where they were not given."""
@@ -119,18 +131,21 @@ class OtherClasses(nn.Module):
     def draw(self, indices: Tensor, count: int) -> Tensor:
         """Dataset positions (B, K) of images of other classes than the images `indices` (B,), K <= count.
 
+        K is `count`, or as many as the image with the fewest others has, where classes are given.
         Images sorted by class leave one gap per class, which the drawn number jumps over. Images of unknown
         class count as others of everything but themselves. With a single class all other images are drawn
         from, and a single image has itself alone.
         """
-        ordered, positions = self.labels.sort(stable=True)
-        first, own = self._gaps(ordered, positions, indices)
+        known = (getattr(self, name) for name in SORTED)
+        ordered, positions, ranks = known if self.is_complete else sort_by_class(self.labels)
+        first, own = self._gaps(ordered, ranks, indices)
         available = (len(ordered) - own).clamp(min=1)
-        count = max(1, min(count, int(available.min())))
-        numbers = (draw_rows(len(indices), count, indices.device) * available[:, None]).long()
+        fewest = self.fewest if self.is_complete else int(available.min())
+        drawn = draw_rows(len(indices), max(1, min(count, fewest)), indices.device)
+        numbers = (drawn * available[:, None]).long()
         return positions[(numbers + (numbers >= first[:, None]) * own[:, None]) % len(positions)]
 
-    def _gaps(self, ordered: Tensor, positions: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def _gaps(self, ordered: Tensor, ranks: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Where each image's class starts in the sorted labels, and how many images it has (B,).
 
         For an image of unknown class, or of the only one, the gap is the image alone.
@@ -139,7 +154,13 @@ class OtherClasses(nn.Module):
         first = torch.searchsorted(ordered, labels)
         own = torch.searchsorted(ordered, labels, right=True) - first
         alone = (labels == UNKNOWN) | (own == len(ordered))
-        return torch.where(alone, positions.argsort()[indices], first), torch.where(alone, 1, own)
+        return torch.where(alone, ranks[indices], first), torch.where(alone, 1, own)
+
+
+def sort_by_class(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The labels (N,) in order, the images in that order, and each image's place in it."""
+    ordered, positions = labels.sort(stable=True)
+    return ordered, positions, positions.argsort()
 
 
 class CRD(Method):

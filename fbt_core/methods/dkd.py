@@ -77,8 +77,8 @@ def _target_against_rest(logits: Tensor, target: Tensor) -> Tensor:
 
 def _without_target(logits: Tensor, target: Tensor) -> Tensor:
     """The logits of the C - 1 other classes, (B, C - 1)."""
-    others = functional.one_hot(target, logits.shape[1]) == 0
-    return logits[others].view(len(logits), -1)
+    columns = torch.arange(logits.shape[1] - 1, device=logits.device)
+    return logits.gather(1, columns + (columns >= target[:, None]))
 
 
 class DKD(Method):

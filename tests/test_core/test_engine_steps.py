@@ -92,13 +92,7 @@ def root(tmp_path_factory) -> Path:
     return write_images(tmp_path_factory.mktemp("data"), train=64)
 
 
-STILL_WAITS = pytest.mark.xfail(reason="reads a number of its batch in each step", strict=False)
-METHODS = [
-    pytest.param(name, marks=[STILL_WAITS] if name in ("crd", "dkd") else []) for name in method_names()
-]
-
-
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", method_names())
 def test_a_step_waits_for_nothing_and_runs_the_teacher_once(name, root, tmp_path):
     spec, files = method_spec(name, tmp_path, {**network("student"), **VIT}, augmentation=EVERYTHING)
     found = tmp_path / "found.json"

@@ -24,10 +24,10 @@ LABELS = torch.arange(IMAGES) % CLASSES
 def test_negatives_are_of_other_classes(labels, indices, count):
     labels, indices = torch.tensor(labels), torch.tensor(indices)
     drawn = OtherClasses(len(labels), labels).draw(indices, count)
-    others = torch.tensor([int((labels != label).sum()) for label in labels[indices]])
-    cap = min(count, min(int(n) if n else len(labels) - 1 for n in others))
+    others = torch.tensor([int((labels != label).sum()) for label in labels])
+    cap = min(count, min(int(n) if n else len(labels) - 1 for n in others))  # the same in every batch
     assert drawn.shape == (len(indices), cap)
-    for index, row, available in zip(indices, drawn, others, strict=True):
+    for index, row, available in zip(indices, drawn, others[indices], strict=True):
         assert (labels[row] != labels[index]).all() or not available
         assert index not in row
 
