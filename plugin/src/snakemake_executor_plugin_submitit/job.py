@@ -15,6 +15,7 @@ know nothing of this work too: they just run on until they are done or Slurm kil
 from __future__ import annotations
 
 import os
+import resource
 import select
 import signal
 import socket
@@ -27,6 +28,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from snakemake_executor_plugin_submitit.gate import place_to_start
 from snakemake_executor_plugin_submitit.record import Record
 
 __all__ = ["RuleError", "SnakemakeJob", "TooManyTimeoutsError"]
@@ -142,6 +144,7 @@ class SnakemakeJob:
                 (Path(folder) / f"{job_id()}_{name}").unlink(missing_ok=True)
 
     def _finish(self, exit_code: int) -> dict[str, Any]:
+        self._record.peak_memory_mb = max(self._record.peak_memory_mb, largest_child_mb())
         self._record.end(exit_code)
         self._record.save(self.record_path)
         if exit_code != 0:
@@ -149,8 +152,12 @@ class SnakemakeJob:
         return {"exit_code": exit_code}
 
     def _run(self) -> int:
-        self._child = start_deaf(self._command(), self.workdir, self._environment())
-        exit_code = self._watch()
+        with place_to_start() as place:
+            if self._terminated:
+                return 143
+            self._child = start_deaf(self._command(), self.workdir, self._environment(place))
+            self._sampled = time.time()  # the first look at its memory can wait until it has started up
+            exit_code = self._watch()
         if exit_code != 0:  # the signal that ended the program may be a moment later here
             deadline = time.monotonic() + SIGNAL_GRACE_S
             while not self._terminated and time.monotonic() < deadline:
@@ -168,7 +175,7 @@ class SnakemakeJob:
     def _command(self) -> list[str]:
         return ["/bin/sh", str(self.script)] if first_line(self.script) == "#!/bin/sh" else [str(self.script)]
 
-    def _environment(self) -> dict[str, str]:
+    def _environment(self, place: Path | None = None) -> dict[str, str]:
         """Tell the rule's program who it is; metrics are accounted from these."""
         environment = dict(os.environ)
         environment.pop(
@@ -177,6 +184,7 @@ class SnakemakeJob:
         if user_file := environment.get("BASH_ENV"):
             environment["SNAKEMAKE_SUBMITIT_USER_BASH_ENV"] = user_file
         environment["BASH_ENV"] = str(Path(__file__).with_name("shell_init.sh"))
+        environment["SNAKEMAKE_SUBMITIT_PLACE"] = str(place or "")
         environment["SNAKEMAKE_SUBMITIT_JOB_ID"] = job_id()
         environment["SNAKEMAKE_SUBMITIT_RESTARTS"] = str(self._record.restarts)
         environment["SNAKEMAKE_SUBMITIT_QUEUE_WAIT_S"] = f"{self._record.queue_wait_s:.1f}"
@@ -346,6 +354,12 @@ def family(pid: int) -> list[Any]:
         return [parent, *parent.children(recursive=True)]
     except psutil.Error:
         return []
+
+
+def largest_child_mb() -> float:
+    """Peak memory (MB) of the largest process below this one that has ended, as the kernel counted it."""
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
 def memory_mb(pid: int) -> float:
