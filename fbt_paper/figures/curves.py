@@ -171,7 +171,7 @@ def _draw_terms(
 
 
 def _use_log_scale(axes: Axes) -> None:
-    """A logarithmic axis with three to seven plain numbers; evenly spaced ones where it spans little."""
+    """A logarithmic axis with three to six plain numbers; evenly spaced ones where it spans little."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     digits = [
