@@ -13,16 +13,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fbt_core.errors import UserError
-from fbt_core.spec import ExecutionSettings, MethodSpec, RecipeSpec
+from fbt_core.spec import ExecutionSettings, RecipeSpec
 
 if TYPE_CHECKING:
     from fbt_core.methods.base import Method
-
-NEED_WHOLE_BATCH = {
-    **dict.fromkeys(("cc", "crd", "dist", "lowpass", "rkd"), "compares the images of a batch"),
-    "fcfd": "draws its mixed paths once for all images of a batch",
-}
-"""Methods that parts of a batch would change, and why; FBT and FitNet are where their loss is InfoNCE."""
 
 
 def world_size() -> int:
@@ -222,18 +216,13 @@ def share_of_batch(recipe: RecipeSpec, place: Place, accumulation: int) -> int:
     raise UserError(what, where="recipe.batch_size", mend=f"use a product among {', '.join(divisors)}")
 
 
-def check_accumulation(method: MethodSpec, recipe: RecipeSpec, accumulation: int) -> None:
+def check_accumulation(method: Method, recipe: RecipeSpec, accumulation: int) -> None:
     """Refuse to cut a batch in parts for a method that needs it whole, unless the recipe allows it."""
-    if recipe.allow_changed_batch:
+    if recipe.allow_changed_batch or accumulation == 1 or not method.needs_whole_batch:
         return
-    contrasts = "infonce" in method.parameters.values()
-    reason = "compares the images of a batch" if contrasts else NEED_WHOLE_BATCH.get(method.name)
-    if accumulation > 1 and reason:
-        what = f"method '{method.name}' {reason}, which {accumulation} parts would change"
-        mend = (
-            "set it to 1, use more GPUs, or give the recipe allow_changed_batch: true (that is another run)"
-        )
-        raise UserError(what, where="gradient_accumulation", mend=mend)
+    what = f"method '{method.name}' {method.needs_whole_batch}, which {accumulation} parts would change"
+    mend = "set it to 1, use more GPUs, or give the recipe allow_changed_batch: true (that is another run)"
+    raise UserError(what, where="gradient_accumulation", mend=mend)
 
 
 def check_pairs(recipe: RecipeSpec, place: Place) -> None:

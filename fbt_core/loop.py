@@ -106,7 +106,7 @@ class Training:
         accumulation = settings.gradient_accumulation
         distributed.share_of_batch(recipe, place, accumulation)
         distributed.check_pairs(recipe, place)
-        distributed.check_accumulation(spec.method, recipe, accumulation)
+        distributed.check_accumulation(method, recipe, accumulation)
         method.adapt_normalisation(lambda m: set_normalisation_batch(m, recipe, place, accumulation))
         self.trainable = method.trainable_module
         self.step_forward = distributed.wrap(method, settings, place)

@@ -19,6 +19,7 @@ from fbt_core.spec import RunSpec
 from fbt_core.staged import StagedModel
 from fbt_core.staged.base import StagedOutput
 
+COMPARES = "compares the images of a batch"
 Terms = dict[str, Tensor]
 Triple = tuple[float, float, float]
 
@@ -85,6 +86,8 @@ class Method(TrainingTask):
     needs_teacher = True
     unused_parameters = False
     """True where a step may leave a trainable parameter without gradient (DDP must know)."""
+    needs_whole_batch: str | None = None
+    """Why parts of a batch would not give what the whole does (COMPARES); None: every image counts alone."""
 
     def __init__(
         self,

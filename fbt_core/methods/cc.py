@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fbt_core.distributed import gather_with_gradient
 from fbt_core.losses.numerics import in_float32, unit_rows
-from fbt_core.methods.base import Batch, Method, Terms
+from fbt_core.methods.base import COMPARES, Batch, Method, Terms
 from fbt_core.methods.modules import project
 from fbt_core.staged.base import StagedOutput
 
@@ -81,6 +81,7 @@ class CC(Method):
     """Cross-entropy and the congruence of the embedded final features of both networks."""
 
     Parameters = Parameters
+    needs_whole_batch = COMPARES
 
     def build_extras(self) -> dict[str, nn.Module]:
         width = self.settings.width

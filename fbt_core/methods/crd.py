@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fbt_core.distributed import draw_rows, gather_with_gradient
 from fbt_core.losses.labels import target_class
 from fbt_core.losses.numerics import in_float32, unit_rows
-from fbt_core.methods.base import Batch, Method, Terms
+from fbt_core.methods.base import COMPARES, Batch, Method, Terms
 from fbt_core.methods.modules import project
 from fbt_core.staged.base import StagedOutput
 
@@ -167,6 +167,7 @@ class CRD(Method):
     """Cross-entropy and the contrast of both embeddings with the other network's memory bank."""
 
     Parameters = Parameters
+    needs_whole_batch = COMPARES
 
     def build_extras(self) -> dict[str, nn.Module]:
         images, width = self.context.train_images, self.settings.width

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fbt_core.distributed import gather_with_gradient
 from fbt_core.losses.numerics import in_float32
-from fbt_core.methods.base import Batch, Method, Terms
+from fbt_core.methods.base import COMPARES, Batch, Method, Terms
 from fbt_core.staged.base import StagedOutput
 
 REVISION = 1
@@ -68,6 +68,7 @@ class DIST(Method):
     """Cross-entropy and the two relations; images are related across all processes."""
 
     Parameters = Parameters
+    needs_whole_batch = COMPARES
 
     def terms(self, student: StagedOutput, teacher: StagedOutput, batch: Batch) -> Terms:
         s = self.settings

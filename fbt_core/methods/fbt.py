@@ -24,7 +24,7 @@ from fbt_core.distributed import gather_with_gradient
 from fbt_core.fusion import FusedModel, choose_direction
 from fbt_core.losses.contrast import Direction, info_nce
 from fbt_core.losses.logits import kl_divergence, ofa_loss
-from fbt_core.methods.base import Batch, Method, Terms
+from fbt_core.methods.base import COMPARES, Batch, Method, Terms
 from fbt_core.methods.modules import Temperature, project
 from fbt_core.staged.base import StagedOutput
 
@@ -92,6 +92,11 @@ class FBT(Method):
 
     Parameters = Parameters
     unused_parameters = True  # e.g. L2G learns nothing where nobody teaches the fused model
+
+    @property
+    def needs_whole_batch(self) -> str | None:
+        """InfoNCE's negatives are the other images of the batch."""
+        return COMPARES if self.settings.feature_loss == "infonce" else None
 
     def build_extras(self) -> dict[str, nn.Module]:
         extras = self._build_fused()

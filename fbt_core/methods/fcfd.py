@@ -127,6 +127,7 @@ class FCFD(Method):
 
     Parameters = Parameters
     unused_parameters = True  # bridges of paths that were not drawn
+    needs_whole_batch = "draws its mixed paths once for all images of a batch"
 
     def build_extras(self) -> dict[str, nn.Module]:
         networks = {"student": self.student, "teacher": self.teacher}

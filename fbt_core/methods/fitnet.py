@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fbt_core.distributed import gather_with_gradient
 from fbt_core.losses.contrast import Direction, info_nce
 from fbt_core.losses.numerics import in_float32
-from fbt_core.methods.base import Batch, Method, Terms
+from fbt_core.methods.base import COMPARES, Batch, Method, Terms
 from fbt_core.methods.modules import Aligned, Temperature, project
 from fbt_core.methods.parameters import ParameterError
 from fbt_core.staged.base import StagedOutput
@@ -57,6 +57,11 @@ class FitNet(Method):
     """Cross-entropy, and a hint on all stages, on the last, or on the last after average pooling."""
 
     Parameters = Parameters
+
+    @property
+    def needs_whole_batch(self) -> str | None:
+        """InfoNCE's negatives are the other images of the batch."""
+        return COMPARES if self.settings.loss == "infonce" else None
 
     def build_extras(self) -> dict[str, nn.Module]:
         if self.settings.features != "final_pooled":

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fbt_core.distributed import gather_with_gradient
 from fbt_core.losses.contrast import Direction, info_nce
 from fbt_core.losses.logits import kl_divergence
-from fbt_core.methods.base import Batch, Method, Terms
+from fbt_core.methods.base import COMPARES, Batch, Method, Terms
 from fbt_core.methods.modules import Grid, Temperature, common_grid, shrink
 from fbt_core.staged.base import FeatureShape, StagedOutput
 from fbt_core.staged.layout import to_map
@@ -75,6 +75,7 @@ class LowFrequencyContrast(Method):
     """Cross-entropy, KD and the contrast of both networks' low frequencies in every stage."""
 
     Parameters = Parameters
+    needs_whole_batch = COMPARES
 
     def build_extras(self) -> dict[str, nn.Module]:
         s = self.settings

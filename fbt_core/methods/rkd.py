@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fbt_core.distributed import gather_with_gradient
 from fbt_core.losses.numerics import in_float32
-from fbt_core.methods.base import Batch, Method, Terms
+from fbt_core.methods.base import COMPARES, Batch, Method, Terms
 from fbt_core.staged.base import StagedOutput
 
 REVISION = 1
@@ -98,6 +98,7 @@ class RKD(Method):
     """Cross-entropy and the two relations of the pooled final features, across all processes."""
 
     Parameters = Parameters
+    needs_whole_batch = COMPARES
 
     def terms(self, student: StagedOutput, teacher: StagedOutput, batch: Batch) -> Terms:
         s = self.settings

@@ -26,7 +26,7 @@ from fbt_core.distributed import (
 from fbt_core.errors import UserError
 from fbt_core.loop import Training
 from fbt_core.normalisation import set_normalisation_batch
-from fbt_core.spec import ExecutionSettings, MethodSpec
+from fbt_core.spec import ExecutionSettings
 from tests.test_core.engine_runs import (
     PLAIN,
     arguments,
@@ -37,6 +37,7 @@ from tests.test_core.engine_runs import (
     weights_of,
     write_images,
 )
+from tests.test_core.methods_kit import make_method
 from tests.test_core.test_distributed_runs import run_together
 
 CPU = torch.device("cpu")
@@ -106,14 +107,14 @@ def test_indivisible_batch_stops_a_run_before_its_first_step(root, tmp_path, cap
         ("kd", {}, False),
         ("rkd", {}, True),
         ("fcfd", {}, True),
-        ("fitnet", {"loss": "mse"}, False),
-        ("fitnet", {"loss": "infonce"}, True),
+        ("fitnet", {"features": "final_pooled", "loss": "mse"}, False),
+        ("fitnet", {"features": "final_pooled", "loss": "infonce"}, True),
         ("fbt", {"feature_loss": "infonce"}, True),
         ("fbt", {"feature_loss": "none"}, False),
     ],
 )
 def test_losses_that_compare_images_refuse_to_be_cut_in_parts(name, parameters, refused):
-    method = MethodSpec(name=name, parameters=parameters, revision=1)
+    method = make_method(name, **parameters)
     check_accumulation(method, recipe(), 1)
     check_accumulation(method, recipe(allow_changed_batch=True), 2)
     message = f"method '{name}' (compares|draws).*allow_changed_batch: true"
