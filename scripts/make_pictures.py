@@ -1,9 +1,13 @@
 """Take the README's pictures from real results: the page and `fbt status`, photographed in Chromium.
 
-    python scripts/make_pictures.py --only-status --tables table5      while `snakemake --cores 2` is at work
-    python scripts/make_pictures.py                                    when it is done; writes docs/pictures/
+    python scripts/make_pictures.py --only-status --until running waiting    beside `snakemake --cores 2`
+    python scripts/make_pictures.py                                          when it is done
 
-Needs chromium and chromedriver.
+They go to docs/pictures. The status is shot at the first moment at which all states of `--until` are there
+(running, queued, failed, waiting, interrupted, silent, done, requeued): nothing in it is made up. All at once
+come from a queue: start `snakemake --profile slurm --config scale=smoke` with fewer places than runs, end the
+job of one run by `scancel` (failed), send another back by `scontrol requeue` (requeued). Needs chromium and
+chromedriver.
 """
 
 from __future__ import annotations
@@ -14,6 +18,8 @@ import re
 import shutil
 import sys
 import tempfile
+import time
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,7 +28,7 @@ from rich.console import Console
 from fbt_paper.journal import read_jobs
 from fbt_paper.live import JOURNAL, choose_tables, figure_runs
 from fbt_paper.show_status import render_overview
-from fbt_paper.status import observe_tables
+from fbt_paper.status import STATES, Overview, observe_tables
 from fbt_paper.workflow import Flow
 
 FLAGS = (
@@ -37,6 +43,7 @@ FLAGS = (
     "--disable-dev-shm-usage",
     "--hide-scrollbars",
 )
+WIDTH = 110
 OPEN_A_CELL = "document.querySelector('#table4 button.cell[data-runs*=\" \"]').click()"
 
 
@@ -60,13 +67,27 @@ def photograph(page: Path, target: Path, size: tuple[int, int], script: str = ""
         browser.quit()
 
 
-def photograph_status(flow: Flow, target: Path, tables: list[str]) -> None:
-    """What `fbt status` prints now, in a terminal's frame, as a PNG."""
+def observe(flow: Flow, tables: Mapping[str, Sequence[str]]) -> Overview:
+    """Where the runs of these tables stand now."""
+    return observe_tables(Path(flow.runs), tables, flow.plan.runs, read_jobs(JOURNAL), datetime.now(UTC))
+
+
+def states_of(overview: Overview) -> set[str]:
+    """The states that some run is in, and `requeued` where one was."""
+    runs = [status for runs in overview.tables.values() for status in runs]
+    return {status.state for status in runs} | {"requeued" for status in runs if status.restarts}
+
+
+def photograph_status(flow: Flow, target: Path, tables: list[str], until: set[str]) -> None:
+    """What `fbt status` prints once these states are there, in a terminal's frame, as a PNG."""
     chosen = choose_tables(flow.plan, tables)
     chosen |= {} if tables else figure_runs(flow, chosen)
-    overview = observe_tables(Path(flow.runs), chosen, flow.plan.runs, read_jobs(JOURNAL), datetime.now(UTC))
-    console = Console(record=True, width=160, file=io.StringIO())
-    console.print(render_overview(overview, f"scale {flow.scale}, {flow.results}", bool(tables)))
+    overview = observe(flow, chosen)
+    while until - states_of(overview):
+        time.sleep(2)
+        overview = observe(flow, chosen)
+    console = Console(record=True, width=WIDTH, file=io.StringIO())
+    console.print(render_overview(overview, f"scale {flow.scale}, {flow.results}", bool(tables), WIDTH))
     with tempfile.NamedTemporaryFile("w", suffix=".svg") as file:
         file.write(console.export_svg(title="fbt status"))
         file.flush()
@@ -79,12 +100,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only-status", action="store_true")
     parser.add_argument("--tables", nargs="*", default=[], help="tables shown by the status picture")
+    parser.add_argument("--until", nargs="*", default=[], choices=[*STATES, "requeued"], metavar="STATE")
     parser.add_argument("--out", type=Path, default=Path("docs/pictures"))
     chosen = parser.parse_args()
     flow = Flow({})
     chosen.out.mkdir(parents=True, exist_ok=True)
     if chosen.only_status:
-        photograph_status(flow, chosen.out / "status.png", chosen.tables)
+        photograph_status(flow, chosen.out / "status.png", chosen.tables, set(chosen.until))
         return 0
     page = Path(flow.results, "index.html")
     photograph(page, chosen.out / "page.png", (1200, 900))
