@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import statistics
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from fbt_paper.page.build import embed, write_page
 from fbt_paper.workflow import Flow
 from tests.test_paper.made_up_results import make_history, write_scale
 from tests.test_paper.page_results import write_results
+from tests.test_workflow.workflow_copy import WorkflowCopy
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +149,14 @@ def test_how_a_run_is_trained_again(flow):
         "snakemake --profile slurm results/paper/runs/RUN/metrics.json --config "
     )
     assert set(paper["command"].split("--config ")[1].split()) == {"scale=paper", "recipes=as_printed"}
+
+
+def test_snakemake_takes_that_command(flow, tmp_path):
+    copy = WorkflowCopy.make(tmp_path / "copy")
+    run = next(iter(flow.plan.tables["table2"].runs))
+    command = content.train_again(Flow({}))["command"].replace("RUN", run)
+    jobs = copy.planned(*shlex.split(command)[1:])
+    assert jobs == {"train": len(flow.plan.needed([run]))}
 
 
 def test_pictures_are_told_in_words(tmp_path):
