@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
+from fbt_core.errors import UserError
 from fbt_core.spec import RunSpec
 from fbt_paper import show
 from fbt_paper.config import CONFIG_FOLDER, ConfigError, Problem, nearest
@@ -56,13 +57,13 @@ def show_status(
 
 
 def describe_place(flow: Flow) -> str:
-    """The folder of the results; a ConfigError where this is no folder that the workflow is called from."""
+    """The folder of the results; a UserError where this is no folder that the workflow is called from."""
     if Path(flow.results).is_dir():
         return flow.results
     if Path("Snakefile").exists():
         return f"{flow.results} is not there yet"
-    message = f"is not there; call `fbt` from the folder that `snakemake` is called from, e.g. {HOME}"
-    raise ConfigError([Problem(str(Path(flow.results).absolute()), "", message)])
+    mend = f"call `fbt` from the folder that `snakemake` is called from, e.g. {HOME}"
+    raise UserError("there are no results here", where=str(Path(flow.results).absolute()), mend=mend)
 
 
 def choose_tables(plan: Plan, names: Sequence[str]) -> dict[str, tuple[str, ...]]:

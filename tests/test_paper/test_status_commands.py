@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from fbt_core.errors import UserError
 from fbt_paper import live
 from fbt_paper.config import ConfigError
 from fbt_paper.workflow import Flow
@@ -61,7 +62,7 @@ def test_runs_that_only_figures_need_are_a_group_of_their_own(flow, capsys):
 def test_outside_the_repository_nothing_is_called_waiting(tmp_path, monkeypatch, capsys):
     flow = Flow({})
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=rf"results/{flow.scale}: is not there; call `fbt` from the folder"):
+    with pytest.raises(UserError, match=rf"results/{flow.scale}: there are no results here; call `fbt` from"):
         live.show_status(flow, ["table5"])
     Path("Snakefile").touch()  # a fresh clone: nothing has run yet
     assert live.show_status(flow, ["table5"]) == 0
