@@ -69,6 +69,17 @@ def _read(variable: str, kind: type) -> Any:
         return None
 
 
+def kernels(device: torch.device) -> dict[str, bool | None]:
+    """What torch may do to a GPU's arithmetic: TF32 in products and convolutions, cuDNN's choice by trial."""
+    on_gpu = device.type == "cuda"
+    return {
+        "tf32_products": torch.backends.cuda.matmul.allow_tf32 if on_gpu else None,
+        "tf32_convolutions": torch.backends.cudnn.allow_tf32 if on_gpu else None,
+        "cudnn_benchmark": torch.backends.cudnn.benchmark if on_gpu else None,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
 def device_name(device: torch.device) -> str:
     """The GPU's name, or the processor's."""
     if device.type == "cuda":

@@ -27,7 +27,7 @@ from fbt_core.files import make_folder
 from fbt_core.loop import StopRequest, Training
 from fbt_core.methods.base import Context, Method
 from fbt_core.methods.registry import build_method
-from fbt_core.provenance import device_name, git_state, job, now, peak_memory_mb, versions
+from fbt_core.provenance import device_name, git_state, job, kernels, now, peak_memory_mb, versions
 from fbt_core.run_folder import RunFolder
 from fbt_core.spec import ExecutionSettings, NetworkSpec, RunSpec, parse_spec
 from fbt_core.staged import StagedModel, build_network, stage
@@ -49,7 +49,9 @@ def train(spec: RunSpec, settings: ExecutionSettings, runs: Path, stop: StopRequ
         if not (place.first if isinstance(told, Interrupted) else distributed.PEERS.first_to_fail()):
             raise (told if isinstance(told, Interrupted) else FailedElsewhere()) from None
         folder.close(told)
-        raise told from (error if told is error else None)
+        if told is error:
+            raise
+        raise told from None
 
 
 def train_in(
@@ -172,6 +174,9 @@ def execution(training: Training) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "workers": training.settings.workers,
         "gradient_accumulation": training.settings.gradient_accumulation,
+        "channels_last": training.settings.channels_last,
+        "compile": training.settings.compile,
+        **kernels(place.device),
         "cuda_visible_devices": distributed.visible_devices(),
         **job(),
         "resumed_at": record.resumed_at,

@@ -113,19 +113,28 @@ def run_together(
     return [codes[child] for child in children]
 
 
+def noting_losses(file: Path) -> Callable[[], None]:
+    """Prepares a process to write down the loss and its terms at every step, one line each."""
+
+    def prepare() -> None:
+        check = LossLog._check
+
+        def noting(log, rows, where, rate):
+            with file.open("a") as lines:
+                lines.writelines(json.dumps(row) + "\n" for row in rows.tolist())
+            check(log, rows, where, rate)
+
+        LossLog._check = noting
+
+    return prepare
+
+
 def losses_of(command: list[str], world: int, file: Path) -> torch.Tensor:
     """The loss and its terms at every step, (steps, 1 + terms)."""
 
     def prepare(rank: int) -> None:
-        check = LossLog._check
-
-        def noting(log, rows, where, rate):
-            if rank == 0:
-                with file.open("a") as lines:
-                    lines.writelines(json.dumps(row) + "\n" for row in rows.tolist())
-            check(log, rows, where, rate)
-
-        LossLog._check = noting
+        if rank == 0:
+            noting_losses(file)()
 
     assert run_together(command, world, prepare) == [0] * world
     return torch.tensor([json.loads(line) for line in file.read_text().splitlines()], dtype=torch.float64)
