@@ -62,10 +62,12 @@ def _say_numbers(stem: Path, figure: Path) -> str:
     lines = [line for line in read_lines(_csv(stem)) if line["value"]]
     said = []
     for quantity in dict.fromkeys(line["quantity"] for line in lines):
-        means = _means_by(("network",), [line for line in lines if line["quantity"] == quantity], "value")
+        measured = [line for line in lines if line["quantity"] == quantity]
+        means = _means_by(("network",), measured, "value")
         ranked = sorted(means.items(), key=lambda item: -item[1])
         values = ", ".join(f"{name} {value:.2f}" for (name,), value in ranked)
-        said.append(f"{quantity.replace('_', ' ')} (mean over stages): {values}")
+        over = " (mean over stages)" if len(measured) > len(means) else ""
+        said.append(f"{quantity.replace('_', ' ')}{over}: {values}")
     return f"{'; '.join(said)}." if said else ""
 
 
@@ -94,7 +96,7 @@ def _say_losses(stem: Path, figure: Path) -> str:
     total = [float(line["value"]) for line in _last_epochs(lines) if line["quantity"] == "loss"]
     if not total:
         return ""
-    said = ", ".join(map(say_term, terms))
+    said = "; ".join(map(say_term, terms)).replace("→", "to")
     return f"Terms: {said}. Total loss after the last epoch: {min(total):.3g} to {max(total):.3g}."
 
 

@@ -170,7 +170,7 @@ def test_pictures_are_told_in_words(tmp_path):
         for stem, data in figures.data("curves_table4").items()
     )
     assert re.search(r"6 curves; after the last epoch from [\d.]+ % \(.+, .+\) to", accuracy)
-    assert "Terms: cross entropy, logits. Total loss after the last epoch:" in losses
+    assert "Terms: cross entropy; logits. Total loss after the last epoch:" in losses
     entries = content.collect_tables(flow, ["table4"])[0].entries.values()
     mean = statistics.fmean(entry.gap for entry in entries if entry.gap is not None)
     assert f"mean gap (ours minus paper) {mean:+.2f}, widest" in gaps and "mathcal" not in gaps
