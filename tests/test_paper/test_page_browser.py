@@ -175,7 +175,16 @@ def test_opening_a_cell_shows_its_runs(page):
     assert page.find_element(By.ID, "runs-title").text.startswith("Table 4: L MSE in the final features")
     assert len(dialog.find_elements(By.CSS_SELECTOR, ".run")) == 3
     text = dialog.text
-    for words in ("Seed 0", "Seed 2", "best top-1", "wall time", "c0ffee", "fashion_mnist-", "12,345", "abab"):
+    for words in (
+        "Seed 0",
+        "Seed 2",
+        "best top-1",
+        "wall time",
+        "c0ffee",
+        "fashion_mnist-",
+        "12,345",
+        "abab",
+    ):
         assert words in text
     (folder,) = re.findall(r"delete the folder (\S+/runs/\S+-\w{10}),", text)[:1]
     assert f"snakemake --cores 2 {folder}/metrics.json --config scale=smoke" in text
