@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,7 +122,7 @@ class Workflow:
         with log.open("w") as stream:
             process = subprocess.Popen(
                 self.command(*arguments), cwd=self.folder, env=self.environment, stdout=stream,
-                stderr=subprocess.STDOUT, text=True, start_new_session=True,
+                stderr=subprocess.STDOUT, text=True, start_new_session=True, preexec_fn=heed_interrupts,
             )  # fmt: skip
         self.heads.append(Head(process, log))
         return self.heads[-1]
@@ -191,6 +190,6 @@ class Workflow:
                 continue
 
 
-def seconds_since(start: float) -> float:
-    """Seconds that have passed."""
-    return time.monotonic() - start
+def heed_interrupts() -> None:
+    """What a shell starts in the background ignores Ctrl-C, and so would all that pytest starts there."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
