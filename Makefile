@@ -47,8 +47,7 @@ packages:  ## Debian packages that the slow tests need (Slurm, Chromium, LaTeX);
 .PHONY: test-all
 test-all: packages lint test  ## every test: real Slurm, browser, survey of timm, series of kills (<= 60 minutes)
 	$(PYTEST) -n $(CORES) -m "slow and not slurm"
-	@# a real Slurm on a busy machine: a test that failed once is tried once more, and the report names it
-	$(PYTEST) --reruns 1 -m slurm
+	$(PYTEST) -m slurm
 
 .PHONY: lint
 lint: install-dev  ## the checks of pre-commit
