@@ -181,11 +181,13 @@ PEERS = Peers()
 def explain(error: Exception) -> Exception:
     """The user's error where a process waits for one that is gone; any other error as it is."""
     gone = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
-    if world_size() == 1 or not gone:
+    if PEERS.store is None or not gone:
         return error
     reason = str(error).splitlines()[0][:200]
     what = f"another process of this run is gone or does not answer ({reason})"
-    return UserError(what, where=f"process {rank()}", mend="run the same command again: it continues")
+    return UserError(
+        what, where=f"process {os.environ['RANK']}", mend="run the same command again: it continues"
+    )
 
 
 def _threads_given() -> int:

@@ -48,12 +48,6 @@ class Interrupted(Exception):  # noqa: N818
     exit_code = 75
 
 
-class FailedElsewhere(Exception):  # noqa: N818
-    """Another process of this run failed first and says why; this one ends without a word."""
-
-    exit_code = UserError.exit_code
-
-
 def _choice_parts(given: str | None, choices: Iterable[str] | None) -> list[str]:
     """'valid choices: ...' and 'did you mean ...?' where they apply."""
     if choices is None:

@@ -22,7 +22,7 @@ from fbt_core.data.order import seed_everything
 from fbt_core.data.splits import Split
 from fbt_core.data.transforms import test_pipeline, training_pipeline
 from fbt_core.distributed import Place
-from fbt_core.errors import FailedElsewhere, Interrupted, UserError
+from fbt_core.errors import Interrupted, UserError
 from fbt_core.files import make_folder
 from fbt_core.loop import StopRequest, Training
 from fbt_core.methods.base import Context, Method
@@ -46,12 +46,9 @@ def train(spec: RunSpec, settings: ExecutionSettings, runs: Path, stop: StopRequ
             train_in(folder, spec, settings, runs, place, stop)
     except Exception as error:
         told = explain(error)
-        if not (place.first if isinstance(told, Interrupted) else distributed.PEERS.first_to_fail()):
-            raise (told if isinstance(told, Interrupted) else FailedElsewhere()) from None
-        folder.close(told)
-        if told is error:
-            raise
-        raise told from None
+        if place.first if isinstance(told, Interrupted) else distributed.PEERS.first_to_fail():
+            folder.close(told)
+        raise
 
 
 def train_in(
@@ -224,12 +221,13 @@ def main(arguments: list[str] | None = None) -> int:
         if distributed.rank() == 0:
             print(f"interrupted: {error}", file=sys.stderr)
         return error.exit_code
-    except FailedElsewhere as error:
-        return error.exit_code
-    except UserError as error:
-        if distributed.PEERS.first_to_fail():
-            print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    except Exception as error:
+        told = explain(error)
+        if distributed.PEERS.first_to_fail():  # the others would only tell that it is gone
+            if not isinstance(told, UserError):
+                raise
+            print(f"error: {told}", file=sys.stderr)
+        return UserError.exit_code
     finally:
         distributed.stop()
     return 0

@@ -298,6 +298,28 @@ def test_an_error_of_all_processes_is_told_once(root, tmp_path, capfd):
     assert capfd.readouterr().err.count("cannot be divided by 2 processes") == 1
 
 
+def test_a_process_that_cannot_join_because_another_failed_says_nothing(tmp_path, capfd):
+    """The group forms on the first process a moment earlier, which fails at once: no data."""
+
+    def prepare(rank: int) -> None:
+        start = distributed.start
+
+        def late(settings):
+            place = start(settings)
+            time.sleep(rank)
+            if rank:
+                raise RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer")
+            return place
+
+        distributed.start = late
+
+    assert run_together(arguments(make_spec(), tmp_path, tmp_path / "nowhere"), 2, prepare) == [1, 1]
+    text = capfd.readouterr().err
+    assert "Traceback" not in text
+    assert [line for line in text.splitlines() if line.startswith("error")] == [text.splitlines()[0]]
+    assert "nowhere does not exist" in text.splitlines()[0]
+
+
 def test_a_process_that_is_killed_is_told_of_in_one_line(root, tmp_path, capfd):
     """Killed by the kernel, say: it says nothing itself."""
     kill = in_step_of_second(lambda: os.kill(os.getpid(), signal.SIGKILL))
