@@ -144,6 +144,7 @@ def start(settings: ExecutionSettings) -> Place:
         torch.cuda.set_device(device)
     if world > 1 and not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
+        os.environ["TORCH_DIST_INIT_BARRIER"] = "1"  # none fails at once while another still connects to it
         dist.init_process_group(backend, store=PEERS.meet(), rank=int(os.environ["RANK"]), world_size=world)
     return Place(device, rank(), world)
 
