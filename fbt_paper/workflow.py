@@ -77,7 +77,7 @@ class Flow:
 
     def needed_files(self, run: str) -> list[str]:
         """What must be there before a run starts: results of its teacher's and its earlier phase's runs."""
-        return [file for needed in self.plan.runs[run].needed_runs() for file in self.run_files(needed)]
+        return [file for needed in self.spec(run).needed_runs() for file in self.run_files(needed)]
 
     def check_data(self, jobs: Iterable[Any]) -> None:
         """Raise ConfigError, naming the settings to fill in, where jobs about to train lack their dataset."""

@@ -131,6 +131,12 @@ def test_a_mistake_in_the_configuration_stops_snakemake_with_one_message(tmp_pat
     assert not (copy.folder / "results").exists()
 
 
+def test_a_run_that_no_table_needs_is_told(copy):
+    done = copy.snakemake("-n", "results/smoke/runs/fashion_mnist-kd-swin_t-resnet18-aaaaaaaaaa/metrics.json")
+    assert done.returncode == 1
+    assert "resnet18-aaaaaaaaaa: no table needs this run; `fbt plan --runs` lists the runs" in done.stdout
+
+
 @pytest.fixture(scope="module")
 def paper(tmp_path_factory) -> WorkflowCopy:
     return WorkflowCopy.make(tmp_path_factory.mktemp("paper") / "copy")
