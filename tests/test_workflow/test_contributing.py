@@ -131,6 +131,7 @@ def test_an_architecture_is_one_entry(copy):
     assert all("-fbt-swin_t-regnet_tiny-" in run for run in added)
 
 
+@pytest.mark.slow
 def test_the_tests_take_a_row_a_method_and_an_architecture_as_they_are(copy):
     """What `make test` asks of config/ and of every method, in a copy with all three."""
     copy.add_row("table4", block("Add an ablation row", "yaml"))
