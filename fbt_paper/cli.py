@@ -16,7 +16,7 @@ import yaml
 from fbt_core.errors import UserError
 from fbt_paper.config import CONFIG_FOLDER, ConfigError, Problem, nearest
 from fbt_paper.plan import dataset_spec
-from fbt_paper.workflow import Flow
+from fbt_paper.workflow import Flow, timm_tags
 
 Options = argparse.Namespace
 EXAMPLES = """\
@@ -162,8 +162,7 @@ def build_page_command(options: Options) -> int:
 def fetch_weights_command(options: Options) -> int:
     """Download the timm weights that the plan's teachers start from (for nodes without a network)."""
     flow = open_flow(options)
-    networks = [n for run in flow.plan.runs.values() for n in (run.student, run.teacher) if n]
-    tags = sorted({n.weights.removeprefix("timm:") for n in networks if n.weights.startswith("timm:")})
+    tags = timm_tags(flow.plan.runs.values())
     if not tags:
         print(f"scale {flow.scale} needs no downloaded weights")
         return 0

@@ -76,8 +76,10 @@ class Flow:
         return [f"{self.runs}/{run}/{name}" for name in RUN_RESULTS]
 
     def needed_files(self, run: str) -> list[str]:
-        """What must be there before a run starts: results of its teacher's and its earlier phase's runs."""
-        return [file for needed in self.spec(run).needed_runs() for file in self.run_files(needed)]
+        """What a run waits for: results of its teacher's and its earlier phase's runs, timm's weights."""
+        spec = self.spec(run)
+        results = [file for needed in spec.needed_runs() for file in self.run_files(needed)]
+        return [*results, *(f"{self.results}/weights/{tag}.txt" for tag in timm_tags([spec]))]
 
     def check_data(self, jobs: Iterable[Any]) -> None:
         """Raise ConfigError, naming the settings to fill in, where jobs about to train lack their dataset."""
@@ -141,6 +143,13 @@ class Flow:
         """Results that these tables show. As targets of their own: a deleted one is made again."""
         runs = dict.fromkeys(run for table in tables for run in self.plan.tables[table].runs)
         return [f"{self.runs}/{run}/metrics.json" for run in runs]
+
+
+def timm_tags(specs: Iterable[RunSpec]) -> list[str]:
+    """Tags of the timm weights that these runs read, each once."""
+    networks = (network for spec in specs for network in (spec.student, spec.teacher) if network)
+    found = {n.weights.removeprefix("timm:") for n in networks if n.weights.startswith("timm:")}
+    return sorted(found)
 
 
 def changed_settings(given: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 
 from fbt_paper.config import load
 from fbt_paper.plan import plan
-from fbt_paper.workflow import Flow, execution_settings
+from fbt_paper.workflow import Flow, execution_settings, timm_tags
 from tests.test_workflow.workflow_copy import ROOT, WorkflowCopy
 
 TABLES = ("table3", "table5", "table6")
@@ -149,6 +149,21 @@ def test_the_papers_runs_are_listed_without_its_data(paper):
         expected.needed(r for key in expected.all_tables for r in expected.tables[key].runs)
     )
     assert jobs["build_table"] == len(expected.all_tables)
+
+
+def test_timms_weights_are_fetched_once_on_this_machine_before_the_teachers(paper):
+    """One local job a tag; where there is no network its message says what to do, and nothing is trained."""
+    tags = timm_tags(plan(load(overrides={"scale": "paper"})).runs.values())
+    jobs = paper.planned("--config", "scale=paper")
+    assert jobs["fetch_weights"] == len(tags) == 7
+    tag = "swin_tiny_patch4_window7_224.ms_in1k"
+    target = f"results/paper/weights/{tag}.txt"
+    options = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(paper.folder / "empty")}
+    done = paper.snakemake("--cores", "1", target, "--config", "scale=paper", **options)
+    assert done.returncode == 1
+    assert f"python -m fbt_core.weights fetch {tag}" in done.stdout
+    assert "localrule fetch_weights" in done.stdout
+    assert not (paper.folder / target).exists()
 
 
 def test_without_its_data_the_paper_stops_before_the_first_training(paper):

@@ -17,4 +17,5 @@ localrules:
     tables,
     grid,
     build_table,
+    fetch_weights,
     compare_with_paper,

@@ -6,6 +6,19 @@ onstart:
     FLOW.check_data(workflow.dag.needrun_jobs())
 
 
+rule fetch_weights:
+    output:
+        f"{FLOW.results}/weights/{{tag}}.txt",
+    log:
+        f"{FLOW.results}/logs/fetch_weights/{{tag}}.log",
+    wildcard_constraints:
+        tag=r"\w+\.\w+",
+    conda:
+        "../../environment.yml"
+    shell:
+        f"{FLOW.python} -m fbt_core.weights fetch {{wildcards.tag:q}} 2>&1 > {{output:q}} | tee {{log:q}}"
+
+
 rule train:
     input:
         lambda wildcards: FLOW.needed_files(wildcards.run),
