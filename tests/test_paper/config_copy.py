@@ -10,6 +10,19 @@ from typing import Any
 from fbt_paper.config import CONFIG_FOLDER, Config, ConfigError, load
 from fbt_paper.plan import Plan, plan
 
+ARCHITECTURES = {
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "mobilenetv1",
+    "mobilenetv2",
+    "convnext_t",
+    "vit_s",
+    "deit_t",
+}
+ARCHITECTURES |= {"swin_t", "swin_n", "swin_p", "mixer_b16", "resmlp_s12"}
+"""The networks of the paper's grid."""
+
 
 class ConfigCopy:
     """config/ in a temporary folder, edited by replacing text that must be there."""

@@ -14,20 +14,10 @@ from fbt_paper.cli import main
 from fbt_paper.config import load
 from fbt_paper.plan import plan
 from fbt_paper.workflow import Flow
+from tests.test_paper.config_copy import ARCHITECTURES
 from tests.test_paper.page_results import write_results
 
 ROOT = Path(__file__).parents[2]
-ARCHITECTURES = {
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "mobilenetv1",
-    "mobilenetv2",
-    "convnext_t",
-    "vit_s",
-    "deit_t",
-}
-ARCHITECTURES |= {"swin_t", "swin_n", "swin_p", "mixer_b16", "resmlp_s12"}
 COMMANDS = ["plan", "spec", "recipe", "check-data", "check-cluster", "fetch-weights", "status", "show"]
 COMMANDS += ["diff", "build-table", "compare"]
 

@@ -13,20 +13,9 @@ from fbt_paper.config import CONFIG_FOLDER, ConfigError, load, tiny_network
 from fbt_paper.schema import all_files, schema_text
 from fbt_paper.timm_names import timm_names
 from fbt_paper.workflow import changed_settings
-from tests.test_paper.config_copy import ConfigCopy
+from tests.test_paper.config_copy import ARCHITECTURES, ConfigCopy
 
 ROOT = CONFIG_FOLDER.parent
-ARCHITECTURES = {
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "mobilenetv1",
-    "mobilenetv2",
-    "convnext_t",
-    "vit_s",
-    "deit_t",
-}
-ARCHITECTURES |= {"swin_t", "swin_n", "swin_p", "mixer_b16", "resmlp_s12"}
 TABLE = """\
 kind: accuracy
 title: New

@@ -122,7 +122,7 @@ class Workflow:
         with log.open("w") as stream:
             process = subprocess.Popen(
                 self.command(*arguments), cwd=self.folder, env=self.environment, stdout=stream,
-                stderr=subprocess.STDOUT, text=True, start_new_session=True, preexec_fn=heed_interrupts,
+                stderr=subprocess.STDOUT, text=True, start_new_session=True,
             )  # fmt: skip
         self.heads.append(Head(process, log))
         return self.heads[-1]
@@ -188,8 +188,3 @@ class Workflow:
                     process.kill()
             except psutil.Error:
                 continue
-
-
-def heed_interrupts() -> None:
-    """What a shell starts in the background ignores Ctrl-C, and so would all that pytest starts there."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
