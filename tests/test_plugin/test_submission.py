@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -431,3 +432,26 @@ def test_result_of_a_job_can_be_read_while_it_is_written(slurm: SlurmBackend, tm
     assert slurm.result(entry) is None
     assert Result(None).error is None
     assert Backoff().failed() == 2.0
+
+
+def test_the_end_waits_neither_for_a_tick_nor_for_the_rate_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Snakemake's own timer of its rate limit and the poller's pause would each keep a finished workflow."""
+    from snakemake.scheduling.job_scheduler import JobScheduler
+
+    monkeypatch.setattr(executor, "TICK_S", 30.0)
+    head = MadeExecutor(Watched(tmp_path), tmp_path)
+    head.follow()
+    before = set(threading.enumerate())
+    JobScheduler._schedule_reevalutation(SimpleNamespace(_open_jobs=None), 30)
+    (timer,) = set(threading.enumerate()) - before
+    other = threading.Timer(30.0, print)
+    other.start()
+    start = time.monotonic()
+    head.shutdown()
+    timer.join(10)
+    assert time.monotonic() - start < 10
+    assert not timer.is_alive()
+    assert other.is_alive(), "timers of others are left alone"
+    other.cancel()

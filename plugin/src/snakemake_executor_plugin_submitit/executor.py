@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import shutil
 import tempfile
+import threading
 import time
 import uuid
 from collections import defaultdict
@@ -39,6 +40,8 @@ from snakemake_executor_plugin_submitit.tracker import Tracker
 __all__ = ["Executor"]
 
 TICK_S = 0.5
+SHORT_TICK_S = 0.05
+SCHEDULER = "snakemake.scheduling.job_scheduler"
 LONGEST_FAILURE_S = 600.0
 
 
@@ -269,7 +272,9 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
 
     async def sleep(self) -> None:
         """A short tick: results are looked for often, Slurm is asked at its own interval."""
-        await asyncio.sleep(TICK_S)
+        end = time.monotonic() + TICK_S
+        while self.wait and time.monotonic() < end:  # the end of the workflow need not wait for the tick's
+            await asyncio.sleep(SHORT_TICK_S)
 
     async def check_active_jobs(
         self, active_jobs: list[SubmittedJobInfo]
@@ -384,6 +389,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
     def shutdown(self) -> None:
         """Stop the poller; scripts stay as long as a job may still need them."""
         self._stop_following()
+        end_rate_timers()
         left = [entry for entry in self.followed.values() if entry.job_id is not None]
         if left:
             self.say(f"{len(left)} submitted jobs go on; the same command adopts them. "
@@ -404,6 +410,13 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
             parent.mkdir(parents=True, exist_ok=True)
             self._scripts = Path(tempfile.mkdtemp(dir=parent, prefix=time.strftime("%Y%m%d-%H%M%S-")))
         return str(self._scripts)
+
+
+def end_rate_timers() -> None:
+    """Cancel what the rate limit (--max-jobs-per-timespan) leaves: Snakemake would wait a second for it."""
+    for thread in threading.enumerate():
+        if isinstance(thread, threading.Timer) and thread.function.__module__ == SCHEDULER:
+            thread.cancel()
 
 
 def require_submitit() -> None:

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from snakemake_executor_plugin_submitit.gate import place_to_start
+from snakemake_executor_plugin_submitit.inner import Child, start
 from snakemake_executor_plugin_submitit.record import Record
 
 __all__ = ["RuleError", "SnakemakeJob", "TooManyTimeoutsError"]
@@ -91,7 +92,7 @@ class SnakemakeJob:
         self._forget_process()
 
     def _forget_process(self) -> None:
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child: Child | None = None
         self._record = Record(submitted=self.submitted)
         self._terminated = False
         self._started = time.time()
@@ -113,7 +114,7 @@ class SnakemakeJob:
             exit_code = 0
         except subprocess.SubprocessError:  # submitit's `scontrol requeue`
             self._requeue_again()
-        be_deaf()
+        stay_deaf()
         if self._child is not None:
             self._child.wait()
         if self._terminated:
@@ -128,7 +129,7 @@ class SnakemakeJob:
 
     def _requeue_again(self) -> NoReturn:
         """Slurm refuses to requeue a job that it requeues itself, or when it is busy: go on until killed."""
-        be_deaf()
+        stay_deaf()
         pause = 2.0
         while True:
             time.sleep(pause)
@@ -155,7 +156,7 @@ class SnakemakeJob:
         with place_to_start() as place:
             if self._terminated:
                 return 143
-            self._child = start_deaf(self._command(), self.workdir, self._environment(place))
+            self._child = start(self.script, self.workdir, self._environment(place))
             self._sampled = time.time()  # the first look at its memory can wait until it has started up
             exit_code = self._watch()
         if exit_code != 0:  # the signal that ended the program may be a moment later here
@@ -171,9 +172,6 @@ class SnakemakeJob:
             self._sample()
             wait_for_end(self._child.pid, POLL_S)
         return exit_code
-
-    def _command(self) -> list[str]:
-        return ["/bin/sh", str(self.script)] if first_line(self.script) == "#!/bin/sh" else [str(self.script)]
 
     def _environment(self, place: Path | None = None) -> dict[str, str]:
         """Tell the rule's program who it is; metrics are accounted from these."""
@@ -285,7 +283,7 @@ def job_id() -> str:
     )
 
 
-def be_deaf() -> None:
+def stay_deaf() -> None:
     """The command has ended: submitit's handler must not ask it to save any more."""
     if threading.current_thread() is threading.main_thread() and callable(signal.getsignal(signal.SIGUSR2)):
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
@@ -300,22 +298,6 @@ def preempted(identifier: str) -> bool:
         return False
     fields = dict(word.split("=", 1) for word in answer.split() if "=" in word)
     return fields.get("PreemptTime", "None") not in ("None", "Unknown", "")
-
-
-def start_deaf(command: list[str], workdir: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Start a process that ignores SIGUSR2 and SIGTERM until a program in it installs its own handlers."""
-    guarded = {signal.SIGUSR2, signal.SIGTERM}
-
-    def ignore() -> None:
-        for number in guarded:
-            signal.signal(number, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, guarded)
-
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, guarded)
-    try:
-        return subprocess.Popen(command, cwd=workdir, env=environment, preexec_fn=ignore)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def ended(pid: int) -> int | None:
@@ -337,12 +319,6 @@ def wait_for_end(pid: int, longest_s: float) -> None:
         select.select([handle], [], [], longest_s)
     finally:
         os.close(handle)
-
-
-def first_line(path: Path) -> str:
-    """The first line of a file, without its end."""
-    with path.open() as stream:
-        return stream.readline().strip()
 
 
 def family(pid: int) -> list[Any]:
