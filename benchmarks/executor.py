@@ -2,7 +2,7 @@
 
     python benchmarks/executor.py [--parts wall calls head] [--repeats 3] [--write]
 
-Needs Slurm with accounting (packages: tests/test_plugin/cluster.py). A Slurm of one node with four CPUs is
+Needs Slurm with accounting (packages: plugin/tests/cluster.py). A Slurm of one node with four CPUs is
 started in a temporary folder. `snakemake-executor-plugin-slurm` is installed into an environment of its own
 outside the clone (--official FOLDER): beside this plugin it would slow down every start of Snakemake.
 `--write` puts the figures into benchmarks/README.md, section "Executor".
@@ -28,9 +28,9 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "plugin" / "tests"))
 
-from tests.test_plugin.cluster import Cluster, wait_for  # noqa: E402
+from cluster import Cluster, wait_for  # noqa: E402
 
 README = Path(__file__).with_name("README.md")
 SLOTS = 4

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_plugin.cluster import Cluster, missing_programs, wait_for
-from tests.test_plugin.conftest import require
-from tests.test_plugin.workflows import Head, Workflow
+from cluster import Cluster, missing_programs, wait_for
+from slurm_fixtures import require
+from workflows import Head, Workflow
 
 pytestmark = pytest.mark.slurm
 

@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.test_plugin.cluster import Cluster, wait_for
-from tests.test_plugin.workflows import TRAINER, Head, Workflow
+from cluster import Cluster, wait_for
+from workflows import TRAINER, Head, Workflow
 
 pytestmark = pytest.mark.slurm
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import psutil
 
-from tests.test_plugin.cluster import Cluster, wait_for
-from tests.test_plugin.trainer import final_weights
+from cluster import Cluster, wait_for
+from trainer import final_weights
 
 TRAINER = Path(__file__).with_name("trainer.py")
 

@@ -30,7 +30,7 @@ from snakemake_executor_plugin_submitit.settings import ExecutorSettings
 from snakemake_executor_plugin_submitit.slurm import Backoff, SlurmBusyError, queue_full
 from snakemake_interface_common.exceptions import WorkflowError
 
-from tests.test_plugin.fakes import MadeExecutor, Watched, make_entry, make_job
+from fakes import MadeExecutor, Watched, make_entry, make_job
 
 REQUEST = read_request({}, 1, "rule train")
 

@@ -27,7 +27,7 @@ from snakemake_executor_plugin_submitit.record import Record
 from snakemake_executor_plugin_submitit.requests import DEAF, RequestError, read_request
 from snakemake_executor_plugin_submitit.settings import ExecutorSettings, setting_problems
 
-from tests.test_plugin.fakes import Watched, make_entry
+from fakes import Watched, make_entry
 
 SINFO = """\
 main*|infinite|n/a|up|gpu:2(S:0-1)|8+|16000|3

@@ -1,16 +1,16 @@
-"""Fixtures: a real Slurm for each test that asks for one, and workflows that run on it."""
+"""Fixtures: a real Slurm for each test that asks for one."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.test_plugin.cluster import Cluster, missing_programs
-from tests.test_plugin.workflows import Workflow
+from cluster import Cluster, missing_programs
+
+__all__ = ["cluster", "require", "start_cluster"]
 
 
 def require(reason: str | None) -> None:
@@ -42,19 +42,3 @@ def start_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable
 def cluster(start_cluster: Callable[..., Cluster]) -> Cluster:
     """A Slurm of one node."""
     return start_cluster()
-
-
-@pytest.fixture
-def make_workflow(tmp_path: Path) -> Iterator[Callable[..., Workflow]]:
-    """Make a workflow in a folder of its own."""
-    made: list[Workflow] = []
-
-    def make(cluster: Cluster | None = None, **options: Any) -> Workflow:
-        folder = tmp_path / f"work{len(made)}"
-        folder.mkdir()
-        made.append(Workflow(folder, cluster, **options))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.stop()

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.test_plugin.cluster import Cluster, wait_for
+from cluster import Cluster, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("Snakefile", "slurm", "profiles", "config", "workflow", "fbt_core", "fbt_paper", "environment.yml")

@@ -9,7 +9,7 @@ import pytest
 import snakemake.common.tests as conformance
 from snakemake_executor_plugin_submitit import ExecutorSettings
 
-from tests.test_plugin.cluster import Cluster
+from cluster import Cluster
 
 
 class Suite(conformance.TestWorkflowsLocalStorageBase):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.test_plugin.workflows import Workflow
+from workflows import Workflow
 
 pytestmark = pytest.mark.slow
 

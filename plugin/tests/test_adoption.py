@@ -14,7 +14,7 @@ from snakemake_executor_plugin_submitit.executor import key_of
 from snakemake_executor_plugin_submitit.journal import Entry, make_key
 from snakemake_executor_plugin_submitit.record import Record
 
-from tests.test_plugin.fakes import MadeExecutor, Watched, make_entry, make_group, make_job
+from fakes import MadeExecutor, Watched, make_entry, make_group, make_job
 
 
 def entry_of(folder: Path, *outputs: str, **changes: Any) -> Entry:
