@@ -144,9 +144,8 @@ def measure_walls(cluster: Cluster, folder: Path, official: Path, repeats: int) 
     for name, runs in walls.items():
         shown = ", ".join(f"{wall:.1f}" for wall in runs)
         lines.append(f"| {name} | {statistics.median(runs):.1f} s | {shown} |")
-    own_wall, other = (statistics.median(walls[name]) for name in COMPARED)
-    lines += ["", f"{COMPARED[0]}: {own_wall / other:.2f} of the wall time of {COMPARED[1]}; the goal is 0.5."]
-    return lines
+    one, other = (statistics.median(walls[name]) for name in COMPARED)
+    return [*lines, "", f"{COMPARED[0]}: {one / other:.2f} of the wall time of {COMPARED[1]}; goal: 0.5."]
 
 
 def measure_calls(cluster: Cluster, folder: Path, official: Path) -> list[str]:

@@ -150,7 +150,7 @@ class MadeExecutor(Executor):
         self.ended: list[tuple[bool, str]] = []
         self.crashes: list[Exception] = []
         self.active_jobs: list[Any] = []
-        self.lock, self.wait = threading.Lock(), True
+        self.lock, self.wait, self._stopping = threading.Lock(), True, threading.Event()
         self.wait_thread = threading.Thread(target=self._wait_thread, daemon=True)
 
     def note_crash(self, error: Exception) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import shutil
 import tempfile
@@ -40,13 +39,16 @@ from snakemake_executor_plugin_submitit.tracker import Tracker
 __all__ = ["Executor"]
 
 TICK_S = 0.5
-SHORT_TICK_S = 0.05
 SCHEDULER = "snakemake.scheduling.job_scheduler"
 LONGEST_FAILURE_S = 600.0
 
 
 class Executor(RemoteExecutor):  # type: ignore[misc]
     """Snakemake's jobs through submitit."""
+
+    def __init__(self, workflow: Any, logger: Any) -> None:
+        self._stopping = threading.Event()  # the poller begins before __post_init__
+        super().__init__(workflow, logger)
 
     def __post_init__(self) -> None:
         """Check everything that can be checked before the first job is submitted."""
@@ -272,9 +274,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
 
     async def sleep(self) -> None:
         """A short tick: results are looked for often, Slurm is asked at its own interval."""
-        end = time.monotonic() + TICK_S
-        while self.wait and time.monotonic() < end:  # the end of the workflow need not wait for the tick's
-            await asyncio.sleep(SHORT_TICK_S)
+        self._stopping.wait(TICK_S)  # nothing else runs in the poller's event loop
 
     async def check_active_jobs(
         self, active_jobs: list[SubmittedJobInfo]
@@ -384,6 +384,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         """End the poller, so that nobody else reads or writes what is known of the jobs."""
         with self.lock:
             self.wait = False
+        self._stopping.set()
         self.wait_thread.join()
 
     def shutdown(self) -> None:

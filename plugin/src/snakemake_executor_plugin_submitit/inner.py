@@ -9,6 +9,7 @@ prefix) runs in a shell, as does every job inside of a process with threads (clu
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import re
 import runpy
@@ -94,6 +95,11 @@ def run_snakemake(arguments: list[str], workdir: Path, environment: Mapping[str,
     os.chdir(workdir)
     if not sys.flags.safe_path:
         sys.path[0] = str(workdir)
+    gc.disable()  # modules never become garbage: looking for it takes a seventh of Snakemake's start
+    import snakemake.cli  # noqa: F401
+
+    gc.freeze()
+    gc.enable()
     sys.argv[1:] = arguments
     try:
         runpy.run_module("snakemake", run_name="__main__", alter_sys=True)
