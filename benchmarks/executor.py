@@ -34,6 +34,7 @@ from cluster import Cluster, wait_for  # noqa: E402
 
 README = Path(__file__).with_name("README.md")
 SLOTS = 4
+QUEUED = 1000
 COUNTED = ("sbatch", "squeue", "sacct", "scontrol", "sinfo", "scancel", "srun")
 OFFICIAL = "snakemake-executor-plugin-slurm==2.8.0"
 WORKFLOW = """\
@@ -163,38 +164,54 @@ def measure_calls(cluster: Cluster, folder: Path, official: Path) -> list[str]:
     return lines
 
 
-def measure_head(cluster: Cluster, folder: Path) -> list[str]:
+def measure_head(cluster: Cluster, folder: Path, official: Path) -> list[str]:
     """Memory and CPU of the head while 1,000 jobs wait."""
+    ways = {
+        COMPARED[0]: (Path(sys.executable), [*SUBMITIT, "--submitit-shared-folder-check", "no"]),
+        COMPARED[1]: (official, TUNED),
+        "official plugin, default": (official, DEFAULT),
+    }
+    lines = ["| head with 1,000 queued jobs | submitted after | memory | CPU |", "|---|---|---|---|"]
     cluster.run("scontrol", "update", "PartitionName=main", "State=DOWN")
-    place = folder / "head"
-    make_workflow(place, 1000, 1)
+    for number, (name, (python, options)) in enumerate(ways.items()):
+        place = folder / f"head{number}"
+        make_workflow(place, QUEUED, 1)
+        lines.append(f"| {name} | {watch_head(cluster, python, options, place)} |")
+        print(lines[-1], flush=True)
+    cluster.run("scontrol", "update", "PartitionName=main", "State=UP")
+    return lines
+
+
+def watch_head(cluster: Cluster, python: Path, options: Iterable[str], place: Path) -> str:
+    """Start a workflow, wait until all its jobs are in the queue, and look at its head."""
+    start = time.monotonic()
     with (place / "log").open("w") as log:
         head = subprocess.Popen(
-            [sys.executable, "-m", "snakemake", *SUBMITIT, "--submitit-shared-folder-check", "no"], cwd=place,
-            env=environment(cluster, Path(sys.executable)), stdout=log, stderr=log,
+            [python, "-m", "snakemake", *options], cwd=place, stdout=log, stderr=log,
+            env=environment(cluster, python, place / "commands"),
         )  # fmt: skip
-    start = time.monotonic()
     try:
-        wait_for(
-            lambda: (place / "log").read_text().count("submitit: submitted") > 0, 300, "1,000 jobs submitted"
-        )
+        wait_for(lambda: queued(cluster) >= QUEUED, 900, f"{QUEUED} jobs in the queue", interval=1.0)
         submitted = time.monotonic() - start
-        line = watch(psutil.Process(head.pid), submitted)
+        return f"{submitted:.0f} s | {watch(psutil.Process(head.pid))}"
     finally:
         head.kill()
+        head.wait()
         cluster.run("scancel", "--user", str(os.getuid()))
-        cluster.run("scontrol", "update", "PartitionName=main", "State=UP")
-    return ["| head with 1,000 queued jobs | submitted after | memory | CPU |", "|---|---|---|---|", line]
+        wait_for(lambda: queued(cluster) == 0, 120, "an empty queue", interval=1.0)
 
 
-def watch(head: psutil.Process, submitted: float, seconds: float = 60.0) -> str:
-    """Memory and CPU of a process over a minute."""
+def queued(cluster: Cluster) -> int:
+    """How many jobs wait, tasks of arrays one by one."""
+    return len(cluster.run("squeue", "--noheader", "--array", "--states=PENDING", "--format=%i").split())
+
+
+def watch(head: psutil.Process, seconds: float = 60.0) -> str:
+    """Memory and CPU of a process over a minute; the programs it calls count as well."""
     before = sum(head.cpu_times()[:4])
     time.sleep(seconds)
     cpu = (sum(head.cpu_times()[:4]) - before) / seconds * 100
-    memory = head.memory_info().rss / 1e6
-    print(f"head: {memory:.0f} MB, {cpu:.1f} % CPU", flush=True)
-    return f"| submitit, arrays | {submitted:.0f} s | {memory:.0f} MB | {cpu:.1f} % of a core |"
+    return f"{head.memory_info().rss / 1e6:.0f} MB | {cpu:.1f} % of a core"
 
 
 def write(lines: list[str]) -> None:
@@ -229,7 +246,7 @@ def main() -> None:
     )
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
-    official = make_official(options.official) if {"wall", "calls"} & set(options.parts) else Path()
+    official = make_official(options.official)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         with Cluster(folder / "slurm", accounting=True, cpus=SLOTS) as cluster:
@@ -237,7 +254,7 @@ def main() -> None:
             if "wall" in options.parts:
                 lines += ["", *measure_walls(cluster, folder, official, options.repeats)]
             if "head" in options.parts:
-                lines += ["", *measure_head(cluster, folder)]
+                lines += ["", *measure_head(cluster, folder, official)]
             if "calls" in options.parts:
                 lines += ["", *measure_calls(cluster, folder, official)]
     print("\n".join(lines))
