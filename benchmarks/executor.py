@@ -35,6 +35,7 @@ from cluster import Cluster, wait_for  # noqa: E402
 README = Path(__file__).with_name("README.md")
 SLOTS = 4
 QUEUED = 1000
+SETTLED_S = 20.0
 COUNTED = ("sbatch", "squeue", "sacct", "scontrol", "sinfo", "scancel", "srun")
 OFFICIAL = "snakemake-executor-plugin-slurm==2.8.0"
 WORKFLOW = """\
@@ -193,6 +194,7 @@ def watch_head(cluster: Cluster, python: Path, options: Iterable[str], place: Pa
     try:
         wait_for(lambda: queued(cluster) >= QUEUED, 900, f"{QUEUED} jobs in the queue", interval=1.0)
         submitted = time.monotonic() - start
+        time.sleep(SETTLED_S)  # what follows the last submission is no waiting yet
         return f"{submitted:.0f} s | {watch(psutil.Process(head.pid))}"
     finally:
         head.kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -91,7 +92,7 @@ class Tracker:
         return entry.key in self._error_since or entry.key in self._ended_since
 
     def _has_result(self, entry: Entry) -> bool:
-        return entry.result is not None and Path(entry.result).name in self._present
+        return entry.result is not None and os.path.basename(entry.result) in self._present  # Path is slow
 
     def _surely_ended(self, entry: Entry, look: Look) -> bool:
         state, since = self._ended_since.setdefault(entry.key, (look.state, self.clock()))
