@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -26,6 +27,13 @@ def test_a_plain_script_is_read_as_its_arguments() -> None:
     assert snakemake_arguments(PLAIN) == expected
 
 
+def test_arguments_that_are_no_utf8_come_through_as_they_are() -> None:
+    script = PLAIN.encode().replace(b"'all'", b"'a\xff\xe2\x80\xa8b'").decode("utf-8", "surrogateescape")
+    arguments = snakemake_arguments(script)
+    assert arguments is not None
+    assert os.fsencode(arguments[3]) == b"a\xff\xe2\x80\xa8b"
+
+
 @pytest.mark.parametrize(
     "script",
     [
@@ -42,6 +50,7 @@ def test_a_plain_script_is_read_as_its_arguments() -> None:
         PLAIN.replace("'all'", "'all"),
         PLAIN + "exit 0\n",
         "#!/bin/sh\n",
+        "",
     ],
 )
 def test_a_script_that_needs_a_shell_is_told_from_a_plain_one(script: str) -> None:

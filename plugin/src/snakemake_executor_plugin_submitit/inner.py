@@ -53,19 +53,20 @@ def start(script: Path, workdir: Path, environment: Mapping[str, str]) -> Child:
 
     The child's `pid` and `wait()` are all that may be used of it.
     """
-    arguments = snakemake_arguments(script.read_text())
+    text = script.read_text(encoding="utf-8", errors="surrogateescape")
+    arguments = snakemake_arguments(text)
     with held_back():
         if arguments is not None and threading.active_count() == 1:
             return fork(arguments, workdir, environment)
-        command = ["/bin/sh", str(script)] if first_line(script) == "#!/bin/sh" else [str(script)]
+        command = ["/bin/sh", str(script)] if text.startswith("#!/bin/sh\n") else [str(script)]
         return subprocess.Popen(command, cwd=workdir, env=environment, preexec_fn=be_deaf)
 
 
 def snakemake_arguments(script: str) -> list[str] | None:
     """The arguments of a script that does nothing but call Snakemake with this Python; None for any other."""
-    shebang, *lines = script.splitlines()
-    commands = [line for line in lines if line.strip() and not line.startswith("#")]
-    if shebang != "#!/bin/sh" or len(commands) != 1 or not PLAIN.fullmatch(QUOTED.sub("", commands[0])):
+    commands = [line for line in script.split("\n") if line.strip() and not line.startswith("#")]
+    plain = script.startswith("#!/bin/sh\n") and len(commands) == 1
+    if not plain or not PLAIN.fullmatch(QUOTED.sub("", commands[0])):
         return None
     words = shlex.split(commands[0])
     return words[3:] if words[:3] == [sys.executable, "-m", "snakemake"] else None
@@ -135,9 +136,3 @@ def be_deaf() -> None:
     for number in GUARDED:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, GUARDED)
-
-
-def first_line(path: Path) -> str:
-    """The first line of a file, without its end."""
-    with path.open() as stream:
-        return stream.readline().strip()
