@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from snakemake_executor_plugin_submitit import head, queue, slurm
 from snakemake_executor_plugin_submitit.backends import Look, Result
-from snakemake_executor_plugin_submitit.job import SnakemakeJob
+from snakemake_executor_plugin_submitit.job import SnakemakeJob, TooManyTimeoutsError
 from snakemake_executor_plugin_submitit.journal import Journal, make_key
 from snakemake_executor_plugin_submitit.messages import explain_failure, explain_reason, last_lines
 from snakemake_executor_plugin_submitit.record import Record
@@ -452,6 +452,51 @@ def test_signals_reach_the_program_but_not_the_shells(
     assert process.wait(30) in (0, 5)
     assert (tmp_path / "saved").exists()
     assert (tmp_path / "shell_lived").exists()
+
+
+class QueuedAgain(BaseException):
+    """Stands for the end of a job that asks to be requeued until it is killed."""
+
+
+@pytest.mark.parametrize(("allowed", "end"), [(0, TooManyTimeoutsError), (1, QueuedAgain)])
+def test_what_a_signal_raises_is_not_lost_in_what_it_interrupts(
+    make_job: Callable[..., SnakemakeJob],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    allowed: int,
+    end: type[BaseException],
+) -> None:
+    """Slurm sends SIGCONT just before: submitit's handler for it logs, and logging swallows any exception."""
+    (tmp_path / "program.py").write_text(
+        "import os, signal, sys, time\n"
+        "signal.signal(signal.SIGUSR2, lambda *_: sys.exit(75))\n"
+        "os.kill(int(sys.argv[1]), signal.SIGUSR2)\ntime.sleep(30)"
+    )
+    job = make_job(f"exec {sys.executable} program.py {os.getpid()}", max_timeouts=allowed)
+    heard: list[Any] = []
+
+    def like_submitits(*_: object) -> None:
+        heard.append(signal.getsignal(signal.SIGCONT))
+        job.checkpoint()
+        raise subprocess.CalledProcessError(1, "scontrol requeue")
+
+    def like_logging() -> None:
+        with contextlib.suppress(Exception):
+            while not heard:
+                time.sleep(0.1)
+
+    def queue_again() -> None:
+        raise QueuedAgain
+
+    monkeypatch.setattr(job, "_sample", like_logging)
+    monkeypatch.setattr(job, "_requeue_again", queue_again)
+    before = signal.signal(signal.SIGUSR2, like_submitits)
+    try:
+        with pytest.raises(end):
+            job()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert heard == [signal.SIG_DFL], "SIGCONT has no handler that could be interrupted"
 
 
 def test_job_removes_what_its_earlier_start_has_left(

@@ -84,7 +84,7 @@ class SnakemakeJob:
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle the settings, not the running process."""
-        running = ("_child", "_record", "_terminated", "_started", "_sampled")
+        running = ("_child", "_record", "_terminated", "_started", "_sampled", "_too_often", "_requeued")
         return {name: value for name, value in self.__dict__.items() if name not in running}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -95,6 +95,8 @@ class SnakemakeJob:
         self._child: Child | None = None
         self._record = Record(submitted=self.submitted)
         self._terminated = False
+        self._too_often = False
+        self._requeued = False
         self._started = time.time()
         self._sampled = 0.0
 
@@ -114,6 +116,8 @@ class SnakemakeJob:
             exit_code = 0
         except subprocess.SubprocessError:  # submitit's `scontrol requeue`
             self._requeue_again()
+        if exit_code != 0:
+            self._raise_what_was_lost()
         stay_deaf()
         if self._child is not None:
             self._child.wait()
@@ -126,6 +130,13 @@ class SnakemakeJob:
         self._started = time.time()
         self._record.start(os.environ.get("SLURMD_NODENAME") or socket.gethostname(), job_id())
         self._record.save(self.record_path)
+
+    def _raise_what_was_lost(self) -> None:
+        """What a signal's handler raises may end in an `except Exception` that it interrupts, as in logging."""
+        if self._too_often:
+            raise TooManyTimeoutsError(f"the time limit was met {self._record.timeouts} times")
+        if self._requeued:
+            self._requeue_again()
 
     def _requeue_again(self) -> NoReturn:
         """Slurm refuses to requeue a job that it requeues itself, or when it is busy: go on until killed."""
@@ -197,6 +208,7 @@ class SnakemakeJob:
         ):  # cluster debug runs in the head's poller
             yield
             return
+        signal.signal(signal.SIGCONT, signal.SIG_DFL)  # Slurm's wakes stopped jobs; submitit would log it
         before = signal.signal(signal.SIGTERM, self._on_sigterm)
         try:
             yield
@@ -244,7 +256,9 @@ class SnakemakeJob:
         if cause == "time limit" and self._record.timeouts > self.max_timeouts:
             self._record.end(75)
             self._record.save(self.record_path)
-            raise TooManyTimeoutsError(f"the time limit was met {self._record.timeouts} times")
+            self._too_often = True
+            self._raise_what_was_lost()
+        self._requeued = True
         print(f"submitit: interrupted by {cause}; the job is queued again and will continue", flush=True)
         return DelayedSubmission(self)
 
