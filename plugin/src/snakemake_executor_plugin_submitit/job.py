@@ -132,7 +132,7 @@ class SnakemakeJob:
         self._record.save(self.record_path)
 
     def _raise_what_was_lost(self) -> None:
-        """What a signal's handler raises may end in an `except Exception` that it interrupts, as in logging."""
+        """An `except Exception` that a signal interrupts, as in logging, swallows what its handler raises."""
         if self._too_often:
             raise TooManyTimeoutsError(f"the time limit was met {self._record.timeouts} times")
         if self._requeued:
