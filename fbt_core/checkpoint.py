@@ -96,8 +96,8 @@ def choose(folder: Path, spec: RunSpec) -> tuple[str | None, dict[str, Any] | No
         _set_aside(folder, path.name)
         return path.name, state, faults
     if faults:
-        mend = "nothing was overwritten; delete them to start this run again from its first epoch"
-        raise CheckpointError(f"no checkpoint can be read: {'; '.join(faults)}", mend=mend)
+        hint = "nothing was overwritten; delete them to start this run again from its first epoch"
+        raise CheckpointError(f"no checkpoint can be read: {'; '.join(faults)}", hint=hint)
     return None, None, faults
 
 
@@ -120,7 +120,7 @@ def read(path: Path, spec: RunSpec) -> dict[str, Any]:
     if state.get("spec") != spec.canonical_json():
         what = f"checkpoint of another run ({state.get('run')}), expected {spec.id}"
         raise CheckpointError(
-            what, where=str(path), mend="move it away, or run with the spec it was made with"
+            what, where=str(path), hint="move it away, or run with the spec it was made with"
         )
     return state
 

@@ -53,6 +53,6 @@ def make_board(folder: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        mend = "pip install tensorboard, or set it to false"
-        raise UserError("TensorBoard is not installed", where="tensorboard: true", mend=mend) from None
+        hint = "pip install tensorboard, or set it to false"
+        raise UserError("TensorBoard is not installed", where="tensorboard: true", hint=hint) from None
     return SummaryWriter(str(folder / "tensorboard"))

@@ -124,11 +124,11 @@ def choose_device(settings: ExecutionSettings) -> torch.device:
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     if settings.device == "cuda":
         raise UserError(
-            "torch sees no CUDA device", where="device: cuda", mend="use device: auto or device: cpu"
+            "torch sees no CUDA device", where="device: cuda", hint="use device: auto or device: cpu"
         )
     if settings.device == "auto" and not settings.allow_cpu:
         what = "torch sees no CUDA device, and this scale would take months on a CPU"
-        raise UserError(what, where="device: auto", mend="start it on a GPU, or set `device: cpu` to insist")
+        raise UserError(what, where="device: auto", hint="start it on a GPU, or set `device: cpu` to insist")
     return torch.device("cpu")
 
 
@@ -187,7 +187,7 @@ def explain(error: Exception) -> Exception:
     reason = str(error).splitlines()[0][:200]
     what = f"another process of this run is gone or does not answer ({reason})"
     return UserError(
-        what, where=f"process {os.environ['RANK']}", mend="run the same command again: it continues"
+        what, where=f"process {os.environ['RANK']}", hint="run the same command again: it continues"
     )
 
 
@@ -216,7 +216,7 @@ def share_of_batch(recipe: RecipeSpec, place: Place, accumulation: int) -> int:
         f"batch_size {recipe.batch_size} cannot be divided by {place.world} processes x "
         f"{accumulation} accumulation steps = {parts}"
     )
-    raise UserError(what, where="recipe.batch_size", mend=f"use a product among {', '.join(divisors)}")
+    raise UserError(what, where="recipe.batch_size", hint=f"use a product among {', '.join(divisors)}")
 
 
 def check_accumulation(method: Method, recipe: RecipeSpec, accumulation: int) -> None:
@@ -224,8 +224,8 @@ def check_accumulation(method: Method, recipe: RecipeSpec, accumulation: int) ->
     if recipe.allow_changed_batch or accumulation == 1 or not method.needs_whole_batch:
         return
     what = f"method '{method.name}' {method.needs_whole_batch}, which {accumulation} parts would change"
-    mend = "set it to 1, use more GPUs, or give the recipe allow_changed_batch: true (that is another run)"
-    raise UserError(what, where="gradient_accumulation", mend=mend)
+    hint = "set it to 1, use more GPUs, or give the recipe allow_changed_batch: true (that is another run)"
+    raise UserError(what, where="gradient_accumulation", hint=hint)
 
 
 def check_pairs(recipe: RecipeSpec, place: Place) -> None:
@@ -238,7 +238,7 @@ def check_pairs(recipe: RecipeSpec, place: Place) -> None:
     fitting = " or ".join(str(size) for size in (below, below + pairs) if size)
     processes = f" on each of {place.world} processes" if place.world > 1 else ""
     what = f"mixup and cutmix mix pairs of images, so batch_size {recipe.batch_size} must be even{processes}"
-    raise UserError(what, where="recipe.batch_size", mend=f"use a multiple of {pairs}, e.g. {fitting}")
+    raise UserError(what, where="recipe.batch_size", hint=f"use a multiple of {pairs}, e.g. {fitting}")
 
 
 class Vote:

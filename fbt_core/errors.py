@@ -1,4 +1,4 @@
-"""Errors a reader meets, each one line: where, what, the valid choices, the nearest match, how to mend it."""
+"""Errors a reader meets, each one line: where, what, the valid choices, the nearest match, how to fix it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something the user can mend; printed as one line, never as a traceback.
+    """Something the user can fix; printed as one line, never as a traceback.
 
     `where` is a file, a path inside it or a setting; `given` is compared with `choices`
     for the nearest match.
@@ -22,12 +22,12 @@ class UserError(Exception):
         where: str | None = None,
         given: str | None = None,
         choices: Iterable[str] | None = None,
-        mend: str | None = None,
+        hint: str | None = None,
     ) -> None:
         parts = [f"{where}: {what}" if where else what, *_choice_parts(given, choices)]
-        parts += [mend] if mend else []
+        parts += [hint] if hint else []
         super().__init__("; ".join(" ".join(part.split()) for part in parts))
-        self.what, self.where, self.mend = what, where, mend
+        self.what, self.where, self.hint = what, where, hint
 
 
 class CheckpointError(UserError):
@@ -38,8 +38,8 @@ class NonFiniteLoss(UserError):  # noqa: N818 - the words of the house
     """A loss or a weight became NaN or infinite; the last good checkpoint is kept."""
 
     def __init__(self, what: str, where: str) -> None:
-        mend = "the last good checkpoint is kept; lower the learning rate, clip gradients or use float32"
-        super().__init__(what, where=where, mend=mend)
+        hint = "the last good checkpoint is kept; lower the learning rate, clip gradients or use float32"
+        super().__init__(what, where=where, hint=hint)
 
 
 class Interrupted(Exception):  # noqa: N818

@@ -103,7 +103,7 @@ def make_folder(path: Path) -> None:
 def cannot_write(path: Path, error: OSError) -> UserError:
     """The user's error for a failed write, with what to do about it."""
     reason = os.strerror(error.errno) if error.errno else str(error)
-    return UserError(f"cannot be written: {reason}", where=str(path), mend=ADVICE.get(error.errno or 0))
+    return UserError(f"cannot be written: {reason}", where=str(path), hint=ADVICE.get(error.errno or 0))
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -58,8 +58,8 @@ def _unreachable(
     values = [d for d in range(2, held + 1) if held % d == 0] + together
     ways = "use fewer accumulation steps" if accumulation > 1 else "use another number of GPUs"
     allow = ", or set allow_changed_batch: true" if recipe.normalisation_batch is None else ""
-    mend = f"{ways}, or set it to one of {', '.join(map(str, values))}{allow} (that is another run)"
-    return UserError(what, where="recipe.normalisation_batch", mend=mend)
+    hint = f"{ways}, or set it to one of {', '.join(map(str, values))}{allow} (that is another run)"
+    return UserError(what, where="recipe.normalisation_batch", hint=hint)
 
 
 def _normalise_in_groups(module: nn.Module, groups: int) -> None:

@@ -2,7 +2,7 @@
 
     python -m fbt_core.run --spec JSON --settings JSON --runs results/smoke/runs
 
-Exit codes: 0 done, 1 an error the user can mend, 75 interrupted, state saved (run it again to continue).
+Exit codes: 0 done, 1 an error the user can fix, 75 interrupted, state saved (run it again to continue).
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def train_in(
 def explain(error: Exception) -> Exception:
     """The user's error behind a full GPU or a process that is gone; any other error as it is."""
     if isinstance(error, torch.cuda.OutOfMemoryError):
-        return UserError(f"the GPU's memory is full ({str(error).split('. ')[0]})", mend=MEMORY)
+        return UserError(f"the GPU's memory is full ({str(error).split('. ')[0]})", hint=MEMORY)
     return distributed.explain(error)
 
 

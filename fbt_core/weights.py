@@ -46,8 +46,8 @@ def load_weights(network: nn.Module, spec: NetworkSpec, sources: WeightSources, 
         return
     readers = {"run": _from_run, "timm": _from_timm, "file": _from_file}
     if kind not in readers:
-        mend = "use none, timm:<tag>, file:<sha256> or run:<run id>"
-        raise UserError(f"'{spec.weights}' names no source of weights", where=spec.architecture, mend=mend)
+        hint = "use none, timm:<tag>, file:<sha256> or run:<run id>"
+        raise UserError(f"'{spec.weights}' names no source of weights", where=spec.architecture, hint=hint)
     state = readers[kind](name, network, sources)
     fill(network, state, spec.weights, new_head and kind != "run")
 
@@ -105,20 +105,20 @@ def _from_run(name: str, network: nn.Module, sources: WeightSources) -> Mapping[
         raise UserError("this is not a run id", where=f"run:{name}")
     path = sources.runs / name / WEIGHTS_FILE
     if not path.exists():
-        raise UserError("weights of this run are missing", where=str(path), mend=f"train run {name} first")
+        raise UserError("weights of this run are missing", where=str(path), hint=f"train run {name} first")
     return read_weights(path)
 
 
 def _from_file(sha256: str, network: nn.Module, sources: WeightSources) -> Mapping[str, Tensor]:
     if sha256 not in sources.files:
         raise UserError(
-            "no path is given for this file", where=f"file:{sha256}", mend="add it to weight_files"
+            "no path is given for this file", where=f"file:{sha256}", hint="add it to weight_files"
         )
     path = Path(sources.files[sha256]).expanduser()
     found = file_sha256(path)
     if found != sha256:
         raise UserError(
-            f"sha256 is {found}, expected {sha256}", where=str(path), mend="the file was changed or cut"
+            f"sha256 is {found}, expected {sha256}", where=str(path), hint="the file was changed or cut"
         )
     return read_weights(path)
 
@@ -136,9 +136,9 @@ def _explain_download(tag: str, error: Exception) -> UserError:
         return UserError("timm knows no such network", where=f"timm:{tag}", given=tag.split(".")[0],
                          choices=timm.list_models(f"{tag[:4]}*"))  # fmt: skip
     reason = str(error).splitlines()[0][:150] if str(error) else type(error).__name__
-    mend = f"on a machine with internet and the same home run: python -m fbt_core.weights fetch {tag}"
+    hint = f"on a machine with internet and the same home run: python -m fbt_core.weights fetch {tag}"
     return UserError(
-        f"pretrained weights are not here and cannot be downloaded ({reason})", where=f"timm:{tag}", mend=mend
+        f"pretrained weights are not here and cannot be downloaded ({reason})", where=f"timm:{tag}", hint=hint
     )
 
 
@@ -151,7 +151,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError:
         what = "refused: it holds more than tensors and could run code when loaded"
         raise UserError(
-            what, where=str(path), mend="save its state_dict alone, best as .safetensors"
+            what, where=str(path), hint="save its state_dict alone, best as .safetensors"
         ) from None
     except (safetensors.SafetensorError, RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
         what = f"truncated or damaged weights ({str(error).splitlines()[0][:120]})"

@@ -14,9 +14,9 @@ from typing import Any
 import yaml
 
 from fbt_core.errors import UserError
-from fbt_paper.config import CONFIG_FOLDER, ConfigError, Problem, nearest
-from fbt_paper.plan import dataset_spec
-from fbt_paper.workflow import Flow, timm_tags
+from fbt_paper.config.load import CONFIG_FOLDER, ConfigError, Problem, nearest
+from fbt_paper.plan.runs import dataset_spec
+from fbt_paper.plan.targets import Flow, timm_tags
 
 Options = argparse.Namespace
 EXAMPLES = """\
@@ -29,7 +29,7 @@ RUN_HELP = "a run's id, a part of it, or its cell: table/row/column"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 when it did what it says, 1 with one message where something must be mended."""
+    """Run one command; 0 when it did what it says, 1 with one message where something must be fixed."""
     parser = make_parser()
     options = parser.parse_args(arguments)
     if not hasattr(options, "command"):
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def plan_command(options: Options) -> int:
     """Per table: cells, runs, runs shared with other tables, estimated training cost."""
-    from fbt_paper.show_plan import render_plan, render_runs
+    from fbt_paper.plan.show import render_plan, render_runs
 
     flow = open_flow(options)
     tables = choose(options.tables, flow.plan.tables, "table")
@@ -68,7 +68,7 @@ def spec_command(options: Options) -> int:
 
 def recipe_command(options: Options) -> int:
     """Print a recipe: every value a training of this dataset and family takes, and the file it is from."""
-    from fbt_paper.show_plan import render_recipe
+    from fbt_paper.plan.show import render_recipe
 
     flow = open_flow(options)
     choose([options.dataset], flow.config.datasets, "dataset")
@@ -79,7 +79,7 @@ def recipe_command(options: Options) -> int:
 
 def check_data_command(options: Options) -> int:
     """Tell whether a dataset is in place and whole; with --out leave the answer in a file."""
-    from fbt_paper.data_roots import find_root
+    from fbt_paper.config.data_roots import find_root
     from fbt_paper.files import publish
 
     flow = open_flow(options)
@@ -95,7 +95,7 @@ def check_data_command(options: Options) -> int:
 
 def build_table_command(options: Options) -> int:
     """Write one table as CSV, Markdown and LaTeX from the results of its runs."""
-    from fbt_paper.render import write_table
+    from fbt_paper.tables.render import write_table
 
     flow = open_flow(options)
     (table,) = choose([options.table], flow.plan.tables, "table")
@@ -106,8 +106,8 @@ def build_table_command(options: Options) -> int:
 
 def compare_command(options: Options) -> int:
     """Write every cell as ours | paper | gap."""
-    from fbt_paper.compare import to_markdown
     from fbt_paper.files import publish
+    from fbt_paper.tables.compare import to_markdown
 
     flow = open_flow(options)
     tables = [collect_table(flow, table) for table in flow.compared(options.comparison)]
@@ -119,7 +119,7 @@ def compare_command(options: Options) -> int:
 
 def status_command(options: Options) -> int:
     """Where every run of every table stands, read from files; exit code 1 where one has failed."""
-    from fbt_paper.live import show_status
+    from fbt_paper.status.commands import show_status
 
     watch = options.every if options.watch else None
     return show_status(open_flow(options), options.tables, options.runs, watch, options.json)
@@ -127,14 +127,14 @@ def status_command(options: Options) -> int:
 
 def show_command(options: Options) -> int:
     """One run: its spec, epochs and result."""
-    from fbt_paper.live import show_run
+    from fbt_paper.status.commands import show_run
 
     return show_run(open_flow(options), options.run)
 
 
 def diff_command(options: Options) -> int:
     """What differs between two runs: settings, scores."""
-    from fbt_paper.live import show_difference
+    from fbt_paper.status.commands import show_difference
 
     return show_difference(open_flow(options), options.first, options.second)
 
@@ -142,7 +142,7 @@ def diff_command(options: Options) -> int:
 def draw_command(options: Options) -> int:
     """Draw one figure as PDF and PNG, with its numbers beside it."""
     from fbt_paper.figures.draw import draw
-    from fbt_paper.figures.plan import FigurePlan
+    from fbt_paper.plan.figures import FigurePlan
 
     figures = FigurePlan(open_flow(options))
     (name,) = choose([options.figure], figures.drawings, "figure")
@@ -173,8 +173,8 @@ def fetch_weights_command(options: Options) -> int:
 
 
 def check_cluster_command(options: Options) -> int:
-    """Ask Slurm whether the profile's jobs can run; defined by fbt_paper/cluster.py."""
-    cluster = importlib.import_module("fbt_paper.cluster")
+    """Ask Slurm whether the profile's jobs can run; defined by fbt_paper/status/cluster.py."""
+    cluster = importlib.import_module("fbt_paper.status.cluster")
     return int(cluster.main(["--profile", str(options.profile), "--scale", options.scale or "paper"]))
 
 
@@ -203,8 +203,8 @@ def config_folder(given: Path | None) -> Path:
 
 def collect_table(flow: Flow, table: str) -> Any:
     """A table's cells from the results on disk."""
-    from fbt_paper.collect import collect
-    from fbt_paper.cost_table import collect_costs
+    from fbt_paper.tables.collect import collect
+    from fbt_paper.tables.cost_table import collect_costs
 
     if flow.plan.tables[table].kind == "cost":
         return collect_costs(flow.config, table, Path(flow.results, "costs", f"{table}.json"))
@@ -224,14 +224,14 @@ def choose(names: Sequence[str], known: Iterable[str], kind: str) -> list[str]:
 
 def find_run(flow: Flow, name: str) -> str:
     """The run whose id is this or contains it, or that stands behind this cell."""
-    from fbt_paper import show
+    from fbt_paper.status import show
 
     return show.find_run(name, flow.plan.runs, show.name_cells(flow.plan))
 
 
 def check_files(flow: Flow, dataset: str, root: Path | None) -> bool:
     """Read every file of a dataset and print what is found; the engine's loaders do it, with torch."""
-    check = importlib.import_module("fbt_core.data.check")
+    check = importlib.import_module("fbt_core.measure.check_data")
     findings = check.check_data(dataset, dataset_spec(flow.config, dataset), root)
     for finding in findings:
         print(finding)

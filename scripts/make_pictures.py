@@ -25,11 +25,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fbt_paper.journal import read_jobs
-from fbt_paper.live import JOURNAL, choose_tables, figure_runs
-from fbt_paper.show_status import render_overview
-from fbt_paper.status import STATES, Overview, observe_tables
-from fbt_paper.workflow import Flow
+from fbt_paper.plan.targets import Flow
+from fbt_paper.status.commands import JOURNAL, choose_tables, figure_runs
+from fbt_paper.status.journal import read_jobs
+from fbt_paper.status.show_status import render_overview
+from fbt_paper.status.states import STATES, Overview, observe_tables
 
 FLAGS = (
     "--headless",

@@ -126,8 +126,8 @@ def explaining_loaders() -> Iterator[None]:
 
 
 def _loader_died(reason: str) -> UserError:
-    mend = "run the same command again to continue; fewer workers need less memory"
-    return UserError(f"a loader process died ({reason})", where="workers", mend=mend)
+    hint = "run the same command again to continue; fewer workers need less memory"
+    return UserError(f"a loader process died ({reason})", where="workers", hint=hint)
 
 
 class Preparation:

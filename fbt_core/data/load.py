@@ -32,9 +32,9 @@ def dataset_root(dataset: DatasetSpec, roots: Mapping[str, str]) -> Path | None:
     setting = f"config/config.yaml, data_roots.{dataset.name}"
     if not roots.get(dataset.name):
         raise UserError(
-            f"no folder is set for dataset '{dataset.name}'", where=setting, mend="fill in this setting"
+            f"no folder is set for dataset '{dataset.name}'", where=setting, hint="fill in this setting"
         )
     root = Path(roots[dataset.name]).expanduser()
     if not root.is_dir():
-        raise UserError(f"folder {root} does not exist", where=setting, mend="correct this setting")
+        raise UserError(f"folder {root} does not exist", where=setting, hint="correct this setting")
     return root

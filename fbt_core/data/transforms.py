@@ -121,7 +121,7 @@ def _timm_training(dataset: DatasetSpec, augmentation: AugmentationSpec, separat
 
     `separate` gives them in three parts: crop and flip, what changes the colours, what makes an array.
     """
-    mend_posterize()
+    allow_posterize_to_zero_bits()
     whole = augmentation.crop_scale is None
     return transforms_imagenet_train(
         dataset.image_size,
@@ -137,7 +137,7 @@ def _timm_training(dataset: DatasetSpec, augmentation: AugmentationSpec, separat
     )
 
 
-def mend_posterize() -> None:
+def allow_posterize_to_zero_bits() -> None:
     """Let RandAugment keep 0 bits of a picture (all black, as older Pillow does): Pillow 13 refuses."""
     for name in ("Posterize", "PosterizeIncreasing", "PosterizeOriginal"):
         auto_augment.NAME_TO_OP[name] = posterize

@@ -218,5 +218,5 @@ class Method(TrainingTask):
         if not self.needs_teacher:
             return None
         if teacher is None:
-            raise UserError(f"method '{self.name}' needs a teacher", mend="name one, or use method 'scratch'")
+            raise UserError(f"method '{self.name}' needs a teacher", hint="name one, or use method 'scratch'")
         return teacher.freeze()

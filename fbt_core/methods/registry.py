@@ -64,7 +64,7 @@ def method_parameters(name: str) -> dict[str, Kind]:
         if isinstance(node, ast.ClassDef) and node.name == "Parameters":
             fields = [item for item in node.body if isinstance(item, ast.AnnAssign)]
             return {ast.unparse(item.target): _kind(path, item.annotation) for item in fields}
-    raise UserError("has no class Parameters", where=path.name, mend="write one, empty if there are none")
+    raise UserError("has no class Parameters", where=path.name, hint="write one, empty if there are none")
 
 
 def _kind(path: Path, annotation: ast.expr | None) -> Kind:
@@ -119,5 +119,5 @@ def _literal(path: Path, name: str, value: ast.expr) -> Any:
     try:
         return ast.literal_eval(value)
     except ValueError as error:
-        where, mend = f"{path.name}, line {value.lineno}", "write {...} or a number, without calls or names"
-        raise UserError(f"{name} is not a literal", where=where, mend=mend) from error
+        where, hint = f"{path.name}, line {value.lineno}", "write {...} or a number, without calls or names"
+        raise UserError(f"{name} is not a literal", where=where, hint=hint) from error

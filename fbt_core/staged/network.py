@@ -41,7 +41,7 @@ REFUSED_OPTIONS = (
 
 
 class NetworkError(ValueError):
-    """A NetworkSpec that cannot be built; the message says what is wrong and how to mend it."""
+    """A NetworkSpec that cannot be built; the message says what is wrong and how to fix it."""
 
 
 def build_network(spec: NetworkSpec, classes: int, image_size: int) -> nn.Module:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fbt_core.methods.registry import method_names, method_traits
-from fbt_paper.collect import Collected, Entry, collect
-from fbt_paper.config import ConfigError, Problem
+from fbt_paper.config.figures import FeaturesFigure
+from fbt_paper.config.load import ConfigError, Problem
 from fbt_paper.figures import curves, dots, features, similarity, taxonomy
 from fbt_paper.figures.canvas import save_pages, styled, write_numbers
-from fbt_paper.figures.config import FeaturesFigure
-from fbt_paper.figures.plan import Drawing, FigurePlan
-from fbt_paper.run_folder import read_json
+from fbt_paper.plan.figures import Drawing, FigurePlan
+from fbt_paper.status.run_folder import read_json
+from fbt_paper.tables.collect import Collected, Entry, collect
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,6 +1,6 @@
 """Figure 2: features of the four stages, final features in channel groups, and the numbers behind the claims.
 
-Reads what `python -m fbt_core.features stages` wrote (an .npz); nothing here knows torch.
+Reads what `python -m fbt_core.measure.features stages` wrote (an .npz); nothing here knows torch.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """CKA between the stages of teacher, fused model and student, before and after distillation.
 
-Reads what `python -m fbt_core.features similarity` wrote (an .npz); nothing here knows torch.
+Reads what `python -m fbt_core.measure.features similarity` wrote (an .npz); nothing here knows torch.
 """
 
 from __future__ import annotations

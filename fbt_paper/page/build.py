@@ -10,8 +10,8 @@ from markupsafe import Markup
 
 from fbt_paper.files import publish
 from fbt_paper.page.content import as_json_ready, describe_page
-from fbt_paper.run_folder import Record
-from fbt_paper.workflow import Flow
+from fbt_paper.plan.targets import Flow
+from fbt_paper.status.run_folder import Record
 
 FOLDER = Path(__file__).parent
 

@@ -12,14 +12,16 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from fbt_paper.collect import Collected, Entry, collect
-from fbt_paper.cost_table import Costs, collect_costs
 from fbt_paper.figures.draw import claims_file
-from fbt_paper.figures.plan import Drawing, FigurePlan
 from fbt_paper.page import words
-from fbt_paper.plan import Plan
-from fbt_paper.reference import STATUS_MARKS, legend
-from fbt_paper.render import (
+from fbt_paper.plan.figures import Drawing, FigurePlan
+from fbt_paper.plan.runs import Plan
+from fbt_paper.plan.targets import Flow
+from fbt_paper.status.run_folder import Record, read_json, read_tail
+from fbt_paper.tables.collect import Collected, Entry, collect
+from fbt_paper.tables.cost_table import Costs, collect_costs
+from fbt_paper.tables.reference import STATUS_MARKS, legend
+from fbt_paper.tables.render import (
     COST_HEAD,
     SMOKE_LABEL,
     cost_rows,
@@ -29,8 +31,6 @@ from fbt_paper.render import (
     to_csv,
     to_latex,
 )
-from fbt_paper.run_folder import Record, read_json, read_tail
-from fbt_paper.workflow import Flow
 
 POINTS = 60
 """A curve on the page has at most so many points; the whole history is in the run's metrics.json."""

@@ -134,7 +134,7 @@ class Workflow:
         return head
 
     def unlock(self) -> None:
-        """The mend for the lock that a killed head leaves."""
+        """The fix for the lock that a killed head leaves."""
         command = [sys.executable, "-m", "snakemake", "--unlock"]
         subprocess.run(
             command, cwd=self.folder, env=self.environment, check=True, capture_output=True, timeout=60

@@ -9,8 +9,8 @@ import json
 import sys
 from pathlib import Path
 
-from fbt_paper.config import load
-from fbt_paper.plan import plan
+from fbt_paper.config.load import load
+from fbt_paper.plan.runs import plan
 
 FILE = Path(__file__).with_suffix(".json")
 

@@ -13,7 +13,7 @@ from fbt_core.methods import build_method, method_traits
 from fbt_core.methods.base import Batch, Context
 from fbt_core.spec import MethodSpec
 from fbt_core.staged import build_network, stage
-from fbt_paper.config import tiny_network
+from fbt_paper.config.load import tiny_network
 
 CLASSES, IMAGES, SIZE = 10, 40, 64
 METHODS_FILE = Path(__file__).parents[2] / "config" / "methods.yaml"

@@ -9,8 +9,8 @@ import yaml
 from timm.layers import LayerNorm2d
 from torch import nn
 
-from fbt_core import cost
-from fbt_core.cost import Cost, both_costs, paper_cost, true_cost
+from fbt_core.measure import cost
+from fbt_core.measure.cost import Cost, both_costs, paper_cost, true_cost
 from fbt_core.staged import build_network
 
 ROOT = Path(__file__).parents[2]

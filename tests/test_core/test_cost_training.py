@@ -8,7 +8,7 @@ import torch
 import yaml
 from torch import nn
 
-from fbt_core import training_cost
+from fbt_core.measure import training_cost
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "config"

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from fbt_core.data import cifar
-from fbt_core.data.check import check_data
 from fbt_core.errors import UserError
+from fbt_core.measure.check_data import check_data
 from fbt_core.spec import DatasetSpec
 from tests.test_core.photographs import CIFAR, photographs
 

@@ -12,11 +12,11 @@ from PIL import Image
 from timm.data import ImageNetInfo
 
 from fbt_core.data import image_folder
-from fbt_core.data.check import _check_counts, check_data
 from fbt_core.data.order import BatchKey
 from fbt_core.data.transforms import test_pipeline as make_test_pipeline
 from fbt_core.data.transforms import training_pipeline
 from fbt_core.errors import UserError
+from fbt_core.measure.check_data import _check_counts, check_data
 from fbt_core.spec import AugmentationSpec, DatasetSpec
 from tests.test_core.engine_runs import EVERYTHING, arguments, in_child, make_spec, network
 from tests.test_core.photographs import IMAGENET, photographs

@@ -198,7 +198,7 @@ def test_a_batch_is_made_where_the_one_before_was(channels_last):
 
 def test_table_1s_policy_survives_pillow_13_on_2000_images(monkeypatch):
     """rand-m9-mstd0.5-inc1 keeps 0 bits now and then, which Pillow 13 refuses."""
-    mended, original, bits = transforms.posterize, ImageOps.posterize, []
+    changed, original, bits = transforms.posterize, ImageOps.posterize, []
 
     def pillow_13(picture, bits_to_keep):
         if not 1 <= bits_to_keep <= 8:
@@ -207,7 +207,7 @@ def test_table_1s_policy_survives_pillow_13_on_2000_images(monkeypatch):
 
     def counted(picture, bits_to_keep, **options):
         bits.append(bits_to_keep)
-        return mended(picture, bits_to_keep, **options)
+        return changed(picture, bits_to_keep, **options)
 
     monkeypatch.setattr(ImageOps, "posterize", pillow_13)
     monkeypatch.setattr(transforms, "posterize", counted)

@@ -10,12 +10,13 @@ import pytest
 import torch
 import yaml
 
-from fbt_core import checkpoint, features
+from fbt_core import checkpoint
 from fbt_core.data.load import load_splits
+from fbt_core.measure import features
 from fbt_core.run import make_method
 from fbt_core.spec import ExecutionSettings, MethodSpec, NetworkSpec, RunSpec
 from fbt_core.weights import serialise
-from fbt_paper.config import tiny_network
+from fbt_paper.config.load import tiny_network
 from tests.test_paper.made_up_results import make_spec
 
 SETTINGS = ExecutionSettings(device="cpu", threads=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fbt_core.feature_numbers import (
+from fbt_core.measure.feature_numbers import (
     SimilarityMatrix,
     centred_gram,
     energy_maps,

@@ -13,7 +13,7 @@ from fbt_core.fusion.fused import kept_statistics
 from fbt_core.fusion.l2g import dividing_heads
 from fbt_core.normalisation import set_normalisation_batch
 from fbt_core.staged import FeatureShape, build_network, stage
-from fbt_paper.config import tiny_network
+from fbt_paper.config.load import tiny_network
 from tests.test_core.engine_runs import make_spec
 from tests.test_core.test_distributed_runs import run_together
 

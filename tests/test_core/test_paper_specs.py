@@ -20,8 +20,8 @@ from fbt_core import run
 from fbt_core.methods.base import Batch
 from fbt_core.methods.registry import method_names
 from fbt_core.spec import ExecutionSettings
-from fbt_paper.config import load
-from fbt_paper.plan import plan
+from fbt_paper.config.load import load
+from fbt_paper.plan.runs import plan
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ from fbt_core.spec import NetworkSpec
 from fbt_core.staged import FeatureShape, NetworkError, UnknownStructure, build_network, stage
 from fbt_core.staged.dealing import deal
 from fbt_core.staged.layout import from_map, prefix_of, to_map, to_tokens
-from fbt_paper.config import CONFIG_FOLDER, tiny_network
+from fbt_paper.config.load import CONFIG_FOLDER, tiny_network
 
 ARCHITECTURES = yaml.safe_load((CONFIG_FOLDER / "architectures.yaml").read_text())
 TWINS = yaml.safe_load((CONFIG_FOLDER / "smoke.yaml").read_text())["architectures"]

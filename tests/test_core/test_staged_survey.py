@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from fbt_core.fusion import FusedModel
+from fbt_core.measure import survey as survey_module
+from fbt_core.measure.survey import NETWORKS, Finding, examine, model_files, survey, surveyed_networks
+from fbt_core.measure.survey_command import line, markdown, totals
 from fbt_core.staged import UnknownStructure, stage
-from fbt_core.staged import survey as survey_module
-from fbt_core.staged.__main__ import line, markdown, totals
-from fbt_core.staged.survey import NETWORKS, Finding, examine, model_files, survey, surveyed_networks
 
 
 class Chain(nn.Module):

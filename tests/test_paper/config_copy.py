@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fbt_paper.config import CONFIG_FOLDER, Config, ConfigError, load
-from fbt_paper.plan import Plan, plan
+from fbt_paper.config.load import CONFIG_FOLDER, Config, ConfigError, load
+from fbt_paper.plan.runs import Plan, plan
 
 ARCHITECTURES = {
     "resnet18",

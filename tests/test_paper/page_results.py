@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from fbt_paper.figures.plan import FigurePlan
-from fbt_paper.workflow import Flow
+from fbt_paper.plan.figures import FigurePlan
+from fbt_paper.plan.targets import Flow
 from tests.test_paper.made_up_results import PIXEL, write_scale
 
 

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from fbt_paper.bill import Bill, estimate, read_macs, read_training_macs
-from fbt_paper.config import ConfigError
+from fbt_paper.config.load import ConfigError
+from fbt_paper.plan.bill import Bill, estimate, read_macs, read_training_macs
 
 MACS = {"swin_t": 50, "resnet18": 10}
 TRAINING = {"kd": {"swin_t__resnet18": 79}, "fbt": {"swin_t__resnet18": 100}}
@@ -67,7 +67,7 @@ def test_the_committed_counts_can_be_read_and_fit_each_other():
 
 @pytest.mark.parametrize(
     ("read", "command"),
-    [(read_macs, "fbt_core.cost networks"), (read_training_macs, "fbt_core.training_cost")],
+    [(read_macs, "fbt_core.measure.cost networks"), (read_training_macs, "fbt_core.measure.training_cost")],
 )
 def test_a_broken_file_is_named_with_the_command_that_makes_it(tmp_path, read, command):
     file = tmp_path / "costs.json"

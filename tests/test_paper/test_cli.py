@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from fbt_paper import cli, cluster
-from fbt_paper.bill import estimate, read_macs
+from fbt_paper import cli
 from fbt_paper.cli import main
-from fbt_paper.config import load
-from fbt_paper.plan import plan
-from fbt_paper.workflow import Flow
+from fbt_paper.config.load import load
+from fbt_paper.plan.bill import estimate, read_macs
+from fbt_paper.plan.runs import plan
+from fbt_paper.plan.targets import Flow
+from fbt_paper.status import cluster
 from tests.test_paper.config_copy import ARCHITECTURES
 from tests.test_paper.page_results import write_results
 
@@ -125,7 +126,7 @@ def test_spec_finds_a_run_by_a_part_of_its_id(capsys):
         ),
         (
             ["--scale", "paper", "build-table", "table6"],
-            "is not counted yet; `python -m fbt_core.cost table6",
+            "is not counted yet; `python -m fbt_core.measure.cost table6",
         ),
         (["check-data", "cifar10"], "did you mean 'cifar100'?"),
         (["--set", "recipes", "plan"], "must be KEY=VALUE"),

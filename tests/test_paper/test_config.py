@@ -9,10 +9,10 @@ import pytest
 
 from fbt_core.methods.registry import method_names, method_parameters
 from fbt_paper.cli import main
-from fbt_paper.config import CONFIG_FOLDER, ConfigError, load, tiny_network
-from fbt_paper.schema import all_files, schema_text
-from fbt_paper.timm_names import timm_names
-from fbt_paper.workflow import changed_settings
+from fbt_paper.config.load import CONFIG_FOLDER, ConfigError, load, tiny_network
+from fbt_paper.config.timm_names import timm_names
+from fbt_paper.plan.targets import changed_settings
+from fbt_paper.schemas import all_files, schema_text
 from tests.test_paper.config_copy import ARCHITECTURES, ConfigCopy
 
 ROOT = CONFIG_FOLDER.parent
@@ -55,7 +55,7 @@ def test_every_yaml_and_csv_of_config_is_read():
 @pytest.mark.parametrize("name", all_files())
 def test_the_json_schemas_for_editors_are_in_step(name):
     committed = (ROOT / "workflow" / "schemas" / f"{name}.schema.json").read_text()
-    assert committed == schema_text(all_files()[name]), "run `python -m fbt_paper.schema`"
+    assert committed == schema_text(all_files()[name]), "run `python -m fbt_paper.schemas`"
 
 
 def test_every_architecture_of_the_paper_has_a_tiny_twin_of_its_family():

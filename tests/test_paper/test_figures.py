@@ -15,12 +15,12 @@ from matplotlib.patches import FancyArrowPatch
 from matplotlib.text import Text
 
 from fbt_core.methods.registry import method_names, method_traits
-from fbt_paper.collect import collect
-from fbt_paper.config import CONFIG_FOLDER, ConfigError, load
+from fbt_paper.config.load import CONFIG_FOLDER, ConfigError, load
 from fbt_paper.figures import curves, dots, draw, features, similarity, taxonomy
 from fbt_paper.figures.canvas import PAGE_WIDTH, save_figure, save_pages, styled
-from fbt_paper.figures.plan import FigurePlan
-from fbt_paper.workflow import Flow
+from fbt_paper.plan.figures import FigurePlan
+from fbt_paper.plan.targets import Flow
+from fbt_paper.tables.collect import collect
 from tests.test_paper.made_up_results import make_history
 from tests.test_paper.page_results import write_results
 

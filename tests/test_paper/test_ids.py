@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fbt_core.spec import ID_PATTERN, RunSpec, parse_spec
-from fbt_paper.config import load
-from fbt_paper.plan import Plan, plan
+from fbt_paper.config.load import load
+from fbt_paper.plan.runs import Plan, plan
 from tests.golden.run_ids import FILE, planned_ids
 from tests.test_paper.config_copy import ConfigCopy
 
@@ -163,7 +163,7 @@ REVISIONS = {
 
 @pytest.mark.parametrize("name", REVISIONS)
 def test_a_raised_revision_retrains_its_runs_and_those_that_need_them(name, monkeypatch):
-    import fbt_paper.plan as module
+    import fbt_paper.plan.runs as module
 
     before = plan(load())
     monkeypatch.setattr(module, name, getattr(module, name) + 1)

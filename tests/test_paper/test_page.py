@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from fbt_paper.figures import draw
-from fbt_paper.figures.plan import FigurePlan
 from fbt_paper.page import content, words
 from fbt_paper.page.build import embed, write_page
-from fbt_paper.workflow import Flow
+from fbt_paper.plan.figures import FigurePlan
+from fbt_paper.plan.targets import Flow
 from tests.test_paper.made_up_results import make_history, write_scale
 from tests.test_paper.page_results import write_results
 from tests.test_workflow.workflow_copy import WorkflowCopy

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from fbt_core.spec import parse_spec
-from fbt_paper.config import load
-from fbt_paper.parameters import default_value
-from fbt_paper.plan import Plan, plan
-from fbt_paper.schema import AccuracyTable
-from fbt_paper.workflow import Flow
+from fbt_paper.config.load import load
+from fbt_paper.config.parameters import default_value
+from fbt_paper.config.records import AccuracyTable
+from fbt_paper.plan.runs import Plan, plan
+from fbt_paper.plan.targets import Flow
 from tests.test_paper.config_copy import ConfigCopy
 
 ROOT = Path(__file__).parents[2]
@@ -49,8 +49,8 @@ def test_both_scales_are_planned_within_five_seconds_and_without_torch():
     program = """
 import sys, time
 begin = time.perf_counter()
-from fbt_paper.workflow import Flow
-import fbt_paper.cli, fbt_paper.render, fbt_paper.compare, fbt_paper.collect
+from fbt_paper.plan.targets import Flow
+import fbt_paper.cli, fbt_paper.tables.render, fbt_paper.tables.compare, fbt_paper.tables.collect
 for scale in ("smoke", "paper"):
     Flow({"scale": scale})
 loaded = {"torch", "timm", "torchvision"} & set(sys.modules)

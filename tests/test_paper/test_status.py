@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fbt_paper import show, status
-from fbt_paper.journal import read_jobs
-from fbt_paper.run_folder import read_history, read_tail
-from fbt_paper.show_status import render_overview
-from fbt_paper.status import JobRecord, observe_tables
+from fbt_paper.status import show
+from fbt_paper.status import states as status
+from fbt_paper.status.journal import read_jobs
+from fbt_paper.status.run_folder import read_history, read_tail
+from fbt_paper.status.show_status import render_overview
+from fbt_paper.status.states import JobRecord, observe_tables
 from tests.test_paper.made_up_results import make_history, make_spec, write_history, write_progress, write_run
 
 NOW = datetime(2026, 11, 22, 21, 0, 0, tzinfo=UTC)

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from fbt_core.errors import UserError
-from fbt_paper import live
-from fbt_paper.config import ConfigError
-from fbt_paper.workflow import Flow
+from fbt_paper.config.load import ConfigError
+from fbt_paper.plan.targets import Flow
+from fbt_paper.status import commands as live
 from tests.test_paper.made_up_results import write_progress
 from tests.test_paper.page_results import write_results
 
@@ -99,7 +99,7 @@ def test_a_run_the_plan_no_longer_holds_can_still_be_shown(flow, capsys):
 
 
 def test_neither_status_nor_figures_nor_page_import_torch():
-    modules = "fbt_paper.live, fbt_paper.show_status, fbt_paper.figures.draw, fbt_paper.page.build"
+    modules = "fbt_paper.status.commands, fbt_paper.figures.draw, fbt_paper.page.build"
     code = f"import sys, {modules}; print([m for m in ('torch', 'timm') if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
@@ -115,7 +115,7 @@ def test_watching_in_a_terminal_of_24_lines(flow, tmp_path):
     write_progress(Path(flow.runs), flow.spec(second), "running", now)
     code = (
         "import os, signal, sys, threading\n"
-        "from fbt_paper import live\nfrom fbt_paper.workflow import Flow\n"
+        "from fbt_paper.status import commands as live\nfrom fbt_paper.plan.targets import Flow\n"
         f"flow = Flow({{}}); flow.results = {flow.results!r}; flow.runs = {flow.runs!r}\n"
         "threading.Timer(2, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
         "sys.exit(live.show_status(flow, [], each_run=True, watch=0.5))\n"

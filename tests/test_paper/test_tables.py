@@ -10,12 +10,12 @@ import pytest
 
 from fbt_core.methods.registry import method_traits
 from fbt_core.spec import ENGINE_REVISION
-from fbt_paper import compare, render
-from fbt_paper.collect import Collected, Entry, collect
-from fbt_paper.config import ConfigError, load
-from fbt_paper.cost_table import collect_costs
-from fbt_paper.plan import plan
-from fbt_paper.schema import ReferenceRow
+from fbt_paper.config.load import ConfigError, load
+from fbt_paper.config.records import ReferenceRow
+from fbt_paper.plan.runs import plan
+from fbt_paper.tables import compare, render
+from fbt_paper.tables.collect import Collected, Entry, collect
+from fbt_paper.tables.cost_table import collect_costs
 from tests.test_paper.config_copy import ConfigCopy
 
 CONFIG = load()
@@ -299,12 +299,12 @@ def test_a_row_that_is_not_counted_yet_says_what_to_run(costs, tmp_path):
     copy = ConfigCopy(tmp_path / "copy")
     row = "  - {key: new, label: New, teacher: swin_t, student: resnet18}\n"
     copy.replace("tables/table6.yaml", "rows:\n", f"rows:\n{row}")
-    with pytest.raises(ConfigError, match=r"as it is now \('new'\); `python -m fbt_core.cost table6 --out"):
+    with pytest.raises(ConfigError, match=r"as it is now \('new'\); `python -m fbt_core.measure.cost table6"):
         collect_costs(copy.load(), "table6", tmp_path / "table6.json")
 
 
 def test_a_table_that_is_not_counted_yet_says_what_to_run(tmp_path):
-    with pytest.raises(ConfigError, match=r"is not counted yet; `python -m fbt_core.cost table6 --out"):
+    with pytest.raises(ConfigError, match=r"is not counted yet; `python -m fbt_core.measure.cost table6"):
         collect_costs(CONFIG, "table6", tmp_path / "table6.json")
 
 

@@ -61,7 +61,7 @@ class Copy:
     def runs(self) -> set[str]:
         """Ids of all runs of both scales."""
         program = (
-            "from fbt_paper.config import load; from fbt_paper.plan import plan\n"
+            "from fbt_paper.config.load import load; from fbt_paper.plan.runs import plan\n"
             "for scale in ('smoke', 'paper'):\n"
             "    for run in plan(load('config', {'scale': scale})).runs: print(scale, run)"
         )
@@ -173,7 +173,7 @@ def test_a_dataset_is_one_entry_and_a_folder(copy, tmp_path):
 TRAIN = """
 import subprocess, sys
 from pathlib import Path
-from fbt_paper.workflow import Flow, execution_settings
+from fbt_paper.plan.targets import Flow, execution_settings
 flow, run = Flow({}, Path("config")), sys.argv[1]
 settings = execution_settings(flow.config).model_dump_json(exclude_defaults=True)
 command = ["-m", "fbt_core.run", "--spec", flow.spec_json(run), "--settings", settings, "--runs", flow.runs]

@@ -4,8 +4,8 @@ import csv
 import json
 import re
 
-from fbt_paper.config import load
-from fbt_paper.plan import Plan, plan
+from fbt_paper.config.load import load
+from fbt_paper.plan.runs import Plan, plan
 from tests.test_workflow.workflow_copy import WorkflowCopy
 
 GRIDS = ("ablation", "cifar100", "homogeneous", "imagenet")

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from fbt_core.errors import UserError
 from fbt_core.spec import ID_PATTERN, NetworkSpec, parse_spec
 from fbt_core.weights import WeightSources, load_weights
-from fbt_paper.config import load
-from fbt_paper.plan import plan
+from fbt_paper.config.load import load
+from fbt_paper.plan.runs import plan
 from tests.test_core.engine_runs import arguments, in_child, make_spec, network, write_images
 from tests.test_workflow.workflow_copy import WorkflowCopy
 

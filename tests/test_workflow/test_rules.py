@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from fbt_paper.config import load
-from fbt_paper.plan import plan
-from fbt_paper.workflow import Flow, execution_settings, timm_tags
+from fbt_paper.config.load import load
+from fbt_paper.plan.runs import plan
+from fbt_paper.plan.targets import Flow, execution_settings, timm_tags
 from tests.test_workflow.workflow_copy import ROOT, WorkflowCopy
 
 TABLES = ("table3", "table5", "table6")

@@ -83,7 +83,7 @@ def test_smoke_through_the_profile_asks_for_gpus_too(clone: Path) -> None:
 
 def test_family_in_a_run_id_is_the_architectures(tmp_path: Path) -> None:
     """The profile reads the student's family from the run id: right for every architecture of the config."""
-    from fbt_paper.cluster import profile_resources, read_profile
+    from fbt_paper.status.cluster import profile_resources, read_profile
 
     text = (ROOT / "profiles/slurm/config.yaml").read_text()
     gpus = {"cnn": 1, "msa": 2, "mlp": 3}
@@ -101,7 +101,7 @@ def test_family_in_a_run_id_is_the_architectures(tmp_path: Path) -> None:
 
 def test_rules_of_the_login_node_run_two_at_a_time(clone: Path) -> None:
     """Tables and figures are local rules: 64 processors of a login node must not start 64 plots at once."""
-    from fbt_paper.cluster import read_profile
+    from fbt_paper.status.cluster import read_profile
 
     profile, _ = read_profile(clone / "profiles/slurm")
     assert profile["local-cores"] == "2"
@@ -198,15 +198,15 @@ def check_results(clone: Path, requeued: str) -> None:
 def test_check_cluster_names_what_is_missing_without_slurm(
     clone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without Slurm, data and weights: one line each with its mend."""
-    from fbt_paper import cluster
+    """Without Slurm, data and weights: one line each with its fix."""
+    from fbt_paper.status import cluster
 
     monkeypatch.chdir(clone)
     monkeypatch.setenv("PATH", str(clone / "nothing"))
     monkeypatch.setenv("HF_HUB_CACHE", str(clone / "nothing"))
     assert cluster.main([]) == 1
     text = capsys.readouterr().out
-    assert "MISSING the command sbatch\n        mend: run this on a login node" in text
+    assert "MISSING the command sbatch\n        hint: run this on a login node" in text
     assert "MISSING data of cifar100" in text
     assert "ok      the profile profiles/slurm/config.yaml" in text
 
@@ -217,7 +217,7 @@ def test_check_cluster_names_a_folder_that_cannot_be_written(
     """One line instead of a traceback, and Slurm is not even asked."""
     from types import SimpleNamespace
 
-    from fbt_paper import cluster as checks
+    from fbt_paper.status import cluster as checks
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / ".snakemake").touch()
@@ -225,7 +225,7 @@ def test_check_cluster_names_a_folder_that_cannot_be_written(
     (check,) = checks.check_slurm({}, flow)
     assert not check.ok
     assert "jobs cannot be written: Not a directory" in check.what
-    assert "shared file system" in check.mend
+    assert "shared file system" in check.hint
 
 
 def test_check_cluster_tells_silence_from_refusal() -> None:
@@ -234,7 +234,7 @@ def test_check_cluster_tells_silence_from_refusal() -> None:
 
     from snakemake_executor_plugin_submitit.slurm import SlurmBusyError
 
-    from fbt_paper import cluster as checks
+    from fbt_paper.status import cluster as checks
 
     def silent(request: Any, name: str) -> None:
         raise SlurmBusyError("sbatch timed out")
@@ -242,7 +242,7 @@ def test_check_cluster_tells_silence_from_refusal() -> None:
     backend = SimpleNamespace(problems=lambda request: [], try_submission=silent)
     (check,) = checks.check_request(backend, "trainings", SimpleNamespace())
     assert "Slurm gives no answer" in check.what
-    assert check.mend == "try again later"
+    assert check.hint == "try again later"
 
 
 @pytest.mark.slurm
@@ -250,7 +250,7 @@ def test_check_cluster_asks_slurm(
     clone: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On the small test cluster the paper's trainings do not fit, those of scale smoke do."""
-    from fbt_paper import cluster as checks
+    from fbt_paper.status import cluster as checks
 
     monkeypatch.chdir(clone)
     monkeypatch.setenv("SLURM_CONF", str(cluster.conf))

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from fbt_paper.figures.plan import FigurePlan
-from fbt_paper.workflow import Flow
+from fbt_paper.plan.figures import FigurePlan
+from fbt_paper.plan.targets import Flow
 
 pytestmark = [pytest.mark.smoke, pytest.mark.timeout(3600)]
 

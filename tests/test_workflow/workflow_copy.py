@@ -49,7 +49,7 @@ COST = '''\
 import json, sys
 from pathlib import Path
 
-from fbt_paper.config import load
+from fbt_paper.config.load import load
 
 counts = {rule: {"parameters": 10**6, "macs": 10**8} for rule in ("paper_rule", "true")}
 row = {"student": counts, "ofa_branch": counts, "fbt_branch": {b: counts for b in ("swin", "swinv2", "vit")}}

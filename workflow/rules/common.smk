@@ -1,7 +1,7 @@
-# The plan as files. FLOW answers every question the rules have (fbt_paper/workflow.py).
+# The plan as files. FLOW answers every question the rules have (fbt_paper/plan/targets.py).
 from pathlib import Path
 
-from fbt_paper.workflow import Flow
+from fbt_paper.plan.targets import Flow
 
 FLOW = Flow(config, Path("config"))
 

@@ -1,5 +1,5 @@
-# From results to figures and to the results page. Which figures there are: config/figures (fbt_paper/figures/plan.py).
-from fbt_paper.figures.plan import FigurePlan
+# From results to figures and to the results page. Which figures there are: config/figures (fbt_paper/plan/figures.py).
+from fbt_paper.plan.figures import FigurePlan
 
 FIGURES = FigurePlan(FLOW)
 
@@ -35,7 +35,7 @@ rule extract_features:
     params:
         arguments=lambda wildcards: FIGURES.extraction(wildcards.figure),
     shell:
-        f"{FLOW.python} -m fbt_core.features {{params.arguments}} --settings {FLOW.settings}"
+        f"{FLOW.python} -m fbt_core.measure.features {{params.arguments}} --settings {FLOW.settings}"
         " --output {output:q} 2>&1 | tee {log:q}"
 
 

@@ -15,7 +15,7 @@ rule measure_cost:
         mem_mb=4000,
         runtime=30,
     shell:
-        f"{FLOW.python} -m fbt_core.cost {{wildcards.table:q}} --out {{output:q}} 2>&1 | tee {{log:q}}"
+        f"{FLOW.python} -m fbt_core.measure.cost {{wildcards.table:q}} --out {{output:q}} 2>&1 | tee {{log:q}}"
 
 
 rule build_table:

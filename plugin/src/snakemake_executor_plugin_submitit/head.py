@@ -51,7 +51,7 @@ def is_process(head: dict[str, Any]) -> bool:
 
 
 def report_lock() -> None:
-    """If Snakemake will refuse to start because of a lock, say whose it is and how to mend it."""
+    """If Snakemake will refuse to start because of a lock, say whose it is and how to fix it."""
     message = explain_lock(Path.cwd())
     if message and not {"--unlock", "--nolock", "--cleanup-metadata"} & set(sys.argv):
         print(message, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What the user is told: why a job waits, why it failed, and how to mend it."""
+"""What the user is told: why a job waits, why it failed, and how to fix it."""
 
 from __future__ import annotations
 
@@ -190,8 +190,8 @@ def memory_sentence(entry: Entry, record: Record | None) -> str:
     limit = entry.resources.get("mem_mb") or entry.resources.get("mem_mb_per_cpu") or "the cluster's default"
     peak = record.peak_memory_mb if record else 0.0
     seen = f"; the largest use seen by the job itself was {peak:.0f} MB" if peak else ""
-    mend = f"raise mem_mb for rule {entry.rule}"
-    return f"out of memory (OUT_OF_MEMORY): its limit was mem_mb={limit}{seen}; {mend}"
+    hint = f"raise mem_mb for rule {entry.rule}"
+    return f"out of memory (OUT_OF_MEMORY): its limit was mem_mb={limit}{seen}; {hint}"
 
 
 def user_name(user: str) -> str:

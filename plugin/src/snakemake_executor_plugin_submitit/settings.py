@@ -63,7 +63,7 @@ class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc, unused-ignor
     )
 
     def __post_init__(self) -> None:
-        """Name a stale lock with its mend, and let a dry run ask Slurm if wanted."""
+        """Name a stale lock with its fix, and let a dry run ask Slurm if wanted."""
         from snakemake_executor_plugin_submitit.head import report_lock
 
         report_lock()

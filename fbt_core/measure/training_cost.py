@@ -1,0 +1,157 @@
+"""Count the MACs that one training image costs a method on a pair: forward, backward and all extras.
+
+Measured, not estimated: the full-size networks do one real step of two images on the CPU (the counts are the
+same on any device), and every matrix product and convolution is counted. Not counted, because cheap: norms,
+activations, element-wise losses, the optimiser.
+
+    python -m fbt_core.measure.training_cost --out FILE.json      # 21 pairs x 7 methods: about 10 minutes
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from fbt_core.errors import UserError
+from fbt_core.measure.cost import Entries, Report, network_spec, provenance, publish, read_yaml
+from fbt_core.methods.base import Batch, Context, Method
+from fbt_core.methods.registry import build_method
+from fbt_core.spec import MethodSpec
+from fbt_core.staged import StagedModel, build_network, stage
+
+IMAGE_SIZE, CLASSES, TRAIN_IMAGES = 224, 1000, 5000
+BATCH = 2  # the least that BatchNorm takes
+MEASURED = ("kd", "fitnet", "ofa", "reviewkd", "simkd", "fbt")
+"""Counted as they are. Every other method but FCFD compares logits or pooled vectors only and costs what KD
+costs (within 0.1 %; CRD's products with its memory banks, 4 * width * training images, come on top)."""
+FCFD_PATHS = 6  # it switches networks after stage 1, 2 or 3, in either direction
+
+
+class MacCounter(TorchDispatchMode):
+    """Counts the matrix products and convolutions that run inside it, by PyTorch's formulas but one.
+
+    FlopCounterMode would count a grouped convolution's backward as that of a full one (MobileNet's depthwise
+    layers: three times the true cost of a step) and stops at SimKD's use of the teacher's classifier.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.macs = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket is torch.ops.aten.convolution_backward:
+            self.macs += convolution_backward_macs(*args, **(kwargs or {}))
+        elif formula := flop_registry.get(func.overloadpacket):
+            self.macs += formula(*args, **(kwargs or {}), out_val=result) // 2
+        return result
+
+
+def convolution_backward_macs(gradient: Tensor, given: Tensor, weight: Tensor, *options: Any) -> int:
+    """The forward's MACs for each of the two gradients (input, weights) that are asked for."""
+    transposed, wanted = options[4], options[-1]
+    positions = given if transposed else gradient
+    return positions.numel() * weight[0].numel() * (wanted[0] + wanted[1])
+
+
+def step_macs(method: Method) -> int:
+    """MACs per image of one training step of this method, forward and backward."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(BATCH, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator)
+    batch = Batch(images, torch.arange(BATCH), torch.arange(BATCH))
+    with sdpa_kernel(SDPBackend.MATH), MacCounter() as counter:
+        method(batch)["loss"].backward()
+    return counter.macs // BATCH
+
+
+def measure_pair(
+    student: StagedModel, teacher: StagedModel, families: tuple[str, str], methods: Entries
+) -> dict[str, int]:
+    """Training MACs of FCFD and of each method of MEASURED, by name; the networks stay as they are."""
+    labels = torch.arange(TRAIN_IMAGES) % CLASSES
+    context = Context(CLASSES, TRAIN_IMAGES, 100, 0.1, IMAGE_SIZE, *families, labels)
+
+    def count(name: str, **changes: Any) -> int:
+        torch.manual_seed(0)
+        parameters = _default_parameters(methods[name]) | changes
+        spec = MethodSpec(name=name, parameters=parameters, revision=1)
+        return step_macs(build_method(spec, copy.deepcopy(student), teacher, context).train())
+
+    costs = {name: count(name) for name in MEASURED}
+    return costs | {"fcfd": _mean_over_draws(count, _default_parameters(methods["fcfd"])["paths"])}
+
+
+def _mean_over_draws(count: Callable[..., int], paths: int) -> int:
+    """FCFD draws its mixed paths with equal chances, so each costs its share of what all of them cost."""
+    without, with_all = count("fcfd", paths=0), count("fcfd", paths=FCFD_PATHS)
+    return without + (with_all - without) * paths // FCFD_PATHS
+
+
+def _default_parameters(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: parameter["value"] for name, parameter in entry["parameters"].items()}
+
+
+def build_staged(architectures: Entries, name: str) -> StagedModel:
+    """A full-size network with random weights."""
+    return stage(build_network(network_spec(architectures, name), CLASSES, IMAGE_SIZE), IMAGE_SIZE)
+
+
+def table_pairs(tables: Path) -> list[tuple[str, str]]:
+    """The (teacher, student) pairs that lines of the tables name, each once."""
+    found = {}
+    for path in sorted(tables.glob("*.yaml")):
+        for line in _lines(read_yaml(path)):
+            if isinstance(line.get("teacher"), str) and "student" in line:
+                found[line["teacher"], line["student"]] = None
+    return list(found)
+
+
+def _lines(table: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    yield from table.get("rows", ())
+    yield from table.get("columns", ())
+
+
+def measure(config: Path, pairs: Sequence[tuple[str, str]]) -> Report:
+    """Training MACs by method and pair."""
+    architectures, methods = read_yaml(config / "architectures.yaml"), read_yaml(config / "methods.yaml")
+    report: Report = {}
+    for number, (teacher, student) in enumerate(pairs, start=1):
+        print(f"{number}/{len(pairs)} {teacher} -> {student}", file=sys.stderr, flush=True)
+        networks = [build_staged(architectures, name) for name in (student, teacher)]
+        families = (architectures[student]["family"], architectures[teacher]["family"])
+        for method, macs in measure_pair(*networks, families, methods).items():
+            report.setdefault(method, {})[f"{teacher}__{student}"] = macs
+    return report
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the counts as JSON; exit code 1 and one line where that fails."""
+    parser = argparse.ArgumentParser(
+        "python -m fbt_core.measure.training_cost", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
+    parser.add_argument("--config", type=Path, default=Path("config"), help="folder of the configuration")
+    options = parser.parse_args(arguments)
+    try:
+        report = measure(options.config, table_pairs(options.config / "tables"))
+        publish(options.out, provenance("fbt_core.measure.training_cost") | report)
+    except (UserError, OSError, ValueError) as error:
+        print(f"fbt_core.measure.training_cost: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

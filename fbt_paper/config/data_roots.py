@@ -1,0 +1,48 @@
+"""Is a dataset in place? Asked before the first training, without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fbt_paper.config.load import Config, ConfigError, Problem, nearest
+
+WANTED: dict[str, tuple[tuple[str, ...], ...]] = {
+    "cifar100": (("cifar-100-python", "train"),),
+    "image_folder": (("train",), ("val", "test", "validation")),
+    "fashion_mnist": (),
+}
+"""Per loader: of each group one name must be in the root."""
+
+
+def find_root(config: Config, dataset: str) -> Path | None:
+    """The dataset's folder, None where its images are shipped; a ConfigError names the setting to fill in."""
+    if dataset not in config.datasets:
+        choices = nearest(dataset, config.datasets)
+        raise ConfigError([Problem("config/datasets.yaml", "", f"unknown dataset '{dataset}'; {choices}")])
+    entry, given = config.datasets[dataset], config.main.data_roots.get(dataset)
+    if not entry.needs_root:
+        return None
+    root = Path(given).expanduser() if given else None
+    missing = "is not set" if root is None else _missing(root, entry.loader)
+    if missing:
+        message = f"{missing}; fill in the folder of {entry.title} ({_wanted(entry.loader)})"
+        raise ConfigError([Problem("config/config.yaml", f"data_roots.{dataset}", message)])
+    return root
+
+
+def _missing(root: Path, loader: str) -> str:
+    if root.is_file():
+        return f"{root} is a file, not a folder"
+    if not root.is_dir():
+        return f"the folder {root} does not exist"
+    for group in WANTED[loader]:
+        if not any((root / name).exists() for name in group):
+            return f"the folder {root} holds no {' or '.join(group)}"
+    return ""
+
+
+def _wanted(loader: str) -> str:
+    groups = [" or ".join(group) for group in WANTED[loader]]
+    return (
+        f"it holds {' and '.join(groups)}" if groups else "it holds the four files of the original download"
+    )

@@ -1,0 +1,191 @@
+"""Which figures are drawn, from which runs, into which files: what workflow/rules/figures.smk asks."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fbt_core.methods.registry import FOLDER as METHODS_FOLDER
+from fbt_core.methods.registry import method_names
+from fbt_core.spec import RunSpec
+from fbt_paper.config.figures import FeaturesFigure, FigureConfig, SimilarityFigure, load_figures
+from fbt_paper.config.load import ConfigError, Problem, nearest
+from fbt_paper.config.records import AccuracyTable
+from fbt_paper.plan.targets import Flow
+
+PAGES = {"index": "all", "grid": "grid"}
+ORDER = ("taxonomy", "features", "similarity", "curves")
+"""The paper's numbered figures come first."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One figure file (without ending) with the kind that draws it, its title and its caption."""
+
+    name: str
+    kind: str
+    title: str
+    caption: str
+    runs: tuple[str, ...] = ()
+    table: str = ""
+
+
+class FigurePlan:
+    """All figures of one scale as files under results/<scale>/figures/."""
+
+    def __init__(self, flow: Flow) -> None:
+        self.flow = flow
+        self.folder = f"{flow.results}/figures"
+        self.config: Mapping[str, FigureConfig] = load_figures(flow.config)
+        self.drawings = {drawing.name: drawing for drawing in self._list()}
+
+    # ------------------------------------------------------------ what there is
+
+    def _list(self) -> Iterator[Drawing]:
+        for name, figure in self.config.items():
+            if isinstance(figure, FeaturesFigure):
+                yield self._features(name, figure)
+            elif isinstance(figure, SimilarityFigure):
+                yield from self._similarities(name, figure)
+            elif figure.kind == "curves":
+                yield from self._curves(name, figure)
+            else:
+                yield Drawing(name, figure.kind, figure.title, figure.caption)
+
+    def _features(self, name: str, figure: FeaturesFigure) -> Drawing:
+        dataset = self._dataset(figure.dataset)
+        runs = tuple(self._alone(network.architecture, dataset, name) for network in figure.networks)
+        return Drawing(name, "features", figure.title, figure.caption, runs)
+
+    def _similarities(self, name: str, figure: SimilarityFigure) -> Iterator[Drawing]:
+        for index, cell in enumerate(figure.cells):
+            cells = self.flow.plan.tables[cell.table].cells
+            if (cell.row, cell.column) not in cells:
+                known = nearest(f"{cell.row}, {cell.column}", (", ".join(place) for place in cells))
+                message = f"table '{cell.table}' has no cell '{cell.row}, {cell.column}'; {known}"
+                raise ConfigError([Problem(f"config/figures/{name}.yaml", f"cells[{index}]", message)])
+            run = cells[cell.row, cell.column].runs[0]
+            label = describe_pair(self.flow.spec(run), self.titles)
+            key = f"{name}_{cell.table}_{cell.row}_{cell.column}"
+            yield Drawing(key, "similarity", f"{figure.title}, {label}", figure.caption, (run,), cell.table)
+
+    def _curves(self, name: str, figure: FigureConfig) -> Iterator[Drawing]:
+        for table, planned in self.flow.plan.tables.items():
+            entry = self.flow.config.tables[table]
+            if isinstance(entry, AccuracyTable):
+                title = f"{entry.title}: {figure.title.lower()}"
+                yield Drawing(f"{name}_{table}", "curves", title, figure.caption, planned.runs, table)
+
+    def _dataset(self, key: str) -> str:
+        stand_ins = self.flow.config.smoke.datasets if self.flow.scale == "smoke" else {}
+        return stand_ins.get(key, key)
+
+    def _alone(self, architecture: str, dataset: str, figure: str) -> str:
+        """The run that trains a network without a teacher: as a teacher, or as a student from scratch."""
+        found = [
+            run
+            for run in self.flow.plan.runs.values()
+            if run.teacher is None
+            and run.student.architecture == architecture
+            and run.dataset.name == dataset
+            and not run.student.weights.startswith("run:")
+        ]
+        if not found:
+            message = f"no table trains '{architecture}' alone on {dataset}, so there is nothing to draw"
+            raise ConfigError([Problem(f"config/figures/{figure}.yaml", "networks", message)])
+        return min(found, key=lambda run: run.seed).id
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """Titles of the architectures, as printed."""
+        return {key: entry.title for key, entry in self.flow.config.architectures.items()}
+
+    # ------------------------------------------------------------ files
+
+    @property
+    def method_files(self) -> list[str]:
+        """The files whose traits make the taxonomy."""
+        here = Path.cwd()
+        files = [METHODS_FOLDER / f"{name}.py" for name in method_names()]
+        return [str(file.relative_to(here) if file.is_relative_to(here) else file) for file in files]
+
+    def names(self, *kinds: str) -> list[str]:
+        """Names of the drawings of these kinds (of all without any)."""
+        return [name for name, drawing in self.drawings.items() if not kinds or drawing.kind in kinds]
+
+    def pattern(self, *kinds: str) -> str:
+        """A wildcard constraint that fits the names of these kinds only."""
+        return "|".join(self.names(*kinds)) or "none"
+
+    def drawn(self, page: str) -> list[str]:
+        """Names of the drawings on a page: of its tables, and on the main page those of no table."""
+        tables = self.tables(page)
+        own = [name for name, d in self.drawings.items() if d.table in tables]
+        chosen = own if page == "grid" else [n for n, d in self.drawings.items() if not d.table or n in own]
+        return sorted(chosen, key=lambda name: ORDER.index(self.drawings[name].kind))
+
+    def tables(self, page: str) -> tuple[str, ...]:
+        """Tables of a page: of `snakemake all`, or of the grids."""
+        plan = self.flow.plan
+        return plan.target("grid") if PAGES[page] == "grid" else plan.all_tables
+
+    def pictures(self, name: str) -> list[str]:
+        """The pictures of a drawing (stems): a features figure has one of numbers beside it, curves three."""
+        kind = self.drawings[name].kind
+        extra = {"features": ["_numbers"], "curves": ["_losses", "_gaps"]}.get(kind, [])
+        return [f"{self.folder}/{name}{ending}" for ending in ["", *extra]]
+
+    def data(self, name: str) -> dict[str, list[str]]:
+        """The numbers beside each picture of a drawing: files by the picture's stem."""
+        first, *others = self.pictures(name)
+        kind = self.drawings[name].kind
+        files = {stem: [f"{stem}.csv"] for stem in (first, *others)}
+        if kind == "features":
+            files[first] = [f"{first}.npz"]
+            files[others[0]].append(f"{first}_claims.csv")
+        if kind == "similarity":
+            files[first].append(f"{first}.npz")
+        return files
+
+    def target(self, page: str) -> list[str]:
+        """All files of a page's figures."""
+        return [
+            f"{stem}.{end}" for n in self.drawn(page) for stem in self.pictures(n) for end in ("pdf", "png")
+        ]
+
+    def metrics(self, name: str) -> list[str]:
+        """The results that a drawing reads."""
+        return [f"{self.flow.runs}/{run}/metrics.json" for run in self.drawings[name].runs]
+
+    def weights(self, name: str) -> list[str]:
+        """What an extraction reads: results and weights of its runs, and of their teachers."""
+        runs = self.drawings[name].runs
+        needed = [other for run in runs for other in self.flow.spec(run).needed_runs()]
+        return [file for run in dict.fromkeys([*runs, *needed]) for file in self.flow.run_files(run)]
+
+    def extraction(self, name: str) -> str:
+        """The arguments of `python -m fbt_core.measure.features` for a drawing, quoted for a shell."""
+        drawing = self.drawings[name]
+        figure = self.figure_of(name)
+        arguments = ["--runs", self.flow.runs, "--measure", str(getattr(figure, "measure", 256))]
+        if isinstance(figure, FeaturesFigure):
+            for network, run in zip(figure.networks, drawing.runs, strict=True):
+                arguments += ["--network", f"{network.architecture}={run}"]
+            arguments += ["--show", *map(str, figure.images)]
+            return shlex.join(["stages", *arguments])
+        return shlex.join(["similarity", "--run", drawing.runs[0], *arguments])
+
+    def figure_of(self, name: str) -> FigureConfig:
+        """The entry of config/figures that a drawing belongs to."""
+        owners = [key for key in self.config if name == key or name.startswith(f"{key}_")]
+        return self.config[max(owners, key=len)]
+
+
+def describe_pair(spec: RunSpec, titles: Mapping[str, str]) -> str:
+    """A run's pair as a person reads it: Swin-T -> ResNet18."""
+    student = titles.get(spec.student.architecture, spec.student.architecture)
+    if spec.teacher is None:
+        return student
+    return f"{titles.get(spec.teacher.architecture, spec.teacher.architecture)} -> {student}"

@@ -1,0 +1,123 @@
+"""How `fbt plan` and `fbt recipe` look on a terminal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from fbt_paper.config.load import Config
+from fbt_paper.plan.bill import Bill, estimate, read_macs, read_training_macs
+from fbt_paper.plan.runs import Plan, find_recipe
+
+BillCounter = Callable[[Iterable[str]], Bill]
+HEAD = ("table", "cells", "runs", "of these shared", "teachers, phases", "PFLOPs", "GPU hours")
+
+
+def render_plan(plan: Plan, tables: Sequence[str], tflops: float) -> str:
+    """One line per table and the total over different runs; the bill is for full-size networks only."""
+    count_bill = _bill_counter(plan)
+    sharing = Counter(run for key in plan.tables for run in plan.needed(plan.tables[key].runs))
+    lines = [_line(plan, key, sharing, count_bill, tflops) for key in tables]
+    every = plan.needed(run for key in tables for run in plan.tables[key].runs)
+    cells = sum(len(plan.tables[key].cells) for key in tables)
+    bill = count_bill(every)
+    total = ["all different runs", str(cells), str(len(every)), "", "", *_costs(bill, plan, tflops)]
+    notes = _notes(plan, tables, bill, tflops)
+    return "\n".join([f"scale {plan.scale}", "", align([HEAD, *lines, total]), "", *notes])
+
+
+def _bill_counter(plan: Plan) -> BillCounter:
+    """What gives the bill of some runs; at smoke there is none, as its networks are not full-size."""
+    if plan.scale == "smoke":
+        return lambda runs: Bill(0.0, ())
+    macs, training = read_macs(), read_training_macs()
+    return lambda runs: estimate((plan.runs[run] for run in runs), macs, training)
+
+
+def _line(
+    plan: Plan, key: str, sharing: Mapping[str, int], count_bill: BillCounter, tflops: float
+) -> list[str]:
+    table = plan.tables[key]
+    needed = plan.needed(table.runs)
+    shared = sum(sharing[run] > 1 for run in needed)
+    extra = len(needed) - len(table.runs)
+    costs = _costs(count_bill(needed), plan, tflops)
+    return [key, str(len(table.cells) or "-"), str(len(needed)), str(shared), str(extra), *costs]
+
+
+def _costs(bill: Bill, plan: Plan, tflops: float) -> list[str]:
+    if plan.scale == "smoke":
+        return ["", ""]
+    return [f"{bill.pflops:,.0f}", f"{bill.gpu_hours(tflops):,.0f}"]
+
+
+def _notes(plan: Plan, tables: Sequence[str], bill: Bill, tflops: float) -> list[str]:
+    notes = ["`runs` counts everything a table needs; `shared`: also needed by another table, trained once."]
+    left_out = [key for key in tables if key not in plan.all_tables]
+    if left_out:
+        notes.append(f"Not part of `snakemake all` at this scale: {', '.join(left_out)} (`snakemake grid`).")
+    if plan.scale == "smoke":
+        return [
+            *notes,
+            "Smoke runs are tiny (seconds on one CPU core); `fbt --scale paper plan` shows the paper's bill.",
+        ]
+    notes.append(
+        "From counted MACs, 2 FLOPs each: one training step of each method on each pair with all its extra\n"
+        "modules (CRD's memory banks too), and the evaluation after every epoch.\n"
+        f"GPU hours at {tflops:g} TFLOP/s sustained per GPU (assumed: --tflops takes what you measured)."
+    )
+    if bill.uncounted:
+        notes.append(
+            f"Not in the bill, because never counted: {', '.join(bill.uncounted)}; "
+            "`python -m fbt_core.measure.cost networks --out "
+            "fbt_paper/plan/data/network_costs.json` counts them."
+        )
+    return notes
+
+
+def render_runs(plan: Plan, tables: Sequence[str]) -> str:
+    """Run ids in an order they can be run, each with the tables that show it."""
+    every = plan.needed(run for key in tables for run in plan.tables[key].runs)
+    return align([[run, " ".join(plan.tables_of(run)) or "(teacher or earlier phase)"] for run in every])
+
+
+def render_recipe(config: Config, dataset: str, family: str) -> str:
+    """A recipe line by line: setting, value and its source, then the file and path it is read from."""
+    if config.main.scale == "smoke" and family == "teacher":
+        return "At scale smoke teachers are trained from scratch, with their family's recipe."
+    recipe, where = find_recipe(config, dataset, family)
+    lines = [
+        [path, str(value), _source_of(config, family, path)]
+        for path, value in _leaves(recipe.model_dump(), "")
+    ]
+    return align([["setting", "value", "source"], *lines]) + f"\nread from {where}; - is off"
+
+
+def _source_of(config: Config, family: str, setting: str) -> str:
+    """Where a recipe's number comes from."""
+    if config.main.scale == "smoke":
+        return "ours, for tiny networks"
+    return config.recipes.sources.get("teacher" if family == "teacher" else setting, "not stated")
+
+
+def _leaves(content: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", "-" if value is None else value
+
+
+def align(lines: Sequence[Sequence[str]]) -> str:
+    """Text in columns; the first column to the left, numbers to the right."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(_pad(text, width) for text, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def _pad(text: str, width: int) -> str:
+    number = text.replace(",", "").replace(".", "").isdigit()
+    return text.rjust(width) if number else text.ljust(width)

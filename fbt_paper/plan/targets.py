@@ -1,0 +1,189 @@
+"""What the Snakefile asks: the plan as files, and the settings that go into commands."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fbt_core.spec import ExecutionSettings, RunSpec
+from fbt_paper.config.data_roots import find_root
+from fbt_paper.config.load import CONFIG_FOLDER, Config, ConfigError, Problem, load, read_yaml
+from fbt_paper.plan.runs import Plan, plan
+
+RUN_RESULTS = ("metrics.json", "weights.safetensors")
+TABLE_KINDS = ("csv", "md", "tex")
+
+
+class Flow:
+    """The plan of one scale, seen as files under results/<scale>/."""
+
+    def __init__(self, given: Mapping[str, Any] | None = None, folder: Path = CONFIG_FOLDER) -> None:
+        self.given = changed_settings(given or {}, folder)
+        self.config: Config = load(folder, self.given)
+        self.plan: Plan = plan(self.config)
+        self.scale = self.plan.scale
+        self.results = f"results/{self.scale}"
+        self.runs = f"{self.results}/runs"
+
+    # ------------------------------------------------------------ commands
+
+    @property
+    def python(self) -> str:
+        """The interpreter that runs Snakemake, quoted for a shell."""
+        return _shell(sys.executable)
+
+    @property
+    def fbt(self) -> str:
+        """The `fbt` command with the settings given to Snakemake."""
+        changes = _shell(json.dumps(self.given, sort_keys=True))
+        return (
+            f"{self.python} -m fbt_paper.cli --given {changes}"
+            if self.given
+            else f"{self.python} -m fbt_paper.cli"
+        )
+
+    @property
+    def settings(self) -> str:
+        """ExecutionSettings as quoted JSON. Not a param of the rule: a change of them retrains nothing."""
+        return _shell(execution_settings(self.config).model_dump_json(exclude_defaults=True))
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of one training: one at smoke, so that results repeat bit for bit on any machine."""
+        return execution_settings(self.config).threads or max(4, self.config.main.execution.workers)
+
+    @property
+    def training_resources(self) -> dict[str, int]:
+        """Memory (MB), time limit (minutes) and GPUs of one training; a profile may set others."""
+        if self.scale == "smoke":
+            return {"mem_mb": 1500, "runtime": 30, "gpu": 0}
+        return {
+            "mem_mb": 48000,
+            "runtime": 1440,
+            "gpu": 0 if self.config.main.execution.device == "cpu" else 1,
+        }
+
+    # ------------------------------------------------------------ files
+
+    def run_files(self, run: str) -> list[str]:
+        """What a finished run publishes."""
+        return [f"{self.runs}/{run}/{name}" for name in RUN_RESULTS]
+
+    def needed_files(self, run: str) -> list[str]:
+        """What a run waits for: results of its teacher's and its earlier phase's runs, timm's weights."""
+        spec = self.spec(run)
+        results = [file for needed in spec.needed_runs() for file in self.run_files(needed)]
+        return [*results, *(f"{self.results}/weights/{tag}.txt" for tag in timm_tags([spec]))]
+
+    def check_data(self, jobs: Iterable[Any]) -> None:
+        """Raise ConfigError, naming the settings to fill in, where jobs about to train lack their dataset."""
+        runs = [job.wildcards.run for job in jobs if job.rule.name == "train"]
+        problems: list[Problem] = []
+        for dataset in dict.fromkeys(self.spec(run).dataset.name for run in runs):
+            try:
+                find_root(self.config, dataset)
+            except ConfigError as error:
+                problems += error.problems
+        if problems:
+            raise ConfigError(problems)
+
+    def spec(self, run: str) -> RunSpec:
+        """A run's spec; unknown ids are told with the nearest."""
+        if run not in self.plan.runs:
+            raise ConfigError(
+                [Problem(self.runs, run, "no table needs this run; `fbt plan --runs` lists the runs")]
+            )
+        return self.plan.runs[run]
+
+    def spec_json(self, run: str) -> str:
+        """A run's spec as the engine reads it; without unset fields, so that a new one retrains nothing."""
+        content = self.spec(run).model_dump(mode="json", exclude_defaults=True)
+        return json.dumps(content, sort_keys=True, separators=(",", ":"))
+
+    def table_inputs(self, table: str) -> list[str]:
+        """What a table is built from: its YAML, its printed numbers and its measurements."""
+        files = [f"config/tables/{table}.yaml"]
+        if table in self.config.references:
+            files.append(f"config/tables/{table}.reference.csv")
+        if self.plan.tables[table].kind == "cost":
+            return [*files, f"{self.results}/costs/{table}.json"]
+        return [*files, *(f"{self.runs}/{run}/metrics.json" for run in self.plan.tables[table].runs)]
+
+    def table_files(self, tables: Iterable[str]) -> list[str]:
+        """CSV, Markdown and LaTeX of these tables."""
+        return [f"{self.results}/tables/{table}.{kind}" for table in tables for kind in TABLE_KINDS]
+
+    def comparison_inputs(self, name: str) -> list[str]:
+        """Tables of comparison.md or of comparison_grid.md."""
+        return [f"{self.results}/tables/{table}.csv" for table in self.compared(name)]
+
+    def compared(self, name: str) -> tuple[str, ...]:
+        """Keys of the tables that a comparison file shows."""
+        return self.plan.target("grid") if name == "comparison_grid" else self.plan.all_tables
+
+    @property
+    def tables_target(self) -> list[str]:
+        """Files of `snakemake tables`: the tables of `all`, their comparison and the results they show."""
+        tables = self.plan.all_tables
+        return [*self.table_files(tables), f"{self.results}/comparison.md", *self.shown_results(tables)]
+
+    @property
+    def grid_target(self) -> list[str]:
+        """Files of `snakemake grid`."""
+        tables = self.plan.target("grid")
+        return [*self.table_files(tables), f"{self.results}/comparison_grid.md", *self.shown_results(tables)]
+
+    def shown_results(self, tables: Iterable[str]) -> list[str]:
+        """Results that these tables show. As targets of their own: a deleted one is made again."""
+        runs = dict.fromkeys(run for table in tables for run in self.plan.tables[table].runs)
+        return [f"{self.runs}/{run}/metrics.json" for run in runs]
+
+
+def timm_tags(specs: Iterable[RunSpec]) -> list[str]:
+    """Tags of the timm weights that these runs read, each once."""
+    networks = (network for spec in specs for network in (spec.student, spec.teacher) if network)
+    found = {n.weights.removeprefix("timm:") for n in networks if n.weights.startswith("timm:")}
+    return sorted(found)
+
+
+def changed_settings(given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The settings that differ from config/config.yaml; Snakemake hands over all of them."""
+    stated = read_yaml(folder / "config.yaml") or {}
+    return {k: _retyped(value) for k, value in given.items() if k not in stated or stated[k] != value}
+
+
+def _retyped(value: Any) -> Any:
+    """Numbers, booleans and null inside a list or mapping, which Snakemake's --config leaves as text."""
+    if isinstance(value, Mapping):
+        return {key: _scalar(_retyped(inner)) for key, inner in value.items()}
+    return [_scalar(_retyped(inner)) for inner in value] if isinstance(value, list) else value
+
+
+def _scalar(value: Any) -> Any:
+    parsed = yaml.safe_load(value) if isinstance(value, str) else value
+    return parsed if parsed is None or isinstance(parsed, bool | int | float) else value
+
+
+def execution_settings(config: Config) -> ExecutionSettings:
+    """How the engine executes runs: config.yaml's section, data roots, weight files; one thread at smoke."""
+    main, smoke = config.main, config.main.scale == "smoke"
+    files = [weights for dataset in main.teacher_files.values() for weights in dataset.values()]
+    at_smoke = {"workers": 0} if smoke else {}  # images are in memory, and every core trains a run of its own
+    return ExecutionSettings(
+        **{**main.execution.model_dump(), **at_smoke},
+        allow_cpu=smoke,
+        threads=1 if smoke else None,
+        data_roots={name: root for name, root in main.data_roots.items() if root},
+        weight_files={weights.sha256: weights.path for weights in files},
+    )
+
+
+def _shell(text: str) -> str:
+    """Quoted for a shell, and for Snakemake's own formatting of braces."""
+    return shlex.quote(text).replace("{", "{{").replace("}", "}}")

@@ -1,0 +1,57 @@
+"""JSON schemas of config/'s files, for editors: `python -m fbt_paper.schemas` writes workflow/schemas/."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from fbt_paper.config.figures import KINDS
+from fbt_paper.config.records import (
+    AccuracyTable,
+    ArchitectureEntry,
+    CostTable,
+    DatasetEntry,
+    MainConfig,
+    MethodEntry,
+    RecipesFile,
+    SmokeConfig,
+)
+
+FILES: dict[str, type[BaseModel]] = {
+    "config": MainConfig,
+    "dataset": DatasetEntry,
+    "architecture": ArchitectureEntry,
+    "method": MethodEntry,
+    "recipes": RecipesFile,
+    "smoke": SmokeConfig,
+    "table": AccuracyTable,
+    "cost_table": CostTable,
+}
+
+
+def all_files() -> dict[str, type[BaseModel]]:
+    """The record of each kind of file in config/, figures included."""
+    return {**FILES, **{f"{kind}_figure": model for kind, model in KINDS.items()}}
+
+
+def write_schemas(folder: Path) -> list[Path]:
+    """Write the JSON schema of each kind of file, for editors; returns the paths written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, model in all_files().items():
+        path = folder / f"{name}.schema.json"
+        path.write_text(schema_text(model))
+        paths.append(path)
+    return paths
+
+
+def schema_text(model: type[BaseModel]) -> str:
+    """A model's JSON schema as it is written to workflow/schemas/."""
+    return json.dumps(model.model_json_schema(), indent=2, sort_keys=True) + "\n"
+
+
+if __name__ == "__main__":
+    for written in write_schemas(Path("workflow/schemas")):
+        print(written)

@@ -1,0 +1,239 @@
+"""`fbt check-cluster`: what a Slurm cluster, its profile and its data still miss for the paper.
+
+Nothing is submitted: Slurm is asked with sinfo, `sbatch --test-only` and one `srun` of a second that looks
+whether a node sees this folder and can write to it. Every finding says what is wrong and how to fix it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import shutil
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from fbt_paper.config.data_roots import find_root
+from fbt_paper.config.load import ConfigError
+from fbt_paper.plan.targets import Flow
+
+__all__ = ["Check", "check_cluster", "main"]
+
+PROFILE = Path("profiles/slurm")
+JOBS_FOLDER = Path(".snakemake/submitit/jobs")
+FOLDER_MEND = "clone the repository into a folder of the shared file system that you may write to"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at: whether it is fine, what it is, and how to fix it if it is not."""
+
+    ok: bool
+    what: str
+    hint: str = ""
+
+
+def check_cluster(profile_dir: Path, config: Mapping[str, Any]) -> list[Check]:
+    """Look at Slurm, profile, shared folder, data and teacher weights; `config` as `--config` gives it."""
+    programs = check_programs()
+    profile, checks = read_profile(profile_dir)
+    flow = Flow({"scale": "paper", **config})
+    checks = [*programs, *checks]
+    if all(check.ok for check in checks):
+        checks += check_slurm(profile, flow)
+    return [*checks, *check_data(flow), *check_weights(flow)]
+
+
+def check_programs() -> list[Check]:
+    """Slurm's commands and the executor."""
+    checks = [
+        Check(
+            shutil.which(name) is not None,
+            f"the command {name}",
+            "run this on a login node of a Slurm cluster (perhaps `module load slurm`)",
+        )
+        for name in ("sbatch", "srun", "squeue", "scontrol", "sinfo")
+    ]
+    return [*checks, *(check_module(name) for name in ("submitit", "snakemake_executor_plugin_submitit"))]
+
+
+def check_module(name: str) -> Check:
+    """A Python package that submits jobs."""
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        return Check(False, f"the Python package {name} ({error})", "run `make install` again")
+    return Check(True, f"the Python package {name}")
+
+
+def read_profile(folder: Path) -> tuple[dict[str, Any], list[Check]]:
+    """A Snakemake profile as Snakemake reads it: option -> value or list of words."""
+    from snakemake.profiles import ProfileConfigFileParser
+
+    path = folder / "config.yaml"
+    try:
+        with path.open() as stream:
+            profile = dict(ProfileConfigFileParser().parse(stream))
+    except OSError as error:
+        return {}, [Check(False, f"the profile {path}", f"{error.strerror}: name its folder with --profile")]
+    except Exception as error:
+        return {}, [
+            Check(False, f"the profile {path}: {error}", "fix the file; the line is named in the message")
+        ]
+    return profile, [Check(True, f"the profile {path}")]
+
+
+def check_slurm(profile: Mapping[str, Any], flow: Flow) -> list[Check]:
+    """Whether Slurm would take the jobs of every kind of training, and whether nodes see this folder."""
+    from snakemake_executor_plugin_submitit.backends import SlurmBackend
+    from snakemake_executor_plugin_submitit.probe import unwritable
+    from snakemake_executor_plugin_submitit.settings import ExecutorSettings
+    from snakemake_executor_plugin_submitit.slurm import SlurmBusyError, SlurmRefusedError
+
+    if problem := unwritable(JOBS_FOLDER.absolute()):
+        return [Check(False, problem, FOLDER_MEND)]
+    backend = SlurmBackend(
+        ExecutorSettings(), JOBS_FOLDER.absolute(), lambda line: print(line, file=sys.stderr)
+    )
+    try:
+        backend.prepare()
+    except (SlurmBusyError, SlurmRefusedError) as error:
+        return [Check(False, f"Slurm's answer: {error}", "try again later, or ask the administrators")]
+    names = sorted(backend.facts.partitions if backend.facts else ())
+    checks = [Check(True, f"Slurm answers; partitions: {', '.join(names)}")]
+    requests = training_requests(profile, flow)
+    for kind, request in requests.items():
+        checks += check_request(backend, kind, request)
+    return [*checks, *(check_folder(request) for request in list(requests.values())[:1])]
+
+
+def check_request(backend: Any, kind: str, request: Any) -> list[Check]:
+    """Whether the cluster has what one kind of training asks for, and Slurm would take it."""
+    from snakemake_executor_plugin_submitit.slurm import SlurmBusyError
+
+    hint = "edit profiles/slurm/config.yaml: the table `trainings`, or partition and account below it"
+    if isinstance(request, Exception):
+        return [Check(False, f"{kind}: {request}", hint)]
+    try:
+        problems = backend.problems(request) or list(filter(None, [backend.try_submission(request, "train")]))
+    except SlurmBusyError as error:
+        return [Check(False, f"{kind}: Slurm gives no answer: {error}", "try again later")]
+    described = f"{request.gpu} GPUs, {request.cpus} CPUs, {request.mem_mb} MB, {request.runtime} minutes"
+    if not problems:
+        return [Check(True, f"{kind}: {described}: sbatch would take it")]
+    return [Check(False, f"{kind}: {problem}", hint) for problem in problems]
+
+
+def check_folder(request: Any) -> Check:
+    """Whether a node sees this folder and can write to it."""
+    from snakemake_executor_plugin_submitit.probe import shared_folder_problem
+
+    if isinstance(request, Exception):
+        return Check(True, "the shared folder was not looked at")
+    problem = shared_folder_problem(Path(".snakemake/submitit").absolute(), request)
+    return Check(
+        problem is None, problem or f"nodes see {Path.cwd()} and write to it (or none was free)", FOLDER_MEND
+    )
+
+
+def training_requests(profile: Mapping[str, Any], flow: Flow) -> dict[str, Any]:
+    """For each dataset and family one request as the profile makes it (or the error why it cannot)."""
+    from snakemake_executor_plugin_submitit.requests import RequestError, read_request
+
+    requests: dict[str, Any] = {}
+    for run, spec in flow.plan.runs.items():
+        kind = f"trainings of {spec.dataset.name}, {family_of(flow, spec)}"
+        if kind in requests:
+            continue
+        try:
+            resources = profile_resources(profile, run, flow.training_resources)
+            requests[kind] = read_request(resources, flow.threads, "resources")
+        except (RequestError, ValueError) as error:
+            requests[kind] = error
+    return requests
+
+
+def family_of(flow: Flow, spec: Any) -> str:
+    """Family of the network that a run trains."""
+    entry = flow.config.architectures.get(spec.student.architecture)
+    return str(entry.family) if entry is not None else "?"
+
+
+def profile_resources(profile: Mapping[str, Any], run: str, rule: Mapping[str, Any]) -> dict[str, Any]:
+    """Resources of one training: the profile's defaults, the rule's own, then the profile's for the rule."""
+    resources = dict(split_words(profile.get("default-resources", [])))
+    resources.update(rule)
+    own = [
+        word.removeprefix("train:") for word in profile.get("set-resources", []) if word.startswith("train:")
+    ]
+    resources.update(split_words(own))
+    wildcards = SimpleNamespace(run=run)
+    return {name: evaluate(value, wildcards) for name, value in resources.items()}
+
+
+def split_words(words: Iterable[str]) -> list[tuple[str, str]]:
+    """name=value words as pairs."""
+    return [(name, value) for name, _, value in (word.partition("=") for word in words)]
+
+
+def evaluate(value: Any, wildcards: Any) -> Any:
+    """What Snakemake makes of a profile's resource: an expression of Python, or else the text itself."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return eval(value, {"wildcards": wildcards, "attempt": 1})
+    except (NameError, SyntaxError):
+        return value
+
+
+def check_data(flow: Flow) -> list[Check]:
+    """Whether every dataset that a run needs is where the configuration says."""
+    checks = []
+    for name in dict.fromkeys(spec.dataset.name for spec in flow.plan.runs.values()):
+        try:
+            root = find_root(flow.config, name)
+        except ConfigError as error:
+            checks += [Check(False, f"data of {name}", str(problem)) for problem in error.problems]
+        else:
+            checks.append(Check(True, f"data of {name}: {root or 'shipped with this repository'}"))
+    return checks
+
+
+def check_weights(flow: Flow) -> list[Check]:
+    """Whether the pretrained teachers are in this home's cache: nodes often have no internet."""
+    networks = [one for run in flow.plan.runs.values() for one in (run.student, run.teacher) if one]
+    tags = sorted({one.weights.removeprefix("timm:") for one in networks if one.weights.startswith("timm:")})
+    missing = [tag for tag in tags if not cached(tag)]
+    if not missing:
+        return [Check(True, f"{len(tags)} pretrained networks are in the local cache")] if tags else []
+    hint = "on a machine with internet and this home: fbt fetch-weights"
+    return [Check(False, f"pretrained weights that nodes cannot reach offline: {', '.join(missing)}", hint)]
+
+
+def cached(tag: str) -> bool:
+    """Whether the weights of one of timm's networks are in the local cache of the hub."""
+    from huggingface_hub import try_to_load_from_cache
+
+    names = ("model.safetensors", "pytorch_model.bin")
+    return any(isinstance(try_to_load_from_cache(f"timm/{tag}", name), str) for name in names)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print every check; 0 if all are fine, 1 if something must be fixed."""
+    parser = argparse.ArgumentParser(prog="fbt check-cluster", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--profile", type=Path, default=PROFILE, help="folder of the profile (default: %(default)s)"
+    )
+    parser.add_argument("--scale", default="paper", help="smoke or paper (default: paper)")
+    options = parser.parse_args(arguments)
+    checks = check_cluster(options.profile, {"scale": options.scale})
+    for check in checks:
+        print(f"{'ok     ' if check.ok else 'MISSING'} {check.what}")
+        if not check.ok and check.hint:
+            print(f"        hint: {check.hint}")
+    missing = sum(not check.ok for check in checks)
+    print(f"{missing} things to fix" if missing else "everything is there: snakemake --profile slurm")
+    return 1 if missing else 0

@@ -1,0 +1,1 @@
+"""The tables: measured numbers collected from runs, and shown as CSV, Markdown and LaTeX."""

@@ -1,0 +1,30 @@
+"""Printed numbers: what a paper says a cell should be, with where it was printed and how sure that is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fbt_paper.config.load import Config
+from fbt_paper.config.records import ReferenceRow
+
+Cells = Mapping[tuple[str, str], ReferenceRow]
+
+STATUS_MARKS = {"primary": "", "secondary": "*", "other": "+"}
+STATUS_MEANING = {
+    "primary": "printed in the paper's appendix",
+    "secondary": "the main paper's number, as summarised by others",
+    "other": "from another paper or repository",
+}
+
+
+def printed_numbers(config: Config, table: str) -> Cells:
+    """A table's printed numbers by (row, column); a cell without a confirmed number is not there."""
+    return {(line.row, line.column): line for line in config.references.get(table, ())}
+
+
+def legend(cells: Cells) -> list[str]:
+    """What the marks at a table's printed numbers mean, for the marks it uses."""
+    used = {line.status for line in cells.values()}
+    return [
+        f"{mark} {STATUS_MEANING[status]}" for status, mark in STATUS_MARKS.items() if mark and status in used
+    ]
