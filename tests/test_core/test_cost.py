@@ -167,7 +167,7 @@ def test_measuring_leaves_the_module_as_it_was():
 
 
 def test_committed_network_costs_are_those_of_the_configuration(architectures):
-    committed = json.loads((ROOT / "fbt_paper" / "data" / "network_costs.json").read_text())
+    committed = json.loads((ROOT / "fbt_paper" / "plan" / "data" / "network_costs.json").read_text())
     costs = {name: value for name, value in committed.items() if not name.startswith("_")}
     assert len(costs) >= 13
     assert set(costs) <= set(architectures)  # one that is not counted yet is named by `fbt plan`

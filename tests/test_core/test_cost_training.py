@@ -12,7 +12,7 @@ from fbt_core.measure import training_cost
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "config"
-DATA = ROOT / "fbt_paper" / "data"
+DATA = ROOT / "fbt_paper" / "plan" / "data"
 
 
 @pytest.fixture(scope="module")
