@@ -1,10 +1,10 @@
-"""Write the Fashion-MNIST subset shipped with fbt_core: 5,000 training, 1,000 test images, classes balanced.
+"""Write the Fashion-MNIST subset shipped with fbt_core: 5,000 training, 5,000 test images, classes balanced.
 
     python scripts/make_fashion_mnist_subset.py [--source FOLDER] [--target FOLDER]
 
 The source is Debian's package `dataset-fashion-mnist` (or the same four files from its authors). An image is
-chosen by the sha256 of its split and number, so no random number generator decides; file order is
-kept.
+chosen by the sha256 of its split and number, so no random number generator decides. Each part of a split is
+balanced and keeps the order of the full split; a later part is appended, so the first images never change.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-PER_CLASS = {"train": 500, "t10k": 100}
+PARTS = {"train": (500,), "t10k": (100, 400)}
+"""Images per class in each part of a split."""
 CLASSES = 10
 
 
@@ -36,19 +37,23 @@ def write_idx(path: Path, array: np.ndarray) -> None:
 
 
 def chosen(split: str, labels: np.ndarray) -> np.ndarray:
-    """Positions of the subset's images in the full split, ascending."""
-    order = sorted(range(len(labels)), key=lambda i: hashlib.sha256(f"{split}-{i}".encode()).digest())
-    picked: list[int] = []
-    for label in range(CLASSES):
-        picked += [i for i in order if labels[i] == label][: PER_CLASS[split]]
-    return np.array(sorted(picked))
+    """Positions of the subset's images in the full split: one part after the other, ascending in each."""
+    order = np.array(
+        sorted(range(len(labels)), key=lambda i: hashlib.sha256(f"{split}-{i}".encode()).digest())
+    )
+    of_class = [order[labels[order] == label] for label in range(CLASSES)]
+    parts, start = [], 0
+    for size in PARTS[split]:
+        parts.append(np.sort(np.concatenate([images[start : start + size] for images in of_class])))
+        start += size
+    return np.concatenate(parts)
 
 
 def make_subset(source: Path, target: Path) -> list[Path]:
     """Write the four files into `target`; returns their paths."""
     target.mkdir(parents=True, exist_ok=True)
     written = []
-    for split in PER_CLASS:
+    for split in PARTS:
         images, labels = f"{split}-images-idx3-ubyte.gz", f"{split}-labels-idx1-ubyte.gz"
         keep = chosen(split, read_idx(source / labels))
         for name in (images, labels):

@@ -19,19 +19,40 @@ PADDING = 2  # to 32 pixels, so that a network's strides divide the input
 
 
 def load_split(root: Path | None, split: str, classes: int, count: int) -> InMemory:
-    """One split as 32x32 grey images; `root` None reads the embedded subset."""
+    """One split as 32x32 grey images; `root` None reads the embedded subset.
+
+    Files in a folder must hold exactly `count` images. Of the embedded subset an entry may use a part:
+    `count` images, as many of each class.
+    """
     folder = root or EMBEDDED
     image_file = folder / f"{PREFIX[split]}-images-idx3-ubyte.gz"
     label_file = folder / f"{PREFIX[split]}-labels-idx1-ubyte.gz"
     images, labels = read_idx(image_file, 3), read_idx(label_file, 1)
+    if root is None:
+        if count > len(labels):
+            what = f"the shipped subset has {len(labels):,} {split} images, not {count:,}"
+            raise UserError(
+                what, where=f"{split}_images", hint="use variant `full` and a folder for all images"
+            )
+        part = balanced_part(labels, count)
+        images, labels = images[part], labels[part]
     _check(images, labels, image_file, label_file, count, classes)
     padded = np.pad(images, ((0, 0), (PADDING, PADDING), (PADDING, PADDING)))
     return InMemory(padded[..., None], torch.from_numpy(labels.astype(np.int64)), "nearest")
 
 
+def balanced_part(labels: np.ndarray, count: int) -> np.ndarray:
+    """Ascending positions of `count` images: the first of each class, then the second of each, and so on."""
+    rank_in_class = np.empty(len(labels), np.int64)
+    for label in np.unique(labels):
+        of_class = labels == label
+        rank_in_class[of_class] = np.arange(of_class.sum())
+    return np.sort(np.argsort(rank_in_class, kind="stable")[:count])
+
+
 def _check(
     images: np.ndarray, labels: np.ndarray, image_file: Path, label_file: Path, count: int, classes: int
-):
+) -> None:
     check_count(len(images), count, "images", str(image_file))
     check_count(len(labels), count, "labels", str(label_file))
     if images.shape[1:] != (SIDE, SIDE):

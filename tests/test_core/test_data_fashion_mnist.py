@@ -22,13 +22,39 @@ def content(path: Path) -> bytes:
 
 
 def test_embedded_subset_is_balanced_and_padded():
-    for split, count in (("train", 5000), ("test", 1000)):
+    for split, count in (("train", 5000), ("train", 2000), ("test", 1000), ("test", 3000), ("test", 5000)):
         images = mnist.load_split(None, split, 10, count)
         assert images.images.shape == (count, 32, 32, 1)
         assert np.bincount(images.labels.numpy()).tolist() == [count // 10] * 10
         assert not images.images[:, [0, 1, -2, -1]].any()
         assert not images.images[:, :, [0, 1, -2, -1]].any()
         assert images.picture(7).mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    ("split", "count", "digest"),
+    [
+        ("train", 5000, "d525537f6c2ad78042f1c1c3b5b619e232a9f40ee1c8f18fc3bf6ae7b7476e37"),
+        ("test", 1000, "e0c461b39f9a959e834ad7ae8d9e792e2a0b4289cce4445e240e6dfd21bbcd9a"),
+    ],
+)
+def test_a_larger_subset_leaves_the_images_of_earlier_runs_as_they_were(split, count, digest):
+    images = mnist.load_split(None, split, 10, count)
+    content = images.images.tobytes() + images.labels.numpy().tobytes()
+    assert hashlib.sha256(content).hexdigest() == digest
+
+
+def test_a_part_has_the_first_images_of_each_class_in_the_order_of_the_file():
+    whole, part = mnist.load_split(None, "train", 10, 5000), mnist.load_split(None, "train", 10, 1000)
+    keep = np.sort(np.concatenate([np.flatnonzero(whole.labels == label)[:100] for label in range(10)]))
+    assert np.array_equal(part.images, whole.images[keep])
+    assert np.array_equal(part.labels, whole.labels[keep])
+    assert mnist.balanced_part(np.array([0, 0, 0, 1, 1, 2]), 4).tolist() == [0, 1, 3, 5]
+
+
+def test_more_images_than_are_shipped_are_refused():
+    with pytest.raises(UserError, match="test_images: the shipped subset has 5,000 test images, not 6,000"):
+        mnist.load_split(None, "test", 10, 6000)
 
 
 @pytest.mark.skipif(not DEBIAN.exists(), reason="needs Debian's package dataset-fashion-mnist")
