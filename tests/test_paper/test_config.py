@@ -178,7 +178,7 @@ BAD = {
     ),
     "parameter left out": (
         "methods.yaml",
-        ('    alpha: {value: 1.0, minimum: 0, source: "facts section 6: alpha 1"}\n', ""),
+        ('    alpha: {value: 1.0, minimum: 0, source: "docs/paper-facts.md#dkd: alpha 1"}\n', ""),
         "config/methods.yaml: dkd.parameters.alpha: is missing; fbt_core/methods/dkd.py takes it",
     ),
     "parameter of another type than the code's": (
