@@ -1,4 +1,7 @@
-"""Errors a reader meets, each one line: where, what, the valid choices, the nearest match, how to fix it."""
+"""Errors a reader meets, each one line: where, what, the valid choices, the nearest match, how to fix it.
+
+Every error that a user can fix is a UserError; any other exception is a bug of ours and shows its traceback.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +27,11 @@ class UserError(Exception):
         choices: Iterable[str] | None = None,
         hint: str | None = None,
     ) -> None:
-        parts = [f"{where}: {what}" if where else what, *_choice_parts(given, choices)]
-        parts += [hint] if hint else []
+        parts = [f"{where}: {what}" if where else what]
+        if choices is not None:
+            parts.append(nearest(given, choices))
+        if hint:
+            parts.append(hint)
         super().__init__("; ".join(" ".join(part.split()) for part in parts))
         self.what, self.where, self.hint = what, where, hint
 
@@ -48,11 +54,18 @@ class Interrupted(Exception):  # noqa: N818
     exit_code = 75
 
 
-def _choice_parts(given: str | None, choices: Iterable[str] | None) -> list[str]:
-    """'valid choices: ...' and 'did you mean ...?' where they apply."""
-    if choices is None:
-        return []
+def nearest(name: object, choices: Iterable[object]) -> str:
+    """The valid choices and the nearest match, as the tail of a message."""
     names = sorted(str(choice) for choice in choices)
-    parts = [f"valid choices: {', '.join(names) or 'none'}"]
-    nearest = difflib.get_close_matches(given or "", names, n=1)
-    return parts + ([f"did you mean '{nearest[0]}'?"] if nearest else [])
+    return "; ".join([f"valid: {', '.join(names) or 'none'}", *did_you_mean(name, names)])
+
+
+def did_you_mean(name: object, choices: Iterable[str], count: int = 1) -> list[str]:
+    """'did you mean ...?' with at most `count` of the choices; an empty list if none is like the name."""
+    matches = close_matches(name, choices, count)
+    return [f"did you mean {' or '.join(map(repr, matches))}?"] if matches else []
+
+
+def close_matches(name: object, choices: Iterable[str], count: int = 1) -> list[str]:
+    """At most `count` of the choices that are most like the name."""
+    return difflib.get_close_matches(str(name), list(choices), n=count, cutoff=0.5)

@@ -87,6 +87,12 @@ def write_bytes(path: Path, content: bytes) -> None:
     write_file(path, lambda file: file.write(content))
 
 
+def write_text(path: Path, text: str) -> None:
+    """A whole UTF-8 file with this text; its folder is made if it is missing."""
+    make_folder(path.parent)
+    write_bytes(path, text.encode())
+
+
 def write_json(path: Path, content: Any) -> None:
     """A whole JSON file; NaN and infinity are refused."""
     write_bytes(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())

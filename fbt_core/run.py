@@ -83,13 +83,10 @@ def make_method(spec: RunSpec, settings: ExecutionSettings, runs: Path, split: S
     """Student, teacher and method; their random weights follow from the run's seed."""
     sources = WeightSources(runs, settings.weight_files)
     split_rule = str(spec.method.parameters.get("split", "even"))
-    try:
-        student = make_network(spec.student, spec, sources, split_rule, in_training=True)
-        teacher = make_network(spec.teacher, spec, sources, split_rule) if spec.teacher else None
-        seed_everything(spec.seed, BUILD, 1)
-        method = build_method(spec.method, student, teacher, Context.of(spec, split.labels))
-    except ValueError as error:  # networks and methods explain what they cannot do in their own words
-        raise UserError(str(error), where=spec.id) from None
+    student = make_network(spec.student, spec, sources, split_rule, in_training=True)
+    teacher = make_network(spec.teacher, spec, sources, split_rule) if spec.teacher else None
+    seed_everything(spec.seed, BUILD, 1)
+    method = build_method(spec.method, student, teacher, Context.of(spec, split.labels))
     normalise(method, spec)
     return method
 

@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 
 from fbt_core.errors import UserError
-from fbt_paper.config.load import CONFIG_FOLDER, ConfigError, Problem, nearest
+from fbt_core.files import write_text
+from fbt_paper.config.load import CONFIG_FOLDER
 from fbt_paper.plan.runs import dataset_spec
 from fbt_paper.plan.targets import Flow, timm_tags
 
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return command(options)
     except BrokenPipeError:
         return 0
-    except (ConfigError, UserError, ValueError, OSError) as error:
+    except UserError as error:
         print(f"fbt: {error}", file=sys.stderr)
         return 1
 
@@ -80,7 +81,6 @@ def recipe_command(options: Options) -> int:
 def check_data_command(options: Options) -> int:
     """Tell whether a dataset is in place and whole; with --out leave the answer in a file."""
     from fbt_paper.config.data_roots import find_root
-    from fbt_paper.files import publish
 
     flow = open_flow(options)
     root = find_root(flow.config, options.dataset)
@@ -89,7 +89,7 @@ def check_data_command(options: Options) -> int:
         return 1
     print(f"{options.dataset}: in place ({where})")
     if options.out:
-        publish(options.out, json.dumps({"dataset": options.dataset, "place": where}) + "\n")
+        write_text(options.out, json.dumps({"dataset": options.dataset, "place": where}) + "\n")
     return 0
 
 
@@ -106,13 +106,12 @@ def build_table_command(options: Options) -> int:
 
 def compare_command(options: Options) -> int:
     """Write every cell as ours | paper | gap."""
-    from fbt_paper.files import publish
     from fbt_paper.tables.compare import to_markdown
 
     flow = open_flow(options)
     tables = [collect_table(flow, table) for table in flow.compared(options.comparison)]
     path = options.out or Path(flow.results, f"{options.comparison}.md")
-    publish(path, to_markdown(tables, flow.scale))
+    write_text(path, to_markdown(tables, flow.scale))
     print(path)
     return 0
 
@@ -187,8 +186,12 @@ def open_flow(options: Options) -> Flow:
     for text in options.set:
         key, equals, value = text.partition("=")
         if not equals:
-            raise ConfigError([Problem("--set", text, "must be KEY=VALUE, e.g. recipes=as_printed")])
-        given[key] = yaml.safe_load(value)
+            raise UserError("must be KEY=VALUE, e.g. recipes=as_printed", where=f"--set {text}")
+        try:
+            given[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            hint = "put quotes around a text with brackets or colons"
+            raise UserError("the value is not YAML", where=f"--set {text}", hint=hint) from None
     if options.scale:
         given["scale"] = options.scale
     return Flow(given, config_folder(options.config))
@@ -214,11 +217,9 @@ def collect_table(flow: Flow, table: str) -> Any:
 def choose(names: Sequence[str], known: Iterable[str], kind: str) -> list[str]:
     """The names given, all of which must be known; everything where none is given."""
     choices = list(known)
-    unknown = [name for name in names if name not in choices]
-    if unknown:
-        raise ConfigError(
-            [Problem(f"fbt: {kind}", name, f"is unknown; {nearest(name, choices)}") for name in unknown]
-        )
+    for name in names:
+        if name not in choices:
+            raise UserError(f"unknown {kind} '{name}'", given=name, choices=choices)
     return list(names) or choices
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from fbt_core.files import write_text
 from fbt_paper.config.figures import KINDS
 from fbt_paper.config.records import (
     AccuracyTable,
@@ -38,11 +39,10 @@ def all_files() -> dict[str, type[BaseModel]]:
 
 def write_schemas(folder: Path) -> list[Path]:
     """Write the JSON schema of each kind of file, for editors; returns the paths written."""
-    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, model in all_files().items():
         path = folder / f"{name}.schema.json"
-        path.write_text(schema_text(model))
+        write_text(path, schema_text(model))
         paths.append(path)
     return paths
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fbt_core.errors import UserError
 from fbt_core.fusion.l2g import L2G, BlockKind
 from fbt_core.staged.base import FeatureShape, StagedOutput
 from fbt_core.staged.layout import prefix_of, to_tokens
@@ -120,4 +121,4 @@ def kept_statistics(module: nn.Module) -> Iterator[None]:
 def _check_choices(**options: tuple[str, Any]) -> None:
     for name, (value, choices) in options.items():
         if value not in get_args(choices):
-            raise ValueError(f"{name} {value!r} is unknown; choose one of {', '.join(get_args(choices))}")
+            raise UserError(f"unknown {name} {value!r}", given=value, choices=get_args(choices))

@@ -10,6 +10,7 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from fbt_core.errors import UserError
 from fbt_core.staged.base import FeatureShape
 from fbt_core.staged.layout import from_map, to_map
 
@@ -62,7 +63,7 @@ class TokenBlock(nn.Module):
 def build_block(kind: BlockKind, shape: FeatureShape, heads: int, window: int, mlp_ratio: float) -> nn.Module:
     """The attention block over (B, H, W, C) maps of the shape's width and grid.
 
-    Raises ValueError when the kind is unknown.
+    Raises UserError when the kind is unknown.
     """
     heads = dividing_heads(shape.width, heads)
     if kind == "none":
@@ -74,13 +75,13 @@ def build_block(kind: BlockKind, shape: FeatureShape, heads: int, window: int, m
         return block_class(
             shape.width, input_resolution=shape.grid, num_heads=heads, window_size=window, mlp_ratio=mlp_ratio
         )
-    raise ValueError(f"L2G block {kind!r} is unknown; choose one of {', '.join(get_args(BlockKind))}")
+    raise UserError(f"unknown L2G block {kind!r}", given=kind, choices=get_args(BlockKind))
 
 
 def dividing_heads(width: int, heads: int) -> int:
     """The largest number of heads, at most `heads`, that divides the width."""
     if heads < 1:
-        raise ValueError(f"block_heads must be at least 1, got {heads}")
+        raise UserError(f"block_heads must be at least 1, got {heads}")
     return max(number for number in range(1, heads + 1) if width % number == 0)
 
 

@@ -27,6 +27,7 @@ from typing import Any
 import timm
 import torch
 import yaml
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -236,10 +237,14 @@ def network_spec(architectures: Entries, name: str) -> NetworkSpec:
     """The untrained network of one entry of architectures.yaml."""
     if name not in architectures:
         raise UserError(f"unknown architecture '{name}'", given=name, choices=architectures)
-    entry = architectures[name]
-    content = {key: entry[key] for key in ("family", "create", "options")}
-    content |= {"architecture": name, "weights": "none", "mean": [0.5] * 3, "std": [0.5] * 3}
-    return NetworkSpec.model_validate_json(json.dumps(content))
+    stated = {key: architectures[name].get(key) for key in ("family", "create", "options")}
+    content = {**stated, "architecture": name, "weights": "none", "mean": [0.5] * 3, "std": [0.5] * 3}
+    try:
+        return NetworkSpec.model_validate_json(json.dumps(content))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(["config/architectures.yaml: " + name, *map(str, fault["loc"])])
+        raise UserError(fault["msg"], where=where) from None
 
 
 def _staged(spec: NetworkSpec, classes: int, image_size: int) -> StagedModel:
@@ -254,8 +259,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         report = _report(options)
-        publish(options.out, provenance(f"fbt_core.measure.cost {options.what}") | report)
-    except (UserError, OSError, ValueError) as error:
+        make_folder(options.out.parent)
+        write_json(options.out, provenance(f"fbt_core.measure.cost {options.what}") | report)
+    except UserError as error:
         print(f"fbt_core.measure.cost: {error}", file=sys.stderr)
         return 1
     return 0
@@ -288,22 +294,19 @@ def _report(options: argparse.Namespace) -> Report:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A file of the configuration; raises UserError where there is none."""
+    """A file of the configuration; raises UserError if it is missing or no YAML."""
     if not path.is_file():
         raise UserError("there is no such file", where=str(path), hint="name its folder with --config")
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"is not YAML: {error}", where=str(path)) from None
 
 
 def provenance(command: str) -> Report:
     """The command that makes a file again, and what counted."""
     versions = {"torch": torch.__version__, "timm": timm.__version__}
     return {"_made_by": f"python -m {command} --out FILE.json", "_versions": versions}
-
-
-def publish(path: Path, content: Report) -> None:
-    """Write beside the target and rename: a file that exists is whole."""
-    make_folder(path.parent)
-    write_json(path, content)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from fbt_core.errors import UserError
-from fbt_core.measure.cost import Entries, Report, network_spec, provenance, publish, read_yaml
+from fbt_core.files import make_folder, write_json
+from fbt_core.measure.cost import Entries, Report, network_spec, provenance, read_yaml
 from fbt_core.methods.base import Batch, Context, Method
 from fbt_core.methods.registry import build_method
 from fbt_core.spec import MethodSpec
@@ -146,8 +147,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         report = measure(options.config, table_pairs(options.config / "tables"))
-        publish(options.out, provenance("fbt_core.measure.training_cost") | report)
-    except (UserError, OSError, ValueError) as error:
+        make_folder(options.out.parent)
+        write_json(options.out, provenance("fbt_core.measure.training_cost") | report)
+    except UserError as error:
         print(f"fbt_core.measure.training_cost: {error}", file=sys.stderr)
         return 1
     return 0

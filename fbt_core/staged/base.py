@@ -9,13 +9,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from fbt_core.errors import UserError
+
 Layout = Literal["nchw", "nhwc", "tokens"]
 Step = Callable[[Any, Tensor], Tensor]
 """A part of a network's forward: step(network, x). The network is an argument, so that a copy of a
 StagedModel runs on its own copy, and a module that was replaced (SyncBatchNorm) is found."""
 
 
-class UnknownStructure(ValueError):  # noqa: N818
+class UnknownStructure(UserError):  # noqa: N818
     """A network that no adapter can cut; the message names its children and what an adapter must provide.
 
     `tried` says in short what each adapter ran into.

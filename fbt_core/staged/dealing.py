@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Literal, get_args
 
+from fbt_core.errors import UserError
 from fbt_core.staged.base import UnknownStructure
 
 Split = Literal["even", "ofa"]
@@ -17,9 +18,9 @@ FRACTIONS: dict[str, tuple[int, int, int, int]] = {"even": (3, 6, 9, 12), "ofa":
 
 
 def check_split(split: str) -> None:
-    """Raises ValueError when the split is unknown."""
+    """Raises UserError when the split is unknown."""
     if split not in get_args(Split):
-        raise ValueError(f"split {split!r} is unknown; choose one of {', '.join(get_args(Split))}")
+        raise UserError(f"unknown split {split!r}", given=split, choices=get_args(Split))
 
 
 def deal(grids: Sequence[Grid], split: str) -> tuple[int, ...]:

@@ -6,7 +6,6 @@ A spec comes from a file that a user may have been given, so it may only name wh
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import os
@@ -18,6 +17,7 @@ from timm.layers import get_act_layer
 from timm.models._efficientnet_builder import decode_arch_def
 from torch import nn
 
+from fbt_core.errors import UserError, did_you_mean
 from fbt_core.spec import NetworkSpec
 
 PACKAGES_VARIABLE = "FBT_NETWORK_PACKAGES"
@@ -40,7 +40,7 @@ REFUSED_OPTIONS = (
 """Options that the run's spec sets elsewhere, or that would read a file."""
 
 
-class NetworkError(ValueError):
+class NetworkError(UserError):
     """A NetworkSpec that cannot be built; the message says what is wrong and how to fix it."""
 
 
@@ -76,7 +76,8 @@ def _constructor(create: str, where: str) -> tuple[Callable[..., nn.Module], boo
         network_class = _named_class(create, where)
         return network_class, "img_size" in inspect.signature(network_class).parameters
     if create not in timm.list_models():
-        raise NetworkError(f"{where}: timm has no model {create!r}{_nearest(create, timm.list_models())}")
+        matches = did_you_mean(create, timm.list_models(), count=3)
+        raise NetworkError("; ".join([f"{where}: timm has no model {create!r}", *matches]))
     fixed_size = bool(getattr(timm.get_pretrained_cfg(create), "fixed_input_size", False))
     return lambda **options: timm.create_model(create, pretrained=False, **options), fixed_size
 
@@ -112,8 +113,9 @@ def _named_class(name: str, where: str) -> Any:
         classes = [
             key for key, item in vars(module).items() if inspect.isclass(item) and issubclass(item, nn.Module)
         ]
+        matches = did_you_mean(class_name, classes, count=3)
         raise NetworkError(
-            f"{where}: {module_name} has no network class {class_name!r}{_nearest(class_name, classes)}"
+            "; ".join([f"{where}: {module_name} has no network class {class_name!r}", *matches])
         )
     return found
 
@@ -124,8 +126,3 @@ def _allowed(module_name: str) -> bool:
         module_name == allowed or module_name.startswith(allowed + ".")
         for allowed in (*ALLOWED_MODULES, *own)
     )
-
-
-def _nearest(word: str, choices: Iterable[str]) -> str:
-    matches = difflib.get_close_matches(word, list(choices), n=3)
-    return f"; did you mean {' or '.join(matches)}?" if matches else ""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fbt_paper.config.load import Config, ConfigError, Problem, nearest
+from fbt_core.errors import nearest
+from fbt_paper.config.load import Config, ConfigError, Problem
 
 WANTED: dict[str, tuple[tuple[str, ...], ...]] = {
     "cifar100": (("cifar-100-python", "train"),),

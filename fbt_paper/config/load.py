@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from fbt_core.errors import nearest
 from fbt_core.spec import NetworkSpec
 from fbt_paper.config.names import check_names
 from fbt_paper.config.problems import (
@@ -25,7 +26,6 @@ from fbt_paper.config.problems import (
     Problem,
     dotted,
     is_number,
-    nearest,
     number_as_text,
     unknown,
 )
@@ -48,7 +48,6 @@ __all__ = [
     "ConfigError",
     "Problem",
     "load",
-    "nearest",
     "read_yaml",
     "tiny_network",
     "validate",
@@ -109,6 +108,8 @@ def read_yaml(path: Path) -> Any:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except FileNotFoundError:
         raise ConfigError([Problem(_shown(path), "", "the file is missing")]) from None
+    except OSError as error:
+        raise ConfigError([Problem(_shown(path), "", f"cannot be read: {error.strerror}")]) from None
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError([Problem(_shown(path), line, error.problem or str(error))]) from None

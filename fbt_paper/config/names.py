@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from fbt_core.errors import nearest
 from fbt_core.methods.registry import method_names
 from fbt_paper.config.parameters import entry_problems, fault
-from fbt_paper.config.problems import Problem, dotted, nearest, unknown
+from fbt_paper.config.problems import Problem, dotted, unknown
 from fbt_paper.config.records import MethodEntry, ReferenceRow
 from fbt_paper.config.timm_names import is_unknown, near_names
 

@@ -6,9 +6,10 @@ import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from fbt_core.errors import nearest
 from fbt_core.methods.registry import method_parameters
 from fbt_core.spec import Value
-from fbt_paper.config.problems import Problem, is_number, nearest, number_as_text
+from fbt_paper.config.problems import Problem, is_number, number_as_text
 from fbt_paper.config.records import MethodEntry, ParameterEntry
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import typing
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from fbt_core.errors import UserError, nearest
 
 
 @dataclass(frozen=True)
@@ -21,14 +22,14 @@ class Problem:
         return f"{where}: {self.message}"
 
 
-class ConfigError(Exception):
-    """The configuration cannot be used; the text lists every problem found."""
+class ConfigError(UserError):
+    """The configuration cannot be used; the text is the problem, or a list of all of them."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(dict.fromkeys(problems))
-        count = len(self.problems)
-        head = "1 problem in the configuration:" if count == 1 else f"{count} problems in the configuration:"
-        super().__init__("\n".join([head, *(f"  {problem}" for problem in self.problems)]))
+        super().__init__(f"{len(self.problems)} problems in the configuration:")
+        lines = [self.what, *(f"  {problem}" for problem in self.problems)]
+        self.args = ("\n".join(lines) if len(self.problems) > 1 else str(self.problems[0]),)
 
 
 class Collector:
@@ -49,14 +50,6 @@ class Collector:
         """Raise ConfigError where there are problems."""
         if self.problems:
             raise ConfigError(self.problems)
-
-
-def nearest(name: object, choices: Iterable[str]) -> str:
-    """The valid choices and the nearest match, as the tail of a message."""
-    options = sorted(choices)
-    close = difflib.get_close_matches(str(name), options, n=1, cutoff=0.5)
-    hint = f"; did you mean '{close[0]}'?" if close else ""
-    return f"valid: {', '.join(options) or 'none'}{hint}"
 
 
 def unknown(file: str, path: Sequence[object], kind: str, name: str, choices: Iterable[str]) -> Problem:

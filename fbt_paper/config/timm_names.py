@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import re
 from functools import cache
 from pathlib import Path
+
+from fbt_core.errors import did_you_mean
 
 REGISTERED = re.compile(r"@register_model\s+def (\w+)")
 RENAMED = re.compile(r"^register_model_deprecations\((.*?)^\}", re.MULTILINE | re.DOTALL)
@@ -54,7 +55,5 @@ def near_names(create: str) -> str:
     if colon:
         classes = re.findall(r"^class (\w+)", _source(module), re.MULTILINE)
         return f"valid in {module}: {', '.join(classes) or 'nothing, there is no such file'}"
-    close = difflib.get_close_matches(module, timm_names(), n=3, cutoff=0.6)
-    return (
-        f"did you mean {' or '.join(map(repr, close))}?" if close else "`timm.list_models()` names them all"
-    )
+    matches = did_you_mean(module, sorted(timm_names()), count=3)
+    return matches[0] if matches else "`timm.list_models()` names them all"

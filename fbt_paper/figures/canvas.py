@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
-import os
+import io
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,8 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.backends.backend_pdf import PdfPages
+
+from fbt_core.files import make_folder, write_bytes, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,19 +68,20 @@ def save_figure(figure: Figure, stem: Path) -> tuple[Path, Path]:
 
 def save_pages(pages: Sequence[Figure], stem: Path) -> tuple[Path, Path]:
     """Like save_figure, with all pages in the PDF and the first one as PNG."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(stem.parent)
     for figure in pages:
         _lay_out(figure)
 
-    def write_pdf(path: Path) -> None:
-        with PdfPages(path, metadata={"CreationDate": None}) as file:
-            for figure in pages:
-                file.savefig(figure)
-
-    def write_png(path: Path) -> None:
-        pages[0].savefig(path, format="png", metadata={"Software": None})
-
-    return _save(stem, "pdf", write_pdf), _save(stem, "png", write_png)
+    pdf, png = stem.with_name(f"{stem.name}.pdf"), stem.with_name(f"{stem.name}.png")
+    content = io.BytesIO()
+    with PdfPages(content, metadata={"CreationDate": None}) as file:
+        for figure in pages:
+            file.savefig(figure)
+    write_bytes(pdf, content.getvalue())
+    content = io.BytesIO()
+    pages[0].savefig(content, format="png", metadata={"Software": None})
+    write_bytes(png, content.getvalue())
+    return pdf, png
 
 
 def _lay_out(figure: Any) -> None:
@@ -92,14 +95,6 @@ def _lay_out(figure: Any) -> None:
             title.set_position([round(value, 4) for value in title.get_position()])
 
 
-def _save(stem: Path, kind: str, write: Callable[[Path], None]) -> Path:
-    path = stem.with_name(f"{stem.name}.{kind}")
-    temporary = path.with_name(f".{path.name}.tmp")
-    write(temporary)
-    os.replace(temporary, path)
-    return path
-
-
 def fit_note(note: str, width: float) -> str:
     """The note on as many lines as it needs to stay within a figure of `width` inches."""
     return textwrap.fill(note, int(width * NOTE_LETTERS))
@@ -107,13 +102,11 @@ def fit_note(note: str, width: float) -> str:
 
 def write_numbers(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
     """The plotted numbers as CSV, so that anyone can draw them again; None is an empty field."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows([["" if value is None else _plain(value) for value in row] for row in rows])
-    os.replace(temporary, path)
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([["" if value is None else _plain(value) for value in row] for row in rows])
+    write_text(path, file.getvalue())
     return path
 
 

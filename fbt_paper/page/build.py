@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from fbt_paper.files import publish
+from fbt_core.files import write_text
 from fbt_paper.page.content import as_json_ready, describe_page
 from fbt_paper.plan.targets import Flow
 from fbt_paper.status.run_folder import Record
@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parent
 def write_page(flow: Flow, page: str) -> Path:
     """Write results/<scale>/<page>.html whole; returns its path."""
     path = Path(flow.results, f"{page}.html")
-    publish(path, render_page(describe_page(flow, page)))
+    write_text(path, render_page(describe_page(flow, page)))
     return path
 
 

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from fbt_core.errors import nearest
 from fbt_core.methods.registry import FOLDER as METHODS_FOLDER
 from fbt_core.methods.registry import method_names
 from fbt_core.spec import RunSpec
 from fbt_paper.config.figures import FeaturesFigure, FigureConfig, SimilarityFigure, load_figures
-from fbt_paper.config.load import ConfigError, Problem, nearest
+from fbt_paper.config.load import ConfigError, Problem
 from fbt_paper.config.records import AccuracyTable
 from fbt_paper.plan.targets import Flow
 

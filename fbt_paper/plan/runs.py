@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
+from fbt_core.errors import nearest
 from fbt_core.methods.registry import method_names, method_traits
 from fbt_core.spec import (
     ENGINE_REVISION,
@@ -21,7 +22,7 @@ from fbt_core.spec import (
 from fbt_paper.config.load import Config, validate
 from fbt_paper.config.names import parameter_problem
 from fbt_paper.config.parameters import default_values, rule_faults, typed
-from fbt_paper.config.problems import ConfigError, Problem, nearest
+from fbt_paper.config.problems import ConfigError, Problem
 from fbt_paper.config.records import (
     AccuracyTable,
     ArchitectureEntry,

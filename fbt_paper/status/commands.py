@@ -13,7 +13,7 @@ from rich.live import Live
 
 from fbt_core.errors import UserError
 from fbt_core.spec import RunSpec
-from fbt_paper.config.load import CONFIG_FOLDER, ConfigError, Problem, nearest
+from fbt_paper.config.load import CONFIG_FOLDER
 from fbt_paper.plan.figures import FigurePlan
 from fbt_paper.plan.runs import Plan
 from fbt_paper.plan.targets import Flow
@@ -70,8 +70,7 @@ def choose_tables(plan: Plan, names: Sequence[str]) -> dict[str, tuple[str, ...]
     """Tables and the runs each needs (teachers, earlier phases too); without names: those of `all`."""
     unknown = [name for name in names if name not in plan.tables]
     if unknown:
-        choices = nearest(unknown[0], plan.tables)
-        raise ConfigError([Problem("fbt status", "", f"unknown table '{unknown[0]}'; {choices}")])
+        raise UserError(f"unknown table '{unknown[0]}'", given=unknown[0], choices=plan.tables)
     chosen = names or [name for name in plan.all_tables if plan.tables[name].runs]
     return {name: plan.needed(plan.tables[name].runs) for name in chosen}
 

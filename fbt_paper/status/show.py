@@ -6,7 +6,6 @@ table/row/column, as in the page's links.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fbt_core.errors import UserError, close_matches
 from fbt_paper.plan.runs import Plan
 from fbt_paper.status.run_folder import Record, number
 from fbt_paper.status.states import format_duration
@@ -32,14 +32,10 @@ EPOCH_COLUMNS = {
 }
 
 
-class UnknownRunError(ValueError):
-    """The name fits no run, or several; the message lists the nearest ids and what to do."""
-
-
 def find_run(name: str, known: Iterable[str], cells: Mapping[str, Sequence[str]] | None = None) -> str:
     """The one run whose id is or contains `name`, or that stands behind the cell `name` (table/row/column).
 
-    Raises UnknownRunError with the nearest names where none or several fit.
+    Raises UserError with the nearest names where none or several fit.
     """
     ids, cells = sorted(set(known)), cells or {}
     fitting = [run for run in ids if name == run] or [run for run in ids if name in run]
@@ -47,10 +43,10 @@ def find_run(name: str, known: Iterable[str], cells: Mapping[str, Sequence[str]]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
-        raise UnknownRunError(f"{name!r} fits {len(fitting)} runs; name one of them: {_listed(fitting)}")
-    nearest = difflib.get_close_matches(name, cells if "/" in name else ids, n=5, cutoff=0.3)
-    hint = f"nearest: {_listed(nearest)}" if nearest else "`fbt plan --runs` lists all of them"
-    raise UnknownRunError(f"no run is called {name!r} ({len(ids)} known); {hint}")
+        raise UserError(f"{name!r} fits {len(fitting)} runs; name one of them: {_listed(fitting)}")
+    matches = close_matches(name, cells if "/" in name else ids, count=5)
+    hint = f"nearest: {_listed(matches)}" if matches else "`fbt plan --runs` lists all of them"
+    raise UserError(f"no run is called {name!r} ({len(ids)} known); {hint}")
 
 
 def name_cells(plan: Plan) -> dict[str, tuple[str, ...]]:

@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from fbt_paper.files import publish
+from fbt_core.files import write_text
 from fbt_paper.tables.collect import SCORES, Collected, Entry
 from fbt_paper.tables.cost_table import UNITS, CostLine, Costs
 from fbt_paper.tables.reference import STATUS_MARKS, legend
@@ -259,5 +259,5 @@ def write_table(table: Collected | Costs, folder: Path) -> list[Path]:
     paths = []
     for kind, text in texts.items():
         paths.append(folder / f"{table.key}.{kind}")
-        publish(paths[-1], text)
+        write_text(paths[-1], text)
     return paths

@@ -218,6 +218,27 @@ def test_command_says_in_one_line_what_is_wrong(tmp_path, capsys, arguments, mes
     assert not list(tmp_path.iterdir())
 
 
+def test_a_bug_shows_its_traceback(tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(cost, "measure_networks", fail)
+    with pytest.raises(ValueError, match="a bug"):
+        cost.main(["networks", "--config", str(CONFIG), "--out", str(tmp_path / "x.json")])
+
+
+def test_a_broken_file_and_a_wrong_entry_are_one_line(tmp_path, capsys):
+    path = tmp_path / "architectures.yaml"
+    for content, message in (
+        ("a: [", f"{path}: is not YAML: "),
+        ("a: {family: cnn}", "config/architectures.yaml: a.create: Input should be a valid string"),
+    ):
+        path.write_text(content)
+        assert cost.main(["networks", "--config", str(tmp_path), "--out", str(tmp_path / "x.json")]) == 1
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+
+
 def test_an_unknown_architecture_names_the_nearest(architectures):
     with pytest.raises(cost.UserError, match="did you mean 'resnet18'"):
         cost.network_spec(architectures, "resnet81")

@@ -322,6 +322,24 @@ def test_missing_teacher_run_is_named(root, tmp_path, capfd):
     one_line(capfd, SPEC.id, "weights of this run are missing")
 
 
+def test_a_bug_in_building_a_method_shows_its_traceback(root, tmp_path, capfd, monkeypatch):
+    def fail(*arguments):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr("fbt_core.run.build_method", fail)
+    assert in_child(arguments(SPEC, tmp_path, root)) == 99  # an exception that nothing has caught
+    text = capfd.readouterr().err
+    assert "Traceback" in text and text.strip().endswith("ValueError: a bug")
+
+
+def test_a_network_that_does_not_build_is_one_line(root, tmp_path, capfd):
+    from tests.test_core.engine_runs import network
+
+    spec = make_spec(student=network(no_such_option=1))
+    assert in_child(arguments(spec, tmp_path, root)) == 1
+    one_line(capfd, "error: network 'resnet18'", "no_such_option")
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fbt_core.distributed import Place
+from fbt_core.errors import UserError
 from fbt_core.fusion import L2G, FusedModel, choose_direction
 from fbt_core.fusion.fused import kept_statistics
 from fbt_core.fusion.l2g import dividing_heads
@@ -277,12 +278,12 @@ def test_heads_are_lowered_until_they_divide_the_width():
 
 
 @pytest.mark.parametrize(("changes", "words"), [
-    ({"block": "swim"}, "choose one of swin, swinv2, vit, none"),
-    ({"stage4": "patch_embedding_only"}, "choose one of fused, none$"),
-    ({"class_token": "kept"}, "choose one of gradient, detached"),
+    ({"block": "swim"}, "valid: none, swin, swinv2, vit; did you mean 'swin'"),
+    ({"stage4": "patch_embedding_only"}, "valid: fused, none$"),
+    ({"class_token": "kept"}, "valid: detached, gradient"),
     ({"block_heads": 0}, "at least 1"),
 ])  # fmt: skip
 def test_an_unknown_choice_names_the_valid_ones(changes, words):
     student, teacher = staged_pair("swin_t", "resnet18")
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(UserError, match=words):
         fuse(student, teacher, "teacher_head", **changes)

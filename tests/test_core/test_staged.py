@@ -9,6 +9,7 @@ import torch
 import yaml
 from torch import nn
 
+from fbt_core.errors import UserError
 from fbt_core.spec import NetworkSpec
 from fbt_core.staged import FeatureShape, NetworkError, UnknownStructure, build_network, stage
 from fbt_core.staged.dealing import deal
@@ -181,7 +182,7 @@ def test_stages_are_dealt_by_split_or_by_resolution():
     assert deal([(56, 56), (56, 56), (28, 28), (14, 14)], "ofa") == (0, 1, 2, 3, 4)
     assert deal([(112, 112), (56, 56), (28, 28), (14, 14), (14, 14), (7, 7)], "even") == (1, 2, 3, 5, 6)
     assert deal([(28, 28)] * 4 + [(14, 14)] * 6 + [(7, 7)] * 4, "even") == (0, 4, 7, 10, 14)
-    with pytest.raises(ValueError, match="choose one of even, ofa"):
+    with pytest.raises(UserError, match="valid: even, ofa"):
         deal([(4, 4)] * 12, "odd")
     with pytest.raises(UnknownStructure, match="3 pieces"):
         deal([(4, 4)] * 3, "even")
@@ -223,9 +224,9 @@ def test_an_unknown_structure_names_its_children_and_what_an_adapter_must_provid
 @pytest.mark.parametrize(
     ("create", "options", "words"),
     [
-        ("resnet81", {}, "did you mean resnet18"),
+        ("resnet81", {}, "did you mean 'resnet18'"),
         ("os:system", {}, "FBT_NETWORK_PACKAGES"),
-        ("timm.models.mlp_mixer:MlpMixr", {}, "did you mean MlpMixer"),
+        ("timm.models.mlp_mixer:MlpMixr", {}, "did you mean 'MlpMixer'"),
         ("timm.models.mlp_mixer:partial", {}, "no network class 'partial'"),
         ("timm.models.mlp_maxer:MlpMixer", {}, "cannot import"),
         ("resnet18", {"num_classes": 3}, "num_classes may not be set here"),

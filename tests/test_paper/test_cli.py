@@ -15,7 +15,7 @@ from fbt_paper.plan.bill import estimate, read_macs
 from fbt_paper.plan.runs import plan
 from fbt_paper.plan.targets import Flow
 from fbt_paper.status import cluster
-from tests.test_paper.config_copy import ARCHITECTURES
+from tests.test_paper.config_copy import ARCHITECTURES, ConfigCopy
 from tests.test_paper.page_results import write_results
 
 ROOT = Path(__file__).parents[2]
@@ -117,7 +117,7 @@ def test_spec_finds_a_run_by_a_part_of_its_id(capsys):
     ("arguments", "message"),
     [
         (["spec", "no-such-run"], "no run is called 'no-such-run'"),
-        (["plan", "tabel5"], "is unknown; valid: ablation,"),
+        (["plan", "tabel5"], "fbt: unknown table 'tabel5'; valid: ablation,"),
         (["recipe", "cifar10", "cnn"], "did you mean 'cifar100'?"),
         (["recipe", "cifar100", "cnm"], "did you mean 'cnn'?"),
         (
@@ -191,3 +191,22 @@ def test_fetch_weights_lists_the_teachers_tags(capsys):
 def test_the_module_runs_as_a_command():
     done = subprocess.run([sys.executable, "-m", "fbt_paper.cli"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "COMMAND" in done.stdout
+
+
+@pytest.mark.parametrize("bug", [ValueError("a bug"), OSError("a bug"), KeyError("a bug")])
+def test_a_bug_of_ours_shows_its_traceback(bug, monkeypatch):
+    """Only a UserError is one line: an error of the code must not look like a mistake of the user."""
+
+    def fail(*arguments):
+        raise bug
+
+    monkeypatch.setattr(cli, "open_flow", fail)
+    with pytest.raises(type(bug)):
+        main(["plan"])
+
+
+def test_a_folder_in_the_way_of_a_file_is_one_line(capsys, tmp_path):
+    copy = ConfigCopy(tmp_path)
+    copy.path("tables/new.yaml").mkdir()
+    assert main(["--config", str(copy.folder), "plan"]) == 1
+    assert capsys.readouterr().err == ("fbt: config/tables/new.yaml: cannot be read: Is a directory\n")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from fbt_core.errors import UserError
 from fbt_paper.status import show
 from fbt_paper.status import states as status
 from fbt_paper.status.journal import read_jobs
@@ -338,9 +339,9 @@ def test_durations(seconds, words):
 def test_find_run_by_any_unique_part():
     ids = ["fashion_mnist-kd-swin_t-resnet18-aaaaaaaaaa", "fashion_mnist-fbt-swin_t-resnet18-bbbbbbbbbb"]
     assert show.find_run("bbbb", ids) == ids[1]
-    with pytest.raises(show.UnknownRunError, match="fits 2 runs.*kd-swin_t"):
+    with pytest.raises(UserError, match="fits 2 runs.*kd-swin_t"):
         show.find_run("resnet18", ids)
-    with pytest.raises(show.UnknownRunError, match="nearest: fashion_mnist-kd-swin_t"):
+    with pytest.raises(UserError, match="nearest: fashion_mnist-kd-swin_t"):
         show.find_run("fashion_mnist-kd-swin_t-resnet34-aaaaaaaaaa", ids)
 
 

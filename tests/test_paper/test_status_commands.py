@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 
 from fbt_core.errors import UserError
-from fbt_paper.config.load import ConfigError
 from fbt_paper.plan.targets import Flow
 from fbt_paper.status import commands as live
 from tests.test_paper.made_up_results import write_progress
@@ -70,9 +69,9 @@ def test_outside_the_repository_nothing_is_called_waiting(tmp_path, monkeypatch,
 
 
 def test_unknown_table_and_unknown_run(flow):
-    with pytest.raises(ConfigError, match="unknown table 'tabel5'.*did you mean 'table5'"):
+    with pytest.raises(UserError, match="unknown table 'tabel5'.*did you mean 'table5'"):
         live.show_status(flow, ["tabel5"])
-    with pytest.raises(ValueError, match="no run is called 'nothing-like-it'"):
+    with pytest.raises(UserError, match="no run is called 'nothing-like-it'"):
         live.show_run(flow, "nothing-like-it")
 
 
