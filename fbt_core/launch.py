@@ -4,6 +4,9 @@
 
 A job of several nodes runs this once, on its first node; $SNAKEMAKE_SUBMITIT_LAUNCHER then starts torchrun on
 each of them. This process is replaced by what it starts, so signals and exit codes are the run's own.
+
+Outside Slurm it first waits until so many GPUs of this machine are free and takes them for the run alone
+(gpu_slots), so that `snakemake --cores 32` never trains two runs on one GPU.
 """
 
 from __future__ import annotations
@@ -40,11 +43,28 @@ def _meeting(nodes: int, environment: Mapping[str, str], host: str) -> list[str]
     return [f"--nnodes={nodes}", "--rdzv-backend=c10d", f"--rdzv-id={job}", f"--rdzv-endpoint={host}:{port}"]
 
 
+def take_gpus(count: int) -> None:
+    """Wait for GPUs of this run's own and show it only those; without GPUs, or if a job has them, nothing."""
+    try:
+        import gpu_slots
+    except ImportError:
+        hint = "pip install ./plugin (it comes with this repository), or set it to 0 to train on the CPU"
+        raise UserError(
+            "the package that shares GPUs is missing", where="resources: gpu", hint=hint
+        ) from None
+    try:
+        lease = gpu_slots.take(count, waiting=lambda line: print(line, file=sys.stderr, flush=True))
+    except gpu_slots.SlotError as error:
+        raise UserError(str(error), where="resources: gpu") from None
+    os.environ.update(lease.environment)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Replace this process by the training; returns only where it cannot be started."""
     try:
         gpus = int(arguments[0])
         program = command(gpus, arguments[1:], os.environ, socket.gethostname())
+        take_gpus(gpus)
     except (IndexError, ValueError):
         print("usage: python -m fbt_core.launch GPUS [arguments of fbt_core.run]", file=sys.stderr)
         return 2
