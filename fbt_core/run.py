@@ -19,7 +19,7 @@ from fbt_core import distributed
 from fbt_core.data.feed import Feed, explaining_loaders
 from fbt_core.data.load import load_splits
 from fbt_core.data.order import seed_everything
-from fbt_core.data.splits import Split
+from fbt_core.data.splits import Split, blank_images
 from fbt_core.data.transforms import test_pipeline, training_pipeline
 from fbt_core.distributed import Place
 from fbt_core.errors import Interrupted, UserError
@@ -63,6 +63,8 @@ def train_in(
     if folder.complete:
         folder.note(f"{spec.id} is complete; delete its folder to train it again")
         return
+    if folder.writes and (problem := blank_images(splits[0])):
+        folder.note(f"warning: {spec.dataset.name}, training images: {problem}")
     origin = digest_of_weights(method) if folder.writes else {}
     feeds = make_feeds(spec, settings, splits, place)
     training = Training(spec, settings, place, method, feeds, folder, stop)

@@ -84,7 +84,7 @@ def is_official(path: Path, split: str) -> bool:
 def has_official_content(images: np.ndarray, labels: torch.Tensor, split: str) -> bool:
     """Whether pixels and labels add up to the official ones, whatever packed them: a copy saved anew does.
 
-    Sums of each channel and as many images of each class; it does not tell in which order the images stand.
+    Compares the sums of each channel and the images of each class; the order of the images may differ.
     """
     sums = tuple(images.sum((0, 1, 2), dtype=np.int64).tolist())
     return sums == KNOWN_SUMS[split] and len(labels.bincount().unique()) == 1
@@ -93,8 +93,8 @@ def has_official_content(images: np.ndarray, labels: torch.Tensor, split: str) -
 def _label_list(content: dict[bytes, Any], path: Path) -> list[int]:
     labels = content.get(b"fine_labels")
     if not isinstance(labels, list) or not all(isinstance(label, int) for label in labels):
-        found = ", ".join(sorted(str(key) for key in content))
-        raise UserError(f"no list of whole numbers 'fine_labels' (keys: {found})", where=str(path))
+        keys = ", ".join(sorted(str(key) for key in content))
+        raise UserError(f"no list of whole numbers 'fine_labels' (keys: {keys})", where=str(path))
     return labels
 
 

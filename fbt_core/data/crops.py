@@ -30,9 +30,9 @@ def draw_boxes(
     fits = (wide <= width) & (high <= height)
     first, rows = fits.argmax(1), np.arange(count)
     wide, high = wide[rows, first], high[rows, first]
-    place = generator.random((count, 2))
-    top = (place[:, 0] * (height - high + 1)).astype(int)
-    left = (place[:, 1] * (width - wide + 1)).astype(int)
+    position = generator.random((count, 2))
+    top = (position[:, 0] * (height - high + 1)).astype(int)
+    left = (position[:, 1] * (width - wide + 1)).astype(int)
     boxes = np.stack([top, left, high, wide], 1)
     boxes[~fits.any(1)] = _centred(side)
     return boxes

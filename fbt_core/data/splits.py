@@ -9,9 +9,10 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from fbt_core.data.pictures import Variety, look_at, open_picture
 from fbt_core.errors import UserError
 
 
@@ -61,15 +62,12 @@ class OnDisk:
 Split = InMemory | OnDisk
 
 
-def open_picture(path: Path) -> Image.Image:
-    """A completely decoded RGB picture, or a UserError naming the file and what is wrong with it."""
-    try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except FileNotFoundError:
-        raise UserError("image file is gone; expected a readable image", where=str(path)) from None
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"image cannot be decoded ({error})", where=str(path)) from None
+def blank_images(split: Split, sample: int = 64) -> str | None:
+    """What is wrong if a sample of the split's images is blank or nearly one picture; None if nothing is."""
+    variety = Variety()
+    for index in np.unique(np.linspace(0, len(split) - 1, sample).astype(int)).tolist():
+        variety.add(*look_at(split.picture(index)))
+    return variety.problem()
 
 
 def check_labels(labels: Tensor, classes: int, where: str) -> None:
@@ -79,10 +77,10 @@ def check_labels(labels: Tensor, classes: int, where: str) -> None:
         raise UserError(f"labels range from {low} to {high}, expected 0 to {classes - 1}", where=where)
 
 
-def check_count(found: int, expected: int, what: str, where: str) -> None:
+def check_count(count: int, expected: int, what: str, where: str, hint: str | None = None) -> None:
     """Refuse a split whose size is not what the dataset's entry promises."""
-    if found != expected:
-        raise UserError(f"found {found:,} {what}, expected {expected:,}", where=where)
+    if count != expected:
+        raise UserError(f"found {count:,} {what}, expected {expected:,}", where=where, hint=hint)
 
 
 def as_labels(values: list[int]) -> Tensor:

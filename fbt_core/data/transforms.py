@@ -52,9 +52,9 @@ class QuickTraining:
 
     def _augmented(self, images: Tensor, key: BatchKey) -> Tensor:
         pixels = images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous().numpy()
-        for place, picture in enumerate(pixels):
-            seed_everything(self.seed, AUGMENT, key.epoch, key.step, key.rows[place])
-            pixels[place] = np.asarray(self.augment(Image.fromarray(picture)))
+        for i, picture in enumerate(pixels):
+            seed_everything(self.seed, AUGMENT, key.epoch, key.step, key.rows[i])
+            pixels[i] = np.asarray(self.augment(Image.fromarray(picture)))
         return as_tensor(pixels)
 
     def _sized(self, split: InMemory, images: Tensor, draws: np.random.Generator, key: BatchKey) -> Tensor:
@@ -82,7 +82,7 @@ def as_tensor(images: np.ndarray) -> Tensor:
 
 
 class Pictures:
-    """timm's transforms, one picture at a time; its draws depend on its place in the epoch only."""
+    """timm's transforms, one picture at a time; its draws depend on its epoch, step and row only."""
 
     def __init__(self, transform: Callable[[Image.Image], np.ndarray], seed: int) -> None:
         self.transform, self.seed = transform, seed
@@ -91,10 +91,10 @@ class Pictures:
         images = [self._image(split, key, i) for i in range(len(key.indices))]
         return torch.from_numpy(np.stack(images))
 
-    def _image(self, split: Split, key: BatchKey, place: int) -> np.ndarray:
+    def _image(self, split: Split, key: BatchKey, i: int) -> np.ndarray:
         if key.epoch is not None:
-            seed_everything(self.seed, AUGMENT, key.epoch, key.step, key.rows[place])
-        return self.transform(split.picture(key.indices[place]))
+            seed_everything(self.seed, AUGMENT, key.epoch, key.step, key.rows[i])
+        return self.transform(split.picture(key.indices[i]))
 
 
 def training_pipeline(
@@ -117,7 +117,7 @@ def test_pipeline(split: Split, dataset: DatasetSpec) -> Pipeline:
 
 
 def _timm_training(dataset: DatasetSpec, augmentation: AugmentationSpec, separate: bool = False) -> Any:
-    """timm's training transforms; as in timm, RandAugment takes the place of colour jitter.
+    """timm's training transforms; as in timm, RandAugment replaces colour jitter.
 
     `separate` gives them in three parts: crop and flip, what changes the colours, what makes an array.
     """

@@ -5,31 +5,35 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from timm.data import ImageNetInfo
 from tqdm import tqdm
 
-from fbt_core.data import cifar, image_folder
+from fbt_core.data import cifar
+from fbt_core.data.image_folder import Tree, counted, read_tree
 from fbt_core.data.load import LOADERS
-from fbt_core.data.splits import open_picture
+from fbt_core.data.pictures import Variety, look_at, open_picture
+from fbt_core.data.splits import blank_images
 from fbt_core.errors import UserError
 from fbt_core.spec import DatasetSpec
 
-SHOWN = 10
 CHUNK = 64
 WORDNET_ID = re.compile(r"n\d{8}")
 IMAGES_PER_CLASS = {"train": (732, 1300), "test": (50, 50)}
 """The fewest and the most in a class of ImageNet-1K."""
+IMAGENET_IMAGES = {"train": 1_281_167, "test": 50_000}
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """One result of a check: what was found, and where."""
 
     level: Literal["good", "warning", "error"]
@@ -42,30 +46,37 @@ class Finding:
 
 def check_data(
     name: str, spec: DatasetSpec, root: Path | None, processes: int | None = None
-) -> list[Finding]:
-    """Everything right or wrong with a dataset's root; no error among the findings means it can be used.
+) -> list[CheckResult]:
+    """Everything right or wrong with a dataset's root; no error among the results means it can be used.
 
     `root` None checks the embedded subset. Images are decoded in parallel, with a progress bar on a terminal.
     """
     if root is not None and not root.is_dir():
-        return [Finding("error", f"data_roots.{name}", f"folder {root} does not exist")]
+        return [CheckResult("error", f"data_roots.{name}", f"folder {root} does not exist")]
     if spec.loader == "image_folder":
-        return [*_check_classes(root, spec), *_check_images(root, spec, processes or _cores())]
-    findings = [_check_split(spec, root, split) for split in ("train", "test")]
-    return findings + (list(_compare_with_official(root, spec)) if spec.loader == "cifar100" else [])
+        return list(_check_folders(root, spec, processes or _cores()))
+    results = [result for split in ("train", "test") for result in _check_split(spec, root, split)]
+    return results + (list(_compare_with_official(root, spec)) if spec.loader == "cifar100" else [])
 
 
-def _check_split(spec: DatasetSpec, root: Path | None, split: str) -> Finding:
+def _check_split(spec: DatasetSpec, root: Path | None, split: str) -> Iterator[CheckResult]:
     """Read a split kept in a few files: the loader checks counts, shapes and labels."""
-    count = spec.train_images if split == "train" else spec.test_images
+    count, where = _images(spec, split), str(root or "embedded")
     try:
-        LOADERS[spec.loader](root, split, spec.classes, count)
+        images = LOADERS[spec.loader](root, split, spec.classes, count)
     except UserError as error:
-        return Finding("error", error.where or split, error.what)
-    return Finding("good", str(root or "embedded"), f"{split}: {count:,} images, {spec.classes} classes")
+        yield CheckResult("error", error.where or split, error.what)
+        return
+    yield CheckResult("good", where, f"{split}: {count:,} images, {spec.classes} classes")
+    if problem := blank_images(images, count):
+        yield CheckResult("warning", where, f"{split}: {problem}")
 
 
-def _compare_with_official(root: Path, spec: DatasetSpec) -> Iterator[Finding]:
+def _images(spec: DatasetSpec, split: str) -> int:
+    return spec.train_images if split == "train" else spec.test_images
+
+
+def _compare_with_official(root: Path, spec: DatasetSpec) -> Iterator[CheckResult]:
     """Warn of files whose content is not the official one; one that was only packed anew is fine."""
     for split, count in (("train", spec.train_images), ("test", spec.test_images)):
         path = cifar.data_file(root, split)
@@ -74,74 +85,75 @@ def _compare_with_official(root: Path, spec: DatasetSpec) -> Iterator[Finding]:
                 continue
             if not cifar.has_official_content(*cifar.read_file(path, spec.classes, count), split):
                 what = "other content than the official archive's: md5, sums of pixels or classes differ"
-                yield Finding("warning", str(path), what)
+                yield CheckResult("warning", str(path), what)
         except (UserError, OSError):
-            continue  # told already
+            continue  # the check of the split has reported it
 
 
-def _check_classes(root: Path, spec: DatasetSpec) -> Iterator[Finding]:
-    """Class folders of both splits: their number, their names, empty ones."""
-    known = _known_classes(spec, root)
+def _check_folders(root: Path, spec: DatasetSpec, processes: int) -> Iterator[CheckResult]:
+    """Class folders of both splits, then every one of their images."""
+    trees = {}
     for split in ("train", "test"):
         try:
-            folder = image_folder.split_folder(root, split)
+            trees[split] = read_tree(root, split)
         except UserError as error:
-            yield Finding("error", error.where or split, error.what)
-            continue
-        names = image_folder.class_names(folder)
-        if len(names) != spec.classes:
-            yield Finding("error", str(folder), f"{len(names):,} class folders, expected {spec.classes:,}")
-        yield from _list_faults(folder, sorted(known - set(names)), "class folders are missing")
-        yield from _list_faults(folder, sorted(set(names) - known) if known else [], "unknown class folders")
-        empty = [name for name in names if not image_folder.images_of(folder / name)]
-        yield from _list_faults(folder, empty, "class folders hold no image")
+            yield CheckResult("error", error.where or split, error.what)
+    known = _known_classes(spec, trees["train"]) if "train" in trees else set()
+    for tree in trees.values():
+        for fault in tree.class_faults(spec.classes, known):
+            yield CheckResult("error", str(tree.folder), fault)
+        if skipped := tree.skipped_files():
+            yield CheckResult("warning", str(tree.folder), skipped)
+    for split, tree in trees.items():
+        yield from _check_images(tree, split, _images(spec, split), processes)
 
 
-def _known_classes(spec: DatasetSpec, root: Path) -> set[str]:
-    """The class names there should be: ImageNet-1K's own, else those of the training split."""
-    try:
-        names = set(image_folder.class_names(image_folder.split_folder(root, "train")))
-    except UserError:
-        return set()
-    if spec.classes == 1000 and any(WORDNET_ID.fullmatch(name) for name in names):
+def _known_classes(spec: DatasetSpec, training: Tree) -> set[str]:
+    """The class names there should be: ImageNet-1K's own, else those of the training split.
+
+    1,000 WordNet folders with another number of images than ImageNet-1K's are somebody's own choice.
+    """
+    names = set(training.images)
+    wordnet = [name for name in names if WORDNET_ID.fullmatch(name)]
+    own_choice = len(wordnet) == len(names) == 1000 and spec.train_images != IMAGENET_IMAGES["train"]
+    if spec.classes == 1000 and wordnet and not own_choice:
         return set(ImageNetInfo().label_names())
     return names
 
 
-def _check_images(root: Path, spec: DatasetSpec, processes: int) -> Iterator[Finding]:
-    """Count and decode every image of both splits."""
-    for split, expected in (("train", spec.train_images), ("test", spec.test_images)):
-        try:
-            folder = image_folder.split_folder(root, split)
-        except UserError:
-            continue  # told by the check of the classes
-        names = image_folder.class_names(folder)
-        paths = [folder / name / file for name in names for file in image_folder.images_of(folder / name)]
-        faults = _undecodable(paths, processes, split)
-        yield from _list_faults(folder, faults, "images cannot be decoded")
-        odd = list(_check_counts(folder, split, Counter(path.parent.name for path in paths), expected))
-        if len(paths) != expected:
-            yield Finding("error", str(folder), f"{len(paths):,} images, expected {expected:,}")
-        elif not faults and not odd:
-            yield Finding("good", str(folder), f"{split}: {expected:,} images, every one decoded")
-        yield from odd
+def _check_images(tree: Tree, split: str, expected: int, processes: int) -> Iterator[CheckResult]:
+    """Count and decode every image of a split."""
+    where, paths = str(tree.folder), [tree.folder / path for path in tree.paths()]
+    faults, variety = _decode(paths, processes, split)
+    for fault in counted(faults, "images cannot be decoded"):
+        yield CheckResult("error", where, fault)
+    counts = Counter({name: len(files) for name, files in tree.images.items()})
+    odd = list(_check_counts(tree.folder, split, counts, expected))
+    if len(paths) != expected:
+        yield CheckResult("error", where, f"{len(paths):,} images, expected {expected:,}")
+    elif not faults and not odd:
+        yield CheckResult("good", where, f"{split}: {expected:,} images, every one decoded")
+    yield from odd
+    if problem := variety.problem():
+        yield CheckResult("warning", where, f"{split}: {problem}")
 
 
-def _check_counts(folder: Path, split: str, counts: Counter[str], expected: int) -> Iterator[Finding]:
+def _check_counts(folder: Path, split: str, counts: Counter[str], expected: int) -> Iterator[CheckResult]:
     """Name the classes that images are missing from, or that have too many, as far as it can be known."""
-    if _is_imagenet(counts):
+    if expected == IMAGENET_IMAGES[split] and all(WORDNET_ID.fullmatch(name) for name in counts):
         low, high = IMAGES_PER_CLASS[split]
         asked = f"{low:,}" if low == high else f"{low:,} to {high:,}"
         odd = _fewest_first(counts, lambda count: not low <= count <= high)
         if odd:
-            yield from _list_faults(folder, odd, f"class folders hold another number of images than {asked}")
+            what = f"class folders hold another number of images than {asked}"
+            yield from (CheckResult("error", str(folder), fault) for fault in counted(odd, what))
             return
     missing, usual = expected - counts.total(), _usual(counts)
     if missing and usual:
         unlike = _fewest_first(counts, lambda count: count < usual if missing > 0 else count > usual)
         less, wrong = ("fewer", "missing") if missing > 0 else ("more", "too many")
         what = f"class folders hold {less} images than most ({usual:,}), so look there for what is {wrong}"
-        yield from _list_faults(folder, unlike, what)
+        yield from (CheckResult("error", str(folder), fault) for fault in counted(unlike, what))
 
 
 def _usual(counts: Counter[str]) -> int | None:
@@ -155,33 +167,30 @@ def _fewest_first(counts: Counter[str], chosen: Callable[[int], bool]) -> list[s
     return [f"{name} ({count:,})" for name, count in ordered if chosen(count)]
 
 
-def _is_imagenet(names: Collection[str]) -> bool:
-    return len(names) > 900 and all(WORDNET_ID.fullmatch(name) for name in names)
-
-
-def _undecodable(paths: list[Path], processes: int, title: str) -> list[str]:
-    """What is wrong with each image that cannot be decoded completely."""
+def _decode(paths: list[Path], processes: int, title: str) -> tuple[list[str], Variety]:
+    """What is wrong with each image that cannot be decoded completely, and how much the others differ."""
     bar = partial(tqdm, total=len(paths), desc=title, unit="img", disable=None)
-    if processes == 1:
-        return [fault for fault in bar(map(_fault, paths)) if fault]
-    with ProcessPoolExecutor(processes) as pool:
-        return [fault for fault in bar(pool.map(_fault, paths, chunksize=CHUNK)) if fault]
+    with ProcessPoolExecutor(processes) if processes > 1 else nullcontext() as pool:
+        looks = map(_look, paths) if pool is None else pool.map(_look, paths, chunksize=CHUNK)
+        faults, variety = [], Variety()
+        for look in bar(looks):
+            if isinstance(look, str):
+                faults.append(look)
+            else:
+                variety.add(*look)
+    return faults, variety
 
 
-def _fault(path: Path) -> str | None:
+def _look(path: Path) -> tuple[np.ndarray, bool] | str:
+    """The picture's thumbnail, or what is wrong with the file."""
     try:
-        open_picture(path)
+        return look_at(open_picture(path))
     except UserError as error:
         return f"{path.parent.name}/{path.name} ({error.what})"
-    return None
-
-
-def _list_faults(folder: Path, names: list[str], what: str) -> Iterator[Finding]:
-    """One finding that counts the names and lists the first few."""
-    if names:
-        more = f", and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-        yield Finding("error", str(folder), f"{len(names):,} {what}: {', '.join(names[:SHOWN])}{more}")
 
 
 def _cores() -> int:
-    return len(os.sched_getaffinity(0))
+    """Cores that this process may use; macOS does not say which, so all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

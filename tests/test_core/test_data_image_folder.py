@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -79,7 +81,10 @@ def test_a_picture_too_large_to_be_decoded_safely_is_named(root, monkeypatch):
     assert {finding.level for finding in check_data("photos", spec(), root, processes=1)} == {"error"}
 
 
-def test_complete_root_has_no_errors(root):
+def test_complete_root_has_no_errors(root, monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert check_data("photos", spec(), root) == check_data("photos", spec(), root, processes=1)
     findings = check_data("photos", spec(), root, processes=2)
     assert [finding.level for finding in findings] == ["good", "good"]
 
@@ -137,12 +142,26 @@ def test_imagenet_classes_with_a_wrong_number_of_images_are_named(tmp_path):
     (finding,) = _check_counts(tmp_path, "test", test, 50_000)
     assert finding.what.endswith(f"another number of images than 50: {names[7]} (49), {names[3]} (51)")
     train[names[5]], train[names[6]] = 731, 900
-    (finding,) = _check_counts(tmp_path, "train", train, train.total())
+    (finding,) = _check_counts(tmp_path, "train", train, 1_281_167)
     assert finding.what.endswith(f"than 732 to 1,300: {names[5]} (731)")
     train[names[5]] = 732
     assert not list(_check_counts(tmp_path, "train", train, train.total()))
     (finding,) = _check_counts(tmp_path, "train", train, train.total() + 1)
     assert finding.what.endswith(f"for what is missing: {names[5]} (732), {names[6]} (900)")
+
+
+def test_a_part_of_imagenet_is_what_its_entry_says(root):
+    """1,000 WordNet folders with few images: check-data accepts what the loader accepts."""
+    source = root / "small.png"
+    Image.open(next((root / "train" / "cat").iterdir())).resize((32, 32)).save(source)
+    for split in ("train", "val"):
+        shutil.rmtree(root / split)
+        for name in ImageNetInfo().label_names():
+            (root / split / name).mkdir(parents=True)
+            (root / split / name / f"x{source.suffix}").symlink_to(source)
+    part = spec(1000, 1000).model_copy(update={"classes": 1000})
+    assert len(image_folder.load_split(root, "test", 1000, 1000)) == 1000
+    assert "error" not in {result.level for result in check_data("imagenet", part, root, processes=1)}
 
 
 def test_missing_root_names_the_setting(tmp_path):
@@ -154,8 +173,38 @@ def test_loader_refuses_wrong_counts_and_unlike_classes(root):
     with pytest.raises(UserError, match="found 12 images, expected 13"):
         load(root, count=13)
     (root / "val" / "fish").rename(root / "val" / "owl")
-    with pytest.raises(UserError, match="class folders differ.*fish, owl"):
+    with pytest.raises(UserError, match="class folders are missing: fish.*unknown class folders: owl"):
         load(root, "test", 8)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (empty_class, "1 class folders hold no image: dog"),
+        (
+            lambda root: (root / "train" / ".ipynb_checkpoints").mkdir(),
+            "found 5 class folders, expected 4.*hold no image: .ipynb_checkpoints.*delete them",
+        ),
+    ],
+)
+def test_training_refuses_the_class_folders_that_the_check_refuses(root, spoil, words):
+    spoil(root)
+    text = "; ".join(result.what for result in check_data("photos", spec(), root, processes=1))
+    assert re.search(words, text), text
+    with pytest.raises(UserError, match=words):
+        load(root)
+
+
+def test_files_of_other_types_are_named_by_check_and_training(root):
+    for name in ("a.tif", "b.TIF", "c.gif", "d.jfif", "e.avif", ".DS_Store", "._f.jpg"):
+        (root / "train" / "cat" / name).write_bytes(b"")
+    words = r"passed over: 2 \.tif, 1 \.gif, 1 \.jfif, 1 \.avif \(e.g. cat/a.tif\); read are .jpeg, .jpg"
+    results = check_data("photos", spec(), root, processes=1)
+    assert [result.level for result in results] == ["warning", "good", "good"]
+    assert re.search(words, results[0].what), results[0].what
+    assert len(load(root)) == 12
+    with pytest.raises(UserError, match=f"found 12 images, expected 16; files of other types are {words}"):
+        load(root, count=16)
 
 
 def test_image_that_vanishes_in_mid_epoch_stops_the_run_and_a_rerun_continues(root, tmp_path, capfd):
