@@ -8,7 +8,8 @@ from typing import Any
 
 from fbt_paper.config.load import Config
 from fbt_paper.plan.bill import Bill, estimate, read_macs, read_training_macs
-from fbt_paper.plan.runs import Plan, find_recipe
+from fbt_paper.plan.run_spec import find_recipe
+from fbt_paper.plan.runs import Plan
 
 BillCounter = Callable[[Iterable[str]], Bill]
 HEAD = ("table", "cells", "runs", "of these shared", "teachers, phases", "PFLOPs", "GPU hours")
@@ -86,12 +87,15 @@ def render_recipe(config: Config, dataset: str, family: str) -> str:
     """A recipe line by line: setting, value and its source, then the file and path it is read from."""
     if config.main.scale == "smoke" and family == "teacher":
         return "At scale smoke teachers are trained from scratch, with their family's recipe."
-    recipe, where = find_recipe(config, dataset, family)
+    recipe = find_recipe(config, dataset, family)
     lines = [
         [path, str(value), _source_of(config, family, path)]
-        for path, value in _leaves(recipe.model_dump(), "")
+        for path, value in _leaves(recipe.value.model_dump(), "")
     ]
-    return align([["setting", "value", "source"], *lines]) + f"\nread from {where}; - is off"
+    return (
+        align([["setting", "value", "source"], *lines])
+        + f"\nread from {recipe.file}: {recipe.path}; - is off"
+    )
 
 
 def _source_of(config: Config, family: str, setting: str) -> str:

@@ -38,8 +38,8 @@ NAMES = {"optimizer": ["sgd", "adamw"], "schedule": ["cosine", "step"]}
 @pytest.mark.parametrize("scale", ["smoke", "paper"])
 def test_the_plan_still_has_the_run_ids_it_had(scale):
     expected = json.loads(FILE.read_text())[scale]
-    found = planned_ids(scale)
-    gone = {key: sorted(set(runs) - set(found.get(key, []))) for key, runs in expected.items()}
+    planned = planned_ids(scale)
+    gone = {key: sorted(set(runs) - set(planned.get(key, []))) for key, runs in expected.items()}
     gone = {key: runs for key, runs in gone.items() if runs}  # runs that were added are no matter
     assert not gone, f"these would be trained again under other ids; if that is meant: {FILE.stem}.py --write"
 
@@ -52,11 +52,11 @@ def test_ids_are_readable_and_safe_in_shells_and_paths():
 def leaves(content: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Paths of all values in a spec's JSON."""
     pairs = content.items() if isinstance(content, dict) else enumerate(content)
-    found = []
+    paths = []
     for key, value in pairs:
         nested = isinstance(value, dict | list) and value
-        found += leaves(value, (*path, key)) if nested else [(*path, key)]
-    return found
+        paths += leaves(value, (*path, key)) if nested else [(*path, key)]
+    return paths
 
 
 def other(value: Any, path: tuple[Any, ...], draw: Any) -> Any:
@@ -88,11 +88,11 @@ def test_every_field_of_the_spec_changes_the_id(data):
     content = json.loads(spec.canonical_json())
     path = data.draw(st.sampled_from(leaves(content)))
     changed = copy.deepcopy(content)
-    place = changed
+    inner = changed
     for part in path[:-1]:
-        place = place[part]
-    value = other(place[path[-1]], path, data.draw)
-    place[path[-1]] = value
+        inner = inner[part]
+    value = other(inner[path[-1]], path, data.draw)
+    inner[path[-1]] = value
     full = json.loads(spec.model_dump_json())
     merged = merge(full, changed)
     merged["recipe"]["optimizer"]["momentum"] = merged["recipe"]["optimizer"]["momentum"] or 0.9
@@ -163,7 +163,7 @@ REVISIONS = {
 
 @pytest.mark.parametrize("name", REVISIONS)
 def test_a_raised_revision_retrains_its_runs_and_those_that_need_them(name, monkeypatch):
-    import fbt_paper.plan.runs as module
+    import fbt_paper.plan.run_spec as module
 
     before = plan(load())
     monkeypatch.setattr(module, name, getattr(module, name) + 1)

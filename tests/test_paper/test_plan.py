@@ -65,7 +65,7 @@ print(time.process_time(), sorted(loaded))
 
 
 def test_a_run_comes_after_the_runs_it_needs(planned):
-    order = {run: place for place, run in enumerate(planned.runs)}
+    order = {run: index for index, run in enumerate(planned.runs)}
     for run, spec in planned.runs.items():
         assert run == spec.id
         assert all(order[needed] < order[run] for needed in spec.needed_runs())
@@ -415,3 +415,51 @@ def test_run_ids_of_the_json_are_stable_under_key_order():
     run = next(iter(flow.plan.runs))
     shuffled = json.dumps(dict(reversed(list(json.loads(flow.spec_json(run)).items()))))
     assert parse_spec(shuffled).id == run
+
+
+# ---------------------------------------------------------------- refused before anything is queued
+
+
+def test_all_problems_of_a_cell_and_of_all_tables_are_reported_together(copy):
+    copy.replace("tables/table5.yaml", "parameters: {block: vit}", "parameters: {block: vit}, method: kd")
+    copy.replace("tables/table2.yaml", "base: {dataset: cifar100}", "base: {}")
+    copy.replace("tables/table4.yaml", "teacher: convnext_t, ", "recipe: {epoch: 3}, ")
+    problems = copy.problems()
+    for expected in (
+        "table5.yaml: rows[0].method: sets method a second time",
+        "table2.yaml: cell fbt, swin_t__resnet18: no `dataset` is set",
+        "table4.yaml: cell mse_final, top1: no `teacher` is set",
+        "table4.yaml: base.recipe.epoch: unknown key of a recipe",
+    ):
+        assert any(expected in problem for problem in problems), problems
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            "{batch_size: 6000}",
+            "batch_size: 6000 is larger than the training set of fashion_mnist (5000 images); use 5000",
+        ),
+        (
+            "{batch_size: 63, augmentation: {mixup: 0.2}}",
+            "batch_size: mixup and cutmix mix pairs of images, so 63",
+        ),
+        ("{epochs: 2.5}", "rows[0].recipe.epochs: "),
+    ],
+)
+def test_a_recipe_that_no_training_could_use_is_refused_with_its_line(copy, change, message):
+    copy.replace("tables/table5.yaml", "parameters: {block: vit}", f"recipe: {change}")
+    (problem,) = copy.problems()
+    assert problem.startswith("config/tables/table5.yaml: rows[0].recipe.")
+    assert message in problem
+
+
+def test_a_data_set_smaller_than_the_batch_of_its_recipe_is_refused_with_the_recipes_line(copy):
+    copy.replace("config.yaml", "scale: smoke", "scale: paper")
+    text = copy.path("datasets.yaml").read_text()
+    copy.write("datasets.yaml", text.replace("train_images: 50000", "train_images: 100"))
+    expected = (
+        "config/recipes.yaml: ofa.cifar100.cnn.batch_size: 1024 is larger than the training set of cifar100"
+    )
+    assert any(problem.startswith(expected) for problem in copy.problems())

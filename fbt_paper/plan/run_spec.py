@@ -1,0 +1,278 @@
+"""From the settings of a cell to the spec of its run: one pure function, `run_specs`.
+
+Every function here takes the configuration and settings and returns parts of a spec, or raises ConfigError
+with all problems it has found; nothing is kept between calls.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from fbt_core.errors import nearest
+from fbt_core.methods.registry import method_traits
+from fbt_core.spec import (
+    ENGINE_REVISION,
+    FUSION_REVISION,
+    DatasetSpec,
+    MethodSpec,
+    NetworkSpec,
+    RecipeSpec,
+    RunSpec,
+    Value,
+)
+from fbt_paper.config.load import Config, validate
+from fbt_paper.config.names import parameter_problem
+from fbt_paper.config.parameters import default_values, rule_faults, typed
+from fbt_paper.config.problems import Collector, ConfigError, Problem
+from fbt_paper.config.records import ChainSettings
+from fbt_paper.plan.settings import Setting, Settings
+
+
+class Source(NamedTuple):
+    """A network in its role, and the runs that make its weights (none if the weights exist already)."""
+
+    network: NetworkSpec
+    runs: tuple[RunSpec, ...] = ()
+
+
+def run_specs(config: Config, settings: Settings, seed: int) -> tuple[RunSpec, ...]:
+    """The run of these settings as the last item, after the runs whose weights it reads.
+
+    Raises ConfigError with the problems of all its parts.
+    """
+    collect = Collector()
+    dataset = dataset_of(config, settings)
+    method = collect.try_(method_of, config, settings, dataset)
+    student: Source | None = collect.try_(student_of, config, settings, dataset, seed)
+    teacher: Source | None = None
+    if method and method_traits(method.name)["needs_teacher"]:
+        teacher = collect.try_(teacher_of, config, settings, dataset, seed)
+    recipe = None
+    if student:
+        recipe = collect.try_(recipe_of, config, settings, dataset, student.network.family)
+    collect.finish()
+
+    assert student and method and recipe  # else collect has raised
+    if teacher and teacher.network.weights == student.network.weights:
+        weights = student.network.weights.replace(":", " ")
+        raise settings.required("teacher").error(
+            f"the teacher is the student's own {weights}; a pair needs two"
+        )
+    run = RunSpec(
+        dataset=dataset_spec(config, dataset),
+        student=student.network,
+        teacher=teacher.network if teacher else None,
+        method=method,
+        recipe=recipe,
+        seed=seed,
+        engine_revision=ENGINE_REVISION,
+    )
+    return (*student.runs, *(teacher.runs if teacher else ()), run)
+
+
+# ---------------------------------------------------------------- networks
+
+
+def student_of(config: Config, settings: Settings, dataset: str, seed: int) -> Source:
+    """The student: untrained, or as the run before it in a chain leaves it (MTPD)."""
+    key = settings.required("student").value
+    if "start" not in settings.values:
+        return Source(network_spec(config, key, dataset))
+    start = settings.values["start"]
+    before = run_specs(config, settings.of_chain(start, ("dataset", "student")), seed)
+    if before[-1].student.architecture != key:
+        raise start.error(f"a phase goes on with the same student, '{key}', not another one")
+    return _trained(before)
+
+
+def teacher_of(config: Config, settings: Settings, dataset: str, seed: int) -> Source:
+    """The teacher: the student of another run (TAKD), or a network as datasets.yaml says.
+
+    That is timm's weights, a run that fine-tunes them, a run from scratch, or a file of the user's own.
+    """
+    teacher = settings.required("teacher")
+    if isinstance(teacher.value, ChainSettings):
+        return _trained(run_specs(config, settings.of_chain(teacher, ("dataset",)), seed))
+    key, entry = teacher.value, config.datasets[dataset]
+    network = network_spec(config, key, dataset)
+
+    # A file of the user's own takes the place of every other way.  # words: allow
+    file = config.main.teacher_files.get(dataset, {}).get(key)
+    if file:
+        stated = {"mean": file.mean, "std": file.std} if file.mean else {}
+        return Source(network.model_copy(update={"weights": f"file:{file.sha256}", **stated}))
+    if entry.teachers == "from_scratch":
+        return _trained((_run_alone(config, network, dataset, network.family),))
+
+    pretrained = config.architectures[key].pretrained
+    if pretrained is None:
+        raise teacher.error(
+            f"'{key}' cannot teach on {dataset}: architectures.yaml has no `pretrained` for it"
+        )
+    weights = {"weights": f"timm:{pretrained.tag}"}
+    if entry.teachers == "pretrained":
+        stated = {"mean": pretrained.mean, "std": pretrained.std}
+        return Source(network.model_copy(update={**weights, **stated}))
+    return _trained((_run_alone(config, network.model_copy(update=weights), dataset, "teacher"),))
+
+
+def network_spec(config: Config, key: str, dataset: str) -> NetworkSpec:
+    """An untrained network; at smoke its tiny twin if smoke.yaml has one."""
+    entry, data = config.architectures[key], config.datasets[dataset]
+    twin = config.smoke.architectures.get(key) if config.main.scale == "smoke" else None
+    return NetworkSpec(
+        architecture=key,
+        family=entry.family,
+        create=(twin or entry).create,
+        options=(twin or entry).options,
+        weights="none",
+        mean=data.mean,
+        std=data.std,
+    )
+
+
+def _run_alone(config: Config, network: NetworkSpec, dataset: str, role: str) -> RunSpec:
+    """The run that trains a network without a teacher."""
+    recipe = find_recipe(config, dataset, role)
+    check_batch(config, dataset, recipe.value, recipe)
+    return RunSpec(
+        dataset=dataset_spec(config, dataset),
+        student=network,
+        teacher=None,
+        method=method_spec(config, "scratch", dataset, {}),
+        recipe=recipe.value,
+        seed=planned_seeds(config)[0],
+        engine_revision=ENGINE_REVISION,
+    )
+
+
+def _trained(runs: tuple[RunSpec, ...]) -> Source:
+    """The last run's student with the weights that the run gives it."""
+    network = runs[-1].student.model_copy(update={"weights": f"run:{runs[-1].id}"})
+    return Source(network, runs)
+
+
+# ---------------------------------------------------------------- dataset and method
+
+
+def dataset_of(config: Config, settings: Settings) -> str:
+    """Key of the dataset; at smoke of the one that stands in for it."""
+    key: str = settings.required("dataset").value
+    return config.smoke.datasets.get(key, key) if config.main.scale == "smoke" else key
+
+
+def dataset_spec(config: Config, key: str) -> DatasetSpec:
+    """What a run sees of a dataset: its entry in datasets.yaml without title, teachers and recipes."""
+    entry = config.datasets[key]
+    names = [name for name in DatasetSpec.model_fields if name != "name"]
+    return DatasetSpec(name=key, **{name: getattr(entry, name) for name in names})
+
+
+def method_of(config: Config, settings: Settings, dataset: str) -> MethodSpec:
+    """The method with all its parameters; raises ConfigError for values that it cannot train with."""
+    name, changes = settings.required("method").value, settings.group("parameters")
+    entry = config.methods[name]
+    problems = []
+    for key, setting in changes.items():
+        message = parameter_problem(name, entry, key, setting.value)
+        if message:
+            problems.append(Problem(setting.file, setting.path, message))
+    if problems:
+        raise ConfigError(problems)
+
+    values = {key: typed(entry.parameters[key], setting.value) for key, setting in changes.items()}
+    method = method_spec(config, name, dataset, values)
+    for names, message in rule_faults(entry, method.parameters):
+        source = next((changes[key] for key in names if key in changes), None)
+        source = source or Setting(None, "config/methods.yaml", name)
+        problems.append(Problem(source.file, source.path, message))
+    if problems:
+        raise ConfigError(problems)
+    return method
+
+
+def method_spec(config: Config, name: str, dataset: str, changes: Mapping[str, Value]) -> MethodSpec:
+    """A method with the parameters of config/methods.yaml and these changes, and its code's revisions."""
+    traits = method_traits(name)
+    return MethodSpec(
+        name=name,
+        parameters={**default_values(config.methods[name], dataset, config.main.scale), **changes},
+        revision=traits["revision"],
+        fusion_revision=FUSION_REVISION if traits["uses_fusion"] else None,
+    )
+
+
+# ---------------------------------------------------------------- recipe
+
+
+def planned_seeds(config: Config) -> tuple[int, ...]:
+    """The seeds of config.yaml; at smoke those of smoke.yaml."""
+    return config.smoke.seeds if config.main.scale == "smoke" else config.main.seeds
+
+
+def find_recipe(config: Config, dataset: str, role: Any) -> Setting:
+    """The recipe of a dataset for a family, or for `teacher` (fine-tuning), and where config/ states it.
+
+    Raises ConfigError if there is none.
+    """
+    recipes: Mapping[Any, RecipeSpec]
+    if config.main.scale == "smoke":
+        recipes, file, path = config.smoke.recipes, "config/smoke.yaml", "recipes"
+    else:
+        reading, source = config.main.recipes, config.datasets[dataset].recipes
+        recipes = config.recipes.of(reading)[source]
+        file, path = "config/recipes.yaml", f"{reading}.{source}"
+    if role not in recipes:
+        raise ConfigError([Problem(file, path, f"has no recipe for '{role}'; {nearest(role, recipes)}")])
+    return Setting(recipes[role], file, f"{path}.{role}")
+
+
+def recipe_of(config: Config, settings: Settings, dataset: str, family: str) -> RecipeSpec:
+    """The recipe of the student's family with the changes that the table makes to it."""
+    stated, changes = find_recipe(config, dataset, family), settings.group("recipe")
+    recipe: RecipeSpec = stated.value
+    if changes:
+        recipe = _changed(recipe, changes)
+    check_batch(config, dataset, recipe, changes.get("batch_size", stated))
+    return recipe
+
+
+def _changed(recipe: RecipeSpec, changes: Mapping[str, Setting]) -> RecipeSpec:
+    """A recipe with a table's changes; a mapping (optimizer: {...}) changes the keys it names only."""
+    content: dict[str, Any] = recipe.model_dump(mode="json")
+    for name, setting in changes.items():
+        if name not in content:
+            raise setting.error(f"unknown key of a recipe; {nearest(name, content)}")
+        nested = isinstance(setting.value, dict) and isinstance(content[name], dict)
+        content[name] = {**content[name], **setting.value} if nested else setting.value
+    try:
+        return validate(RecipeSpec, content, "")
+    except ConfigError as error:
+        raise ConfigError(_source_of(problem, changes) for problem in error.problems) from None
+
+
+def _source_of(problem: Problem, changes: Mapping[str, Setting]) -> Problem:
+    """A changed recipe's problem with the line of the table's file that states the change."""
+    key = re.split(r"[.\[]", problem.path, maxsplit=1)[0]
+    if key in changes:
+        path = changes[key].path + problem.path.removeprefix(key)
+        return replace(problem, file=changes[key].file, path=path)
+    first = next(iter(changes.values()))
+    return replace(problem, file=first.file, path=first.path.rpartition(".")[0])
+
+
+def check_batch(config: Config, dataset: str, recipe: RecipeSpec, source: Setting) -> None:
+    """Refuse a batch with more images than there are, or with an odd number of them to mix in pairs."""
+    batch, images = recipe.batch_size, config.datasets[dataset].train_images
+    path = source.path if source.path.endswith("batch_size") else f"{source.path}.batch_size"
+    source = replace(source, path=path)
+    if batch > images:
+        message = f"{batch} is larger than the training set of {dataset} ({images} images)"
+        raise source.error(f"{message}; use {images} or fewer")
+    mixes = recipe.augmentation.mixup or recipe.augmentation.cutmix
+    if mixes and batch % 2:
+        message = f"mixup and cutmix mix pairs of images, so {batch} must be even"
+        raise source.error(f"{message}; use {batch - 1} or {batch + 1}, or set both to null")
