@@ -1,6 +1,8 @@
-"""Weights of a network from wherever its spec says: another run, timm, a file; and the download of timm's.
+"""Weights of a network from wherever its spec says: another run, timm, a file; and what prepares such files.
 
 python -m fbt_core.weights fetch swin_tiny_patch4_window7_224.ms_in1k    (once, on a machine with internet)
+python -m fbt_core.weights convert model_best.pth.tar teacher.safetensors    (a training script's checkpoint)
+python -m fbt_core.weights sha256 teacher.safetensors    (for teacher_files in config/config.yaml)
 """
 
 from __future__ import annotations
@@ -8,6 +10,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import pickle
+import re
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,10 +24,11 @@ import torch
 from torch import Tensor, nn
 
 from fbt_core.errors import UserError
+from fbt_core.files import write_bytes
 from fbt_core.spec import ID_PATTERN, NetworkSpec
 
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
-"""Names under which published checkpoints keep their weights."""
+"""Names under which published checkpoints keep their weights; an EMA is preferred, as in timm."""
 SHOWN = 3
 WEIGHTS_FILE = "weights.safetensors"
 
@@ -49,12 +54,21 @@ def load_weights(network: nn.Module, spec: NetworkSpec, sources: WeightSources, 
         hint = "use none, timm:<tag>, file:<sha256> or run:<run id>"
         raise UserError(f"'{spec.weights}' names no source of weights", where=spec.architecture, hint=hint)
     state = readers[kind](name, network, sources)
-    fill(network, state, spec.weights, new_head and kind != "run")
+    where = sources.files[name] if kind == "file" else spec.weights
+    fill(network, state, where, new_head and kind != "run")
 
 
 def fill(network: nn.Module, state: Mapping[str, Tensor], where: str, new_head: bool) -> None:
-    """Load a state after comparing every key and shape; a UserError names the first few that differ."""
+    """Load a state after comparing every key and shape; a UserError names the first few that differ.
+
+    Nor may a value be NaN or infinite: the network could not even be cut into stages.
+    """
     state = dict(_converted(network, state))
+    broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        shown = ", ".join(broken[:SHOWN])
+        what = f"{len(broken)} of {len(state)} tensors hold NaN or infinite values: {shown}"
+        raise UserError(what, where=where, hint="take the weights of an epoch before the training broke down")
     wanted = network.state_dict()
     if new_head:
         head = classifier_names(network)
@@ -115,10 +129,10 @@ def _from_file(sha256: str, network: nn.Module, sources: WeightSources) -> Mappi
             "no path is given for this file", where=f"file:{sha256}", hint="add it to weight_files"
         )
     path = Path(sources.files[sha256]).expanduser()
-    found = file_sha256(path)
-    if found != sha256:
+    actual = file_sha256(path)
+    if actual != sha256:
         raise UserError(
-            f"sha256 is {found}, expected {sha256}", where=str(path), hint="the file was changed or cut"
+            f"sha256 is {actual}, expected {sha256}", where=str(path), hint="the file was changed or cut"
         )
     return read_weights(path)
 
@@ -146,34 +160,67 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Named tensors of a .safetensors file or a torch checkpoint; nothing inside it is ever run."""
     try:
         content = _read(path)
-    except FileNotFoundError:
-        raise UserError("weights file is missing", where=str(path)) from None
     except pickle.UnpicklingError:
+        target = path.name.partition(".")[0] + ".safetensors"
+        command = f"python -m fbt_core.weights convert {shlex.quote(str(path))} {shlex.quote(target)}"
         what = "refused: it holds more than tensors and could run code when loaded"
-        raise UserError(
-            what, where=str(path), hint="save its state_dict alone, best as .safetensors"
-        ) from None
-    except (safetensors.SafetensorError, RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
-        what = f"truncated or damaged weights ({str(error).splitlines()[0][:120]})"
-        raise UserError(what, where=str(path)) from None
-    return _unwrapped(content, path)
+        raise UserError(what, where=str(path), hint=f"take its tensors out of it: {command}") from None
+    return _state_of(content, path)[1]
 
 
 def _read(path: Path) -> Any:
-    if path.suffix == ".safetensors":
-        return safetensors.torch.load(path.read_bytes())
-    return torch.load(path, map_location="cpu", weights_only=True)
+    """A file's content, tensors and plain containers only: anything else is an UnpicklingError."""
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load(path.read_bytes())
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError("weights file is missing", where=str(path)) from None
+    except (safetensors.SafetensorError, RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise UserError(f"truncated or damaged weights ({reason})", where=str(path)) from None
 
 
-def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
-    """The named tensors inside the usual wrappers, without DDP's prefix."""
+def _state_of(content: Any, path: Path) -> tuple[str, dict[str, Tensor]]:
+    """The named tensors inside the usual wrappers, without DDP's prefix, and the wrapper's name."""
+    wrapper = "the file itself"
     for name in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
-            content = content[name]
+            content, wrapper = content[name], name
             break
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError("holds no dict of tensors under any usual name", where=str(path))
-    return {name.removeprefix("module."): value for name, value in content.items()}
+    return wrapper, {name.removeprefix("module."): value for name, value in content.items()}
+
+
+class _Ignored:
+    """Stands for the argparse.Namespace of a training script's options; what it held is dropped."""
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def convert(source: Path, target: Path) -> str:
+    """Write the weights of a training script's checkpoint as .safetensors; says what was taken.
+
+    Beside tensors and plain containers the checkpoint may hold an argparse.Namespace (timm's and OFAKD's do).
+    Any other class or function that it asks for is refused by name, and never imported.
+    """
+    if target.suffix != ".safetensors":
+        raise UserError("the new file's name must end with .safetensors", where=str(target))
+    try:
+        with torch.serialization.safe_globals([(_Ignored, "argparse.Namespace")]):
+            content = _read(source)
+    except pickle.UnpicklingError as error:
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        name = asked.group(1) if asked else "something that is no tensor"
+        what = f"refused: it asks for {name}; only tensors, plain containers and argparse.Namespace are read"
+        hint = "save its state_dict alone, with the program that wrote it"
+        raise UserError(what, where=str(source), hint=hint) from None
+    wrapper, state = _state_of(content, source)
+    # A copy each: safetensors refuses tensors that share memory.
+    write_bytes(target, serialise({name: tensor.clone() for name, tensor in state.items()}))
+    return f"{wrapper}: {len(state)} tensors\n{file_sha256(target)}  {target}"
 
 
 def file_sha256(path: Path) -> str:
@@ -204,10 +251,19 @@ def fetch(tag: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fbt_core.weights", description=__doc__.splitlines()[0])
-    parser.add_argument("action", choices=["fetch", "sha256"])
-    parser.add_argument("names", nargs="+", help="timm tags to download, or files whose sha256 is printed")
+    actions = parser.add_subparsers(dest="action", required=True)
+    fetching = actions.add_parser("fetch", help="download pretrained networks of timm into the local cache")
+    fetching.add_argument("names", nargs="+", metavar="TAG", help="e.g. swin_tiny_patch4_window7_224.ms_in1k")
+    hashing = actions.add_parser("sha256", help="print files' sha256, for teacher_files in config.yaml")
+    hashing.add_argument("names", nargs="+", metavar="FILE")
+    converting = actions.add_parser("convert", help="write a checkpoint's weights alone, as .safetensors")
+    converting.add_argument("source", type=Path, metavar="IN", help="e.g. timm's model_best.pth.tar")
+    converting.add_argument("target", type=Path, metavar="OUT", help="a name that ends with .safetensors")
     chosen = parser.parse_args(arguments)
     try:
+        if chosen.action == "convert":
+            print(convert(chosen.source, chosen.target))
+            return 0
         for name in chosen.names:
             print(f"{file_sha256(Path(name))}  {name}" if chosen.action == "sha256" else _fetched(name))
     except UserError as error:

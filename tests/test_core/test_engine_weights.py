@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
+import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -13,10 +16,11 @@ import timm
 import torch
 from PIL import Image
 from timm.data.transforms_factory import transforms_imagenet_eval
+from timm.utils import CheckpointSaver, ModelEmaV3
 
 from fbt_core.errors import UserError
 from fbt_core.spec import NetworkSpec
-from fbt_core.weights import WeightSources, file_sha256, load_weights, main
+from fbt_core.weights import WeightSources, _Ignored, file_sha256, load_weights, main
 from tests.test_core.engine_runs import KD, arguments, in_child, make_spec, metrics_of, network, write_images
 from tests.test_core.photographs import IMAGENET, photographs
 
@@ -39,9 +43,10 @@ def load(path: Path, into: torch.nn.Module, new_head: bool = False) -> torch.nn.
     return into
 
 
-def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+def same(network: torch.nn.Module, other: torch.nn.Module) -> bool:
     return all(
-        torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(network.state_dict().values(), other.state_dict().values(), strict=True)
     )
 
 
@@ -78,6 +83,85 @@ def test_a_checkpoint_that_runs_code_is_refused(tmp_path, save):
     with pytest.raises(UserError, match="evil.pth: refused"):
         load(path, build())
     assert not (tmp_path / "ran").exists()
+
+
+def timms_checkpoint(folder: Path, content: torch.nn.Module, ema: torch.nn.Module) -> Path:
+    """What timm's own training script (and OFAKD's, a copy of it) writes as model_best.pth.tar."""
+    options = argparse.Namespace(model="resnet18", lr=0.05, resume="")
+    optimizer = torch.optim.SGD(content.parameters(), lr=0.05, momentum=0.9)
+    average = ModelEmaV3(ema, decay=0.9)
+    saver = CheckpointSaver(content, optimizer, options, average, checkpoint_dir=str(folder))
+    saver.save_checkpoint(3, metric=71.25)
+    return folder / "model_best.pth.tar"
+
+
+@pytest.mark.parametrize("layout", ["zip", "before torch 1.6"])
+def test_timms_own_checkpoint_is_refused_and_the_command_in_the_message_converts_it(tmp_path, layout, capsys):
+    ema, target = build(), tmp_path / "model_best.safetensors"
+    path = timms_checkpoint(tmp_path, build(), ema)
+    if layout != "zip":
+        content = torch.load(path, weights_only=False)
+        torch.save(content, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(
+        UserError, match=r"model_best.pth.tar: refused: .*; take its tensors out of it"
+    ) as raised:
+        load(path, build())
+    command = shlex.split(str(raised.value).partition("out of it: ")[2])
+    assert command[:4] == ["python", "-m", "fbt_core.weights", "convert"]
+    assert command[4:] == [str(path), "model_best.safetensors"]
+    assert main(["convert", str(path), str(target)]) == 0
+    assert (
+        capsys.readouterr().out
+        == f"state_dict_ema: {len(ema.state_dict())} tensors\n{file_sha256(target)}  {target}\n"
+    )
+    assert same(load(target, build()), ema)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_conversion_refuses_every_other_global_by_name(tmp_path, zipped, capsys):
+    path, target = tmp_path / "evil.pth.tar", tmp_path / "out.safetensors"
+    content = {
+        "args": argparse.Namespace(lr=1),
+        "state_dict": build().state_dict(),
+        "x": Bomb(f"touch {tmp_path}/ran"),
+    }
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    assert main(["convert", str(path), str(target)]) == 1
+    assert re.search(r"evil.pth.tar: refused: it asks for (posix|os)\.system", capsys.readouterr().err)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["evil.pth.tar"]
+
+
+def test_a_namespace_in_a_checkpoint_is_never_built(tmp_path):
+    """Its state could set anything: argparse.Namespace becomes a stub that drops it."""
+    path = tmp_path / "x.pth"
+    torch.save({"args": argparse.Namespace(lr=1), "model": build().state_dict()}, path)
+    with torch.serialization.safe_globals([(_Ignored, "argparse.Namespace")]):
+        options = torch.load(path, weights_only=True)["args"]
+    assert type(options) is _Ignored
+    assert vars(options) == {}
+
+
+def test_conversion_of_tied_tensors_and_wrong_names(tmp_path, capsys):
+    path, weight = tmp_path / "tied.pth", torch.ones(3)
+    torch.save({"a": weight, "b": weight}, path)
+    assert main(["convert", str(path), str(tmp_path / "tied.safetensors")]) == 0
+    assert safetensors.torch.load_file(tmp_path / "tied.safetensors").keys() == {"a", "b"}
+    assert main(["convert", str(path), str(tmp_path / "tied.pth")]) == 1
+    assert "must end with .safetensors" in capsys.readouterr().err
+    assert main(["convert", str(tmp_path / "gone.pth"), str(tmp_path / "x.safetensors")]) == 1
+    assert "gone.pth: weights file is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(tmp_path, value):
+    path, state = tmp_path / "broken.safetensors", build().state_dict()
+    state["layer1.0.conv1.weight"][0] = value
+    safetensors.torch.save_file(state, path)
+    with pytest.raises(
+        UserError,
+        match="broken.safetensors: 1 of .* tensors hold NaN or infinite values: layer1.0.conv1.weight",
+    ):
+        load(path, build())
 
 
 @pytest.mark.parametrize("name", ["cut.pth", "cut.safetensors"])
@@ -188,10 +272,10 @@ def lite0_weights() -> Path:
 
 @pytest.mark.slow
 def test_real_weights_know_real_photographs_and_teach(tmp_path):
-    found = torch.load(lite0_weights(), weights_only=True)
+    published = torch.load(lite0_weights(), weights_only=True)
     teacher = timm.create_model("tf_efficientnet_lite0")
     path = tmp_path / "lite0.pth"
-    torch.save(dict(zip(teacher.state_dict(), found.values(), strict=True)), path)
+    torch.save(dict(zip(teacher.state_dict(), published.values(), strict=True)), path)
     load(path, teacher).eval()
     transform = transforms_imagenet_eval(224, interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
     images = torch.stack([transform(Image.open(p).convert("RGB")) for p, _ in photographs(IMAGENET)])
