@@ -78,7 +78,6 @@ def make_training(spec: RunSpec) -> Training:
     networks = [stage(build_network(n, CLASSES, SIZE), SIZE, split) for n in (spec.student, spec.teacher)]
     labels = torch.arange(spec.dataset.train_images) % CLASSES
     method = build_method(spec.method, *networks, Context.of(spec, labels))
-    method.set_normalisation(spec.student.mean, spec.student.std, spec.teacher.mean, spec.teacher.std)
     folder = RunFolder(Path("/nonexistent"), spec, writes=False)
     return Training(spec, ExecutionSettings(), CPU, method, (None, None), folder, StopRequest())
 
@@ -94,7 +93,7 @@ class Bare:
         self.added = Optimisation(extras, training.spec.recipe, 10, CPU.device) if has_more else None
         with torch.no_grad():
             self.student_output = self.method.student.features(batch.images)
-            self.teacher_output = self.method.observe_teacher(batch.images)
+            self.teacher_output = training.teacher.observe(batch.images)
 
     def teacher_forward(self) -> None:
         with torch.no_grad():

@@ -27,6 +27,7 @@ from fbt_core.optimisation import Optimisation
 from fbt_core.provenance import now
 from fbt_core.run_folder import RunFolder
 from fbt_core.spec import ExecutionSettings, RunSpec
+from fbt_core.teacher import Teacher
 
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
@@ -109,6 +110,7 @@ class Training:
         distributed.check_accumulation(method, recipe, accumulation)
         method.adapt_normalisation(lambda m: set_normalisation_batch(m, recipe, place, accumulation))
         self.trainable = method.trainable_module
+        self.teacher = Teacher.of(spec, method.teacher)
         self.step_forward = distributed.wrap(method, settings, place)
         self.vote = distributed.Vote()
         self.position, self.record, self.losses = Position(), Record(), LossLog()
@@ -148,7 +150,8 @@ class Training:
         results = []
         for part in parts_of(batch, self.settings.gradient_accumulation):
             with self.optimisation.autocast():
-                results.append(self.step_forward(part))
+                observed = self.teacher.observe(part.images) if self.teacher else None
+                results.append(self.step_forward(part, observed))
             self.optimisation.backward(results[-1]["loss"] / self.settings.gradient_accumulation)
         self.losses.add(results)
         self.position.step += 1

@@ -89,7 +89,6 @@ def make_method(spec: RunSpec, settings: ExecutionSettings, runs: Path, split: S
     teacher = make_network(spec.teacher, spec, sources, split_rule) if spec.teacher else None
     seed_everything(spec.seed, BUILD, 1)
     method = build_method(spec.method, student, teacher, Context.of(spec, split.labels))
-    normalise(method, spec)
     return method
 
 
@@ -101,13 +100,6 @@ def make_network(
     built = build_network(network, spec.dataset.classes, spec.dataset.image_size)
     load_weights(built, network, sources, new_head=in_training)
     return stage(built, spec.dataset.image_size, split)
-
-
-def normalise(method: Method, spec: RunSpec) -> None:
-    """Tell the method how the teacher wants its images: its own way, or the student's."""
-    own = spec.teacher is not None and spec.recipe.teacher_normalisation == "own"
-    teacher = spec.teacher if own else spec.student
-    method.set_normalisation(spec.student.mean, spec.student.std, teacher.mean, teacher.std)
 
 
 def digest_of_weights(method: Method) -> dict[str, str | None]:

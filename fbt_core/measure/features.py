@@ -46,6 +46,7 @@ from fbt_core.spec import ExecutionSettings, RunSpec, parse_spec
 from fbt_core.staged import StagedModel
 from fbt_core.staged.base import StagedOutput
 from fbt_core.staged.layout import prefix_of, to_map
+from fbt_core.teacher import Teacher
 from fbt_core.weights import WeightSources
 
 Arrays = dict[str, np.ndarray]
@@ -218,9 +219,10 @@ def compare_models(
         ("teacher", "student"),
         *([("teacher", "fused"), ("fused", "student")] if fused is not None else []),
     ]
+    teacher = Teacher.of(spec, method.teacher)
     matrices: dict[str, SimilarityMatrix] = {}
     for _, images in load_images(spec, split, numbers, choose_device(settings)):
-        features = observe(method, fused, images)
+        features = observe(method, teacher, fused, images)
         for first, second in pairs if len(images) >= 4 else ():
             rows, columns = features[first], features[second]
             matrix = matrices.setdefault(f"{first}.{second}", SimilarityMatrix(len(rows), len(columns)))
@@ -228,12 +230,14 @@ def compare_models(
     return {pair: matrix.value().numpy() for pair, matrix in matrices.items()}
 
 
-def observe(method: Method, fused: FusedModel | None, images: Tensor) -> dict[str, list[Tensor]]:
+def observe(
+    method: Method, teacher: Teacher, fused: FusedModel | None, images: Tensor
+) -> dict[str, list[Tensor]]:
     """One pass of all models: features per model, in order."""
-    student, teacher = method.student.features(images), method.observe_teacher(images)
-    features = {"student": as_maps(method.student, student), "teacher": as_maps(method.teacher, teacher)}
+    student, observed = method.student.features(images), teacher.observe(images)
+    features = {"student": as_maps(method.student, student), "teacher": as_maps(method.teacher, observed)}
     if fused is not None:
-        features["fused"] = fused_features(method, fused, student, teacher)
+        features["fused"] = fused_features(method, fused, student, observed)
     return features
 
 

@@ -29,6 +29,7 @@ from fbt_core.methods.base import Batch, Context, Method
 from fbt_core.methods.registry import build_method
 from fbt_core.spec import MethodSpec
 from fbt_core.staged import StagedModel, build_network, stage
+from fbt_core.teacher import Teacher
 
 IMAGE_SIZE, CLASSES, TRAIN_IMAGES = 224, 1000, 5000
 BATCH = 2  # the least that BatchNorm takes
@@ -73,7 +74,8 @@ def step_macs(method: Method) -> int:
     images = torch.randn(BATCH, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator)
     batch = Batch(images, torch.arange(BATCH), torch.arange(BATCH))
     with sdpa_kernel(SDPBackend.MATH), MacCounter() as counter:
-        method(batch)["loss"].backward()
+        teacher = Teacher(method.teacher).observe(images) if method.teacher else None
+        method(batch, teacher)["loss"].backward()
     return counter.macs // BATCH
 
 

@@ -21,7 +21,6 @@ from fbt_core.staged.base import StagedOutput
 
 COMPARES = "compares the images of a batch"
 Terms = dict[str, Tensor]
-Triple = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class Trainable(nn.Module):
 
 
 class Method(TrainingTask):
-    """A distillation method: `method(batch)` gives the loss, its named terms and the student's logits.
+    """A distillation method: `method(batch, teacher)` gives the loss, its terms and the student's logits.
 
     A subclass states `Parameters` (a frozen dataclass without defaults), adds its modules in `build_extras`
     and gives its weighted loss terms in `terms`. The teacher stays in eval mode and never changes.
@@ -101,8 +100,6 @@ class Method(TrainingTask):
         self.context, self.epoch = context, 0
         self.trainable_module = Trainable(student)
         self.teacher = self._frozen(teacher)
-        self.register_buffer("teacher_scale", None, persistent=False)
-        self.register_buffer("teacher_shift", None, persistent=False)
         self.extras.update(self.build_extras())
 
     @property
@@ -128,9 +125,12 @@ class Method(TrainingTask):
         """The named loss terms with their weights, each a scalar; they sum to the loss."""
         raise NotImplementedError(f"{type(self).__name__} must define terms()")
 
-    def forward(self, batch: Batch) -> dict[str, Any]:
-        """One step: `loss` (scalar), `output` (the student's logits), `terms` (detached, sum to the loss)."""
-        return self.trainable_module(self.step, batch, self.observe_teacher(batch.images))
+    def forward(self, batch: Batch, teacher: StagedOutput | None) -> dict[str, Any]:
+        """One step: `loss` (scalar), `output` (the student's logits), `terms` (detached, sum to the loss).
+
+        `teacher` is what the teacher gave for the batch, without graph; None for a method without teacher.
+        """
+        return self.trainable_module(self.step, batch, teacher)
 
     def step(self, batch: Batch, teacher: StagedOutput | None) -> dict[str, Any]:
         """The student's pass and the loss; runs inside the trainable module's forward."""
@@ -142,13 +142,6 @@ class Method(TrainingTask):
         terms = {name: term.float() for name, term in terms.items()}
         detached = {name: term.detach() for name, term in terms.items()}
         return {"loss": torch.stack(list(terms.values())).sum(), "output": output, "terms": detached}
-
-    def observe_teacher(self, images: Tensor) -> StagedOutput | None:
-        """The frozen teacher's features and logits for the batch, without gradient."""
-        if self.teacher is None:
-            return None
-        with torch.no_grad():
-            return self.teacher.features(self.teacher_images(images))
 
     def label_loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Cross-entropy on the batch's labels, smoothed as the recipe says."""
@@ -168,26 +161,6 @@ class Method(TrainingTask):
     def ramp(self, epochs: int) -> float:
         """A weight that rises linearly to 1 over the first `epochs` epochs; 0 epochs mean 1 at once."""
         return min(1.0, (self.epoch + 1) / epochs) if epochs else 1.0
-
-    def set_normalisation(
-        self, student_mean: Triple, student_std: Triple, teacher_mean: Triple, teacher_std: Triple
-    ) -> None:
-        """Lets the teacher see images in its own normalisation; the batch comes in the student's."""
-        if (student_mean, student_std) == (teacher_mean, teacher_std):
-            self.teacher_scale = self.teacher_shift = None
-            return
-        mean_s, std_s, mean_t, std_t = (
-            torch.tensor(values, device=self.device, dtype=torch.float64).view(1, 3, 1, 1)
-            for values in (student_mean, student_std, teacher_mean, teacher_std)
-        )
-        self.teacher_scale = (std_s / std_t).float()
-        self.teacher_shift = ((mean_s - mean_t) / std_t).float()
-
-    def teacher_images(self, images: Tensor) -> Tensor:
-        """The batch's images in the teacher's normalisation."""
-        if self.teacher_scale is None:
-            return images
-        return images * self.teacher_scale + self.teacher_shift
 
     def eval_network(self, trainable: Trainable) -> nn.Module:
         """The network whose score is reported, images to logits: the student unless a method says else."""

@@ -13,6 +13,7 @@ from fbt_core.methods import build_method, method_traits
 from fbt_core.methods.base import Batch, Context
 from fbt_core.spec import MethodSpec
 from fbt_core.staged import build_network, stage
+from fbt_core.teacher import Teacher
 from fbt_paper.config.load import tiny_network
 
 CLASSES, IMAGES, SIZE = 10, 40, 64
@@ -93,9 +94,19 @@ def make_head_speak(network, scale=0.5):
             parameter.data = scale * torch.randn(parameter.shape, generator=generator)
 
 
+def observe(method, batch):
+    """What the teacher gives for the batch, as the loop asks it; None without a teacher."""
+    return None if method.teacher is None else Teacher(method.teacher).observe(batch.images)
+
+
+def run_step(method, batch):
+    """The method's result for a batch: loss, output and terms."""
+    return method(batch, observe(method, batch))
+
+
 def take_step(method, batch, rate=0.05):
     """One step of plain SGD; gives the method's result."""
-    result = method(batch)
+    result = run_step(method, batch)
     result["loss"].backward()
     with torch.no_grad():
         for parameter in method.trainable_module.parameters():

@@ -114,8 +114,8 @@ def test_non_finite_loss_names_term_step_and_rate(root, tmp_path, capfd, expecte
     def poison():
         forward, calls = Method.forward, iter(range(1, 1000))
 
-        def poisoned(method, batch):
-            result = forward(method, batch)
+        def poisoned(method, batch, teacher):
+            result = forward(method, batch, teacher)
             if next(calls) == 9:
                 result["terms"] = {name: term * torch.nan for name, term in result["terms"].items()}
                 result["loss"] = result["loss"] * torch.nan

@@ -11,6 +11,7 @@ from fbt_core.errors import UserError
 from fbt_core.methods import build_method, method_names, method_traits
 from fbt_core.methods.base import Context
 from fbt_core.spec import MethodSpec
+from fbt_core.teacher import Teacher
 from tests.test_core.methods_kit import (
     CLASSES,
     IMAGES,
@@ -22,6 +23,7 @@ from tests.test_core.methods_kit import (
     make_head_speak,
     make_method,
     make_network,
+    run_step,
     same_state,
     take_step,
 )
@@ -48,8 +50,8 @@ def test_a_method_trains_a_pair(name, direction):
     teacher = copy_state(method.teacher) if method.teacher else None
     student = copy_state(method.student)
     with_labels, mixed = make_batch(), make_batch(count=2, soft=True)
-    check_result(method(mixed), mixed)  # two images with soft targets, and their backward pass
-    method(mixed)["loss"].backward()
+    check_result(run_step(method, mixed), mixed)  # two images with soft targets, and their backward pass
+    run_step(method, mixed)["loss"].backward()
     gradients = [p.grad for p in method.trainable_module.parameters() if p.grad is not None]
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
     method.zero_grad()
@@ -73,11 +75,11 @@ def check_resume(method, name, direction):
     """A method built anew that loads the trainable module's state gives the very next loss."""
     state, batch = copy_state(method.trainable_module), make_batch(seed=2)
     torch.manual_seed(11)
-    expected = method(batch)
+    expected = run_step(method, batch)
     twin = make_method(name, PAIRS[direction], seed=0)
     twin.trainable_module.load_state_dict(state)
     torch.manual_seed(11)
-    resumed = twin(batch)
+    resumed = run_step(twin, batch)
     assert torch.equal(resumed["loss"], expected["loss"])
     assert same_state(copy_state(method.trainable_module), twin.trainable_module.state_dict())
 
@@ -106,7 +108,7 @@ def test_no_parameter_is_held_twice_and_none_is_the_teachers(name):
 def test_the_loss_is_float32_under_autocast(name):
     method, batch = make_method(name, ("deit_t", "resnet18")), make_batch()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        result = method(batch)
+        result = run_step(method, batch)
     check_result(result, batch)
     result["loss"].backward()
 
@@ -120,7 +122,7 @@ def test_huge_logits_of_two_images_stay_finite(name, pair):
         make_head_speak(network, scale) if network is not None else None
     batch = make_batch(2)
     assert method.student.features(batch.images).logits.abs().max() > 1e3
-    result = method(batch)
+    result = run_step(method, batch)
     check_result(result, batch)
     result["loss"].backward()
     gradients = [p.grad for p in method.trainable_module.parameters() if p.grad is not None]
@@ -143,7 +145,7 @@ def test_the_evaluated_network_and_its_average_give_logits(name):
 def test_the_teachers_pass_and_the_loss_do_not_change_the_images(name):
     method, batch = make_method(name), make_batch()
     before = batch.images.clone(), batch.target.clone(), batch.indices.clone()
-    method(batch)
+    run_step(method, batch)
     assert all(map(torch.equal, before, (batch.images, batch.target, batch.indices)))
 
 
@@ -164,16 +166,14 @@ def build_without_teacher(name):
 
 
 def test_the_teacher_sees_its_own_normalisation():
-    method, raw = make_method("kd"), torch.rand(2, 3, SIZE, SIZE)
+    network, raw = make_network("swin_t"), torch.rand(2, 3, SIZE, SIZE)
     own, other = ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)), ((0.1, 0.2, 0.3), (0.5, 0.5, 0.25))
 
     def normalise(mean, std):
         return (raw - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
 
-    method.set_normalisation(*own, *other)
-    torch.testing.assert_close(method.teacher_images(normalise(*own)), normalise(*other))
-    method.set_normalisation(*own, *own)
-    assert method.teacher_images(raw) is raw
+    torch.testing.assert_close(Teacher(network, own, other).normalise(normalise(*own)), normalise(*other))
+    assert Teacher(network, own, own).normalise(raw) is raw
 
 
 def test_label_smoothing_is_for_hard_targets_only():

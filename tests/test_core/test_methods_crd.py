@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fbt_core.methods.crd import UNKNOWN, Bank, OtherClasses
-from tests.test_core.methods_kit import CLASSES, IMAGES, make_batch, make_method
+from tests.test_core.methods_kit import CLASSES, IMAGES, make_batch, make_method, run_step
 
 LABELS = torch.arange(IMAGES) % CLASSES
 
@@ -113,7 +113,7 @@ def test_the_normaliser_is_set_by_the_first_batch_only():
 def test_only_the_batchs_rows_move():
     method, batch = make_method("crd", labels=LABELS), make_batch()
     before = {name: method.extras[name].vectors.clone() for name in ("student_bank", "teacher_bank")}
-    method(batch)["loss"].backward()
+    run_step(method, batch)["loss"].backward()
     for name, vectors in before.items():
         moved = (method.extras[name].vectors != vectors).any(dim=1)
         assert moved.nonzero().flatten().tolist() == sorted(batch.indices.tolist())
@@ -122,18 +122,18 @@ def test_only_the_batchs_rows_move():
 def test_the_bank_is_state_that_a_resume_needs():
     method = make_method("crd", labels=LABELS)
     for seed in (1, 2, 3):
-        method(make_batch(seed=seed))
+        run_step(method, make_batch(seed=seed))
     state = method.trainable_module.state_dict()
     assert {"extras.student_bank.vectors", "extras.others.labels"} <= state.keys()
     twin = make_method("crd", seed=9, labels=LABELS)
     torch.manual_seed(5)
-    fresh = twin(make_batch(seed=4))["loss"]
+    fresh = run_step(twin, make_batch(seed=4))["loss"]
     twin = make_method("crd", seed=9, labels=LABELS)
     twin.trainable_module.load_state_dict(state)
     losses = []
     for resumed in (twin, method):
         torch.manual_seed(5)
-        losses.append(resumed(make_batch(seed=4))["loss"])
+        losses.append(run_step(resumed, make_batch(seed=4))["loss"])
     assert torch.equal(*losses)
     assert not torch.equal(fresh, losses[0])
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
 from fbt_core.methods.base import Batch
-from tests.test_core.methods_kit import IMAGES, make_batch, make_head_speak, make_method
+from tests.test_core.methods_kit import IMAGES, make_batch, make_head_speak, make_method, run_step
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +39,7 @@ def make(name):
 
 
 def gradients_of(method, batch):
-    result = method(batch)
+    result = run_step(method, batch)
     result["loss"].backward()
     named = method.trainable_module.named_parameters()
     found = {name.removeprefix("module."): p.grad for name, p in named}
@@ -88,7 +88,7 @@ def test_the_banks_of_all_processes_stay_equal_and_hold_every_image(halves):
     torch.manual_seed(0)
     alone = make("crd")
     before = alone.extras["student_bank"].vectors.clone()
-    alone(make_batch(6))
+    run_step(alone, make_batch(6))
     moved = (alone.extras["student_bank"].vectors != before).any(1)
     torch.testing.assert_close(
         first["student_bank.vectors"][moved], alone.extras["student_bank"].vectors[moved]

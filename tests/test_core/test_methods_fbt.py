@@ -15,6 +15,8 @@ from tests.test_core.methods_kit import (
     make_batch,
     make_head_speak,
     make_method,
+    observe,
+    run_step,
     same_state,
     take_step,
 )
@@ -65,7 +67,7 @@ def test_a_row_has_exactly_its_terms_and_trains(pair, row):
 def gradients_of(method, prefix):
     """Which of the trainable parameters the terms whose names start with `prefix` reach."""
     batch = make_batch()
-    student, teacher = method.student.features(batch.images), method.observe_teacher(batch.images)
+    student, teacher = method.student.features(batch.images), observe(method, batch)
     terms = method.terms(student, teacher, batch)
     sum(term for name, term in terms.items() if name.startswith(prefix)).backward()
     return {n for n, p in method.trainable_module.named_parameters() if p.grad is not None and p.grad.any()}
@@ -132,7 +134,7 @@ def test_without_teacher_to_fused_nobody_teaches_l2g():
 
 
 def knowledge_of(method, batch):
-    student, teacher = method.student.features(batch.images), method.observe_teacher(batch.images)
+    student, teacher = method.student.features(batch.images), observe(method, batch)
     return student, teacher, method.extras["fused"](student, teacher)
 
 
@@ -215,8 +217,8 @@ def test_the_students_own_pass_alone_moves_its_batch_statistics():
     )
     assert method.extras["fused"].direction == "student_head"
     before = copy_state(alone.student)
-    method(make_batch())
-    alone(make_batch())
+    run_step(method, make_batch())
+    run_step(alone, make_batch())
     statistics = [dict(m.student.named_buffers()) for m in (method, alone)]
     assert all(torch.equal(statistics[0][name], statistics[1][name]) for name in statistics[1])
     assert any(not torch.equal(before[name], moved) for name, moved in statistics[1].items())

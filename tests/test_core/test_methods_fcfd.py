@@ -10,7 +10,15 @@ from fbt_core.methods.fcfd import Bridge, Path, late_norms
 from fbt_core.normalisation import set_normalisation_batch
 from fbt_core.staged.base import FeatureShape
 from tests.test_core.engine_runs import make_spec
-from tests.test_core.methods_kit import copy_state, make_batch, make_method, same_state, take_step
+from tests.test_core.methods_kit import (
+    copy_state,
+    make_batch,
+    make_method,
+    observe,
+    run_step,
+    same_state,
+    take_step,
+)
 
 CNN_PAIR = ("resnet50", "resnet18")
 
@@ -55,8 +63,8 @@ def test_mixed_passes_move_their_own_statistics_and_no_others():
     method = fix_paths(make_method("fcfd", CNN_PAIR), ("student", "teacher", 1), ("teacher", "student", 0))
     alone = make_method("scratch", CNN_PAIR)
     before, teacher = statistics_of(method), copy_state(method.teacher)
-    method(make_batch())
-    alone(make_batch())
+    run_step(method, make_batch())
+    run_step(alone, make_batch())
     moved = {
         name.split(".")[0]
         for name, value in statistics_of(method).items()
@@ -125,14 +133,14 @@ def test_the_feature_terms_rise_with_the_ramp():
     for epoch in (0, 3):
         method = fix_paths(make_method("fcfd", ramp_epochs=4), ("student", "teacher", 0))
         method.start_epoch(epoch)
-        values.append(method(make_batch())["terms"])
+        values.append(run_step(method, make_batch())["terms"])
     for name in ("stage1", "stage4", "pooled"):
         assert values[1][name].item() == pytest.approx(4 * values[0][name].item(), rel=1e-5)
     assert values[1]["mixed"] == values[0]["mixed"]
 
 
 def test_without_paths_only_the_bridged_features_and_logits_are_left():
-    terms = make_method("fcfd", paths=0)(make_batch())["terms"]
+    terms = run_step(make_method("fcfd", paths=0), make_batch())["terms"]
     assert terms["mixed"] == 0
     assert terms["stage1"] > 0
 
@@ -142,7 +150,7 @@ def test_what_is_below_zero_is_cut_off_before_pooling_where_the_teachers_feature
     teacher, rectified
 ):
     method, batch = make_method("fcfd", (teacher, "resnet18")), make_batch()
-    output, shape = method.observe_teacher(batch.images), method.teacher.shapes[3]
+    output, shape = observe(method, batch), method.teacher.shapes[3]
     bridged = torch.randn(4, shape.width, *shape.grid)
     whole, cut = (method._pooled_loss(x, [], output) for x in (bridged, bridged.relu()))
     assert torch.equal(whole, cut) == rectified
@@ -150,7 +158,7 @@ def test_what_is_below_zero_is_cut_off_before_pooling_where_the_teachers_feature
 
 def test_a_path_into_the_teacher_adds_its_stages_to_the_feature_terms():
     def stages(*paths):
-        return fix_paths(make_method("fcfd"), *paths)(make_batch())["terms"]
+        return run_step(fix_paths(make_method("fcfd"), *paths), make_batch())["terms"]
 
     plain, mixed = stages(), stages(("student", "teacher", 1))
     assert [mixed[f"stage{i}"] > plain[f"stage{i}"] for i in (1, 2, 3, 4)] == [False, False, True, True]

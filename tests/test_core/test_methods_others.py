@@ -19,6 +19,8 @@ from tests.test_core.methods_kit import (
     make_batch,
     make_method,
     make_network,
+    observe,
+    run_step,
     same_state,
     take_step,
 )
@@ -41,9 +43,9 @@ def test_simkd_is_scored_with_the_teachers_classifier(pair):
 
 def test_a_perfect_projection_gives_the_teachers_logits_and_no_loss():
     method, batch = make_method("simkd", ("swin_t", "resnet18")), make_batch()
-    teacher = method.observe_teacher(batch.images)
+    teacher = observe(method, batch)
     method.extras["projector"].forward = lambda feature, pooled: teacher.stages[3]
-    result = method(batch)
+    result = run_step(method, batch)
     assert result["loss"] == 0
     torch.testing.assert_close(result["output"], teacher.logits)
 
@@ -72,9 +74,11 @@ def test_simkds_last_relu_stays_where_the_teacher_is_rectified():
 
 
 def test_class_tokens_of_the_teacher_come_from_the_students_pooled_feature():
-    terms = make_method("simkd", ("deit_t", "resnet18"))(make_batch())["terms"]
+    terms = run_step(make_method("simkd", ("deit_t", "resnet18")), make_batch())["terms"]
     assert terms.keys() == {"features", "class_token"}
-    assert make_method("simkd", ("mixer_b16", "resnet18"))(make_batch())["terms"].keys() == {"features"}
+    assert run_step(make_method("simkd", ("mixer_b16", "resnet18")), make_batch())["terms"].keys() == {
+        "features"
+    }
 
 
 # --- FitNet
@@ -121,7 +125,7 @@ def test_a_sources_map_is_only_reshaped():
 @pytest.mark.parametrize("depth", ["released", "paper"])
 def test_ofa_compares_logits_and_four_branches(depth):
     method, batch = make_method("ofa", ("deit_t", "resnet18"), branch_depth=depth, gamma=1.5), make_batch()
-    student, teacher = method.student.features(batch.images), method.observe_teacher(batch.images)
+    student, teacher = method.student.features(batch.images), observe(method, batch)
     terms = method.terms(student, teacher, batch)
     assert terms.keys() == {"labels", "logits", "branch1", "branch2", "branch3", "branch4"}
     expected = ofa_loss(student.logits, teacher.logits, batch.target, 1.5, 1.0)
@@ -168,7 +172,7 @@ def test_reviewkds_weight_rises_with_the_ramp():
     for epoch in (0, 1):
         method = make_method("reviewkd", ramp_epochs=2)
         method.start_epoch(epoch)
-        values.append(method(make_batch())["terms"])
+        values.append(run_step(method, make_batch())["terms"])
     assert values[1]["stage2"].item() == pytest.approx(2 * values[0]["stage2"].item(), rel=1e-5)
     assert values[1]["labels"] == values[0]["labels"]
 
@@ -177,7 +181,9 @@ def test_reviewkds_weight_rises_with_the_ramp():
 
 
 def test_cc_has_both_forms():
-    released, paper = (make_method("cc", correlation=form)(make_batch()) for form in ("neighbours", "kernel"))
+    released, paper = (
+        run_step(make_method("cc", correlation=form), make_batch()) for form in ("neighbours", "kernel")
+    )
     assert released["terms"]["relations"] != paper["terms"]["relations"]
 
 
@@ -197,7 +203,7 @@ def test_the_low_pass_filter_drops_what_alternates():
 
 def test_low_frequencies_of_both_networks_have_one_size():
     method, batch = make_method("lowpass", ("vit_s", "resnet18")), make_batch()
-    student, teacher = method.student.features(batch.images), method.observe_teacher(batch.images)
+    student, teacher = method.student.features(batch.images), observe(method, batch)
     for i in range(4):
         vectors = (
             method.extras[f"student{i + 1}"](student.stages[i]),

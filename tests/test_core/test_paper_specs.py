@@ -20,6 +20,7 @@ from fbt_core import run
 from fbt_core.methods.base import Batch
 from fbt_core.methods.registry import method_names
 from fbt_core.spec import ExecutionSettings
+from fbt_core.teacher import Teacher
 from fbt_paper.config.load import load
 from fbt_paper.plan.runs import plan
 
@@ -190,7 +191,7 @@ def check_step(spec, method):
     name = spec.method.name
     teacher_before = state_of(method.teacher) if method.teacher is not None else {}
     unused = without_gradient(name, method)
-    result = method(make_batch(spec))
+    result = run_step(spec, method, make_batch(spec))
     loss = result["loss"]
     assert torch.isfinite(loss)
     assert torch.isfinite(result["output"]).all()
@@ -207,6 +208,16 @@ def check_step(spec, method):
         assert state_of(method.teacher) == teacher_before
         assert not any(p.requires_grad or p.grad is not None for p in method.teacher.parameters())
         assert not method.teacher.training
+
+
+def observe(spec, method, batch):
+    """What the teacher gives for the batch, normalised as the recipe says."""
+    teacher = Teacher.of(spec, method.teacher)
+    return teacher.observe(batch.images) if teacher else None
+
+
+def run_step(spec, method, batch):
+    return method(batch, observe(spec, method, batch))
 
 
 # --- the checks
@@ -233,7 +244,7 @@ def test_fbt_steps_on_every_pair_and_its_fused_terms_reach_what_the_paper_says(p
 def check_fused_gradients(spec, method):
     """The terms that teach the fused model, alone: through L2G, and to one side of it."""
     batch, fused = make_batch(spec), method.extras["fused"]
-    terms = method.terms(method.student.features(batch.images), method.observe_teacher(batch.images), batch)
+    terms = method.terms(method.student.features(batch.images), observe(spec, method, batch), batch)
     taught = sum(
         term for name, term in terms.items() if name.startswith(("teacher_to_fused", "fused_labels"))
     )
