@@ -88,8 +88,7 @@ def make_method(spec: RunSpec, settings: ExecutionSettings, runs: Path, split: S
     student = make_network(spec.student, spec, sources, split_rule, in_training=True)
     teacher = make_network(spec.teacher, spec, sources, split_rule) if spec.teacher else None
     seed_everything(spec.seed, BUILD, 1)
-    method = build_method(spec.method, student, teacher, Context.of(spec, split.labels))
-    return method
+    return build_method(spec.method, student, teacher, Context.of(spec, split.labels))
 
 
 def make_network(
