@@ -22,6 +22,7 @@ from fbt_core.methods import build_method, method_names, method_traits
 from fbt_core.methods.base import Batch, Context
 from fbt_core.spec import FUSION_REVISION, MethodSpec, NetworkSpec
 from fbt_core.staged import build_network, stage
+from fbt_core.teacher import Teacher
 
 FILE = Path(__file__).with_name("losses.json")
 CLASSES, IMAGES, SIZE, COUNT = 5, 12, 32, 4
@@ -67,7 +68,9 @@ def _two_steps(name: str, parameters: dict, teacher: str, student: str, mixed: b
     torch.manual_seed(0)
     steps = []
     for number in range(2):
-        result = method(_make_batch(number, mixed))
+        batch = _make_batch(number, mixed)
+        observed = Teacher(method.teacher).observe(batch.images) if method.teacher else None
+        result = method(batch, observed)
         result["loss"].backward()
         steps.append({term: value.item() for term, value in result["terms"].items()})
         with torch.no_grad():
