@@ -1,6 +1,6 @@
-"""The executor's cost: wall time of small jobs, calls to Slurm, and what the head process needs.
+"""The executor's cost: wall time of small jobs, calls to Slurm, and what the controller needs.
 
-    python benchmarks/executor.py [--parts wall calls head] [--repeats 3] [--write]
+    python benchmarks/executor.py [--parts wall calls controller] [--repeats 3] [--write]
 
 Needs Slurm with accounting (packages: plugin/tests/cluster.py). A Slurm of one node with four CPUs is
 started in a temporary folder. `snakemake-executor-plugin-slurm` is installed into an environment of its own
@@ -124,12 +124,12 @@ def run(
 
 def measure_walls(cluster: Cluster, folder: Path, official: Path, repeats: int) -> list[str]:
     """20 jobs of 2 s on four slots, all ways in turns, median of some runs each."""
-    own = Path(sys.executable)
+    python_here = Path(sys.executable)
     ways = {
-        COMPARED[0]: (own, SUBMITIT),
+        COMPARED[0]: (python_here, SUBMITIT),
         COMPARED[1]: (official, TUNED),
-        f"local, {SLOTS} cores": (own, LOCAL),
-        "submitit, single jobs": (own, SINGLE),
+        f"local, {SLOTS} cores": (python_here, LOCAL),
+        "submitit, single jobs": (python_here, SINGLE),
         "official plugin, default": (official, DEFAULT),
     }
     walls: dict[str, list[float]] = {name: [] for name in ways}
@@ -137,17 +137,17 @@ def measure_walls(cluster: Cluster, folder: Path, official: Path, repeats: int) 
         for number, (name, (python, options)) in enumerate(ways.items()):
             if repeat and name in ONCE:
                 continue
-            place = folder / f"wall{number}-{repeat}"
-            make_workflow(place, 20, 2)
-            wall = run(python, options, place, environment(cluster, python, folder / "commands"), 1200)
+            workdir = folder / f"wall{number}-{repeat}"
+            make_workflow(workdir, 20, 2)
+            wall = run(python, options, workdir, environment(cluster, python, folder / "commands"), 1200)
             walls[name].append(wall)
             print(f"{name}: {wall:.1f} s", flush=True)
     lines = ["| 20 jobs of 2 s, 4 slots | wall, median | runs |", "|---|---|---|"]
     for name, runs in walls.items():
         shown = ", ".join(f"{wall:.1f}" for wall in runs)
         lines.append(f"| {name} | {statistics.median(runs):.1f} s | {shown} |")
-    one, other = (statistics.median(walls[name]) for name in COMPARED)
-    return [*lines, "", f"{COMPARED[0]}: {one / other:.2f} of the wall time of {COMPARED[1]}; goal: 0.5."]
+    ours, theirs = (statistics.median(walls[name]) for name in COMPARED)
+    return [*lines, "", f"{COMPARED[0]}: {ours / theirs:.2f} of the wall time of {COMPARED[1]}; goal: 0.5."]
 
 
 def measure_calls(cluster: Cluster, folder: Path, official: Path) -> list[str]:
@@ -156,49 +156,49 @@ def measure_calls(cluster: Cluster, folder: Path, official: Path) -> list[str]:
     shown = ("sbatch", "squeue", "sacct", "scontrol", "sinfo", "srun")
     lines = [f"| 200 jobs of 1 s | wall | {' | '.join(shown)} |", "|---" * (len(shown) + 2) + "|"]
     for number, (name, (python, options)) in enumerate(ways.items()):
-        place, counter = folder / f"calls{number}", folder / f"counter{number}"
-        make_workflow(place, 200, 1)
-        wall = run(python, options, place, environment(cluster, python, counter), 2400)
+        workdir, counter = folder / f"calls{number}", folder / f"counter{number}"
+        make_workflow(workdir, 200, 1)
+        wall = run(python, options, workdir, environment(cluster, python, counter), 2400)
         calls = Counter((counter / "calls").read_text().split())
         print(name, f"{wall:.0f} s", dict(calls), flush=True)
         lines.append(f"| {name} | {wall:.0f} s | {' | '.join(str(calls[command]) for command in shown)} |")
     return lines
 
 
-def measure_head(cluster: Cluster, folder: Path, official: Path) -> list[str]:
-    """Memory and CPU of the head while 1,000 jobs wait."""
+def measure_controller(cluster: Cluster, folder: Path, official: Path) -> list[str]:
+    """Memory and CPU of the controller while 1,000 jobs wait."""
     ways = {
         COMPARED[0]: (Path(sys.executable), [*SUBMITIT, "--submitit-shared-folder-check", "no"]),
         COMPARED[1]: (official, TUNED),
         "official plugin, default": (official, DEFAULT),
     }
-    lines = ["| head with 1,000 queued jobs | submitted after | memory | CPU |", "|---|---|---|---|"]
+    lines = ["| controller with 1,000 queued jobs | submitted after | memory | CPU |", "|---|---|---|---|"]
     cluster.run("scontrol", "update", "PartitionName=main", "State=DOWN")
     for number, (name, (python, options)) in enumerate(ways.items()):
-        place = folder / f"head{number}"
-        make_workflow(place, QUEUED, 1)
-        lines.append(f"| {name} | {watch_head(cluster, python, options, place)} |")
+        workdir = folder / f"controller{number}"
+        make_workflow(workdir, QUEUED, 1)
+        lines.append(f"| {name} | {watch_controller(cluster, python, options, workdir)} |")
         print(lines[-1], flush=True)
     cluster.run("scontrol", "update", "PartitionName=main", "State=UP")
     return lines
 
 
-def watch_head(cluster: Cluster, python: Path, options: Iterable[str], place: Path) -> str:
-    """Start a workflow, wait until all its jobs are in the queue, and look at its head."""
+def watch_controller(cluster: Cluster, python: Path, options: Iterable[str], workdir: Path) -> str:
+    """Start a workflow, wait until all its jobs are in the queue, and look at its controller."""
     start = time.monotonic()
-    with (place / "log").open("w") as log:
-        head = subprocess.Popen(
-            [python, "-m", "snakemake", *options], cwd=place, stdout=log, stderr=log,
-            env=environment(cluster, python, place / "commands"),
+    with (workdir / "log").open("w") as log:
+        controller = subprocess.Popen(
+            [python, "-m", "snakemake", *options], cwd=workdir, stdout=log, stderr=log,
+            env=environment(cluster, python, workdir / "commands"),
         )  # fmt: skip
     try:
         wait_for(lambda: queued(cluster) >= QUEUED, 900, f"{QUEUED} jobs in the queue", interval=1.0)
         submitted = time.monotonic() - start
         time.sleep(SETTLED_S)  # what follows the last submission is no waiting yet
-        return f"{submitted:.0f} s | {watch(psutil.Process(head.pid))}"
+        return f"{submitted:.0f} s | {watch(psutil.Process(controller.pid))}"
     finally:
-        head.kill()
-        head.wait()
+        controller.kill()
+        controller.wait()
         cluster.run("scancel", "--user", str(os.getuid()))
         wait_for(lambda: queued(cluster) == 0, 120, "an empty queue", interval=1.0)
 
@@ -208,20 +208,20 @@ def queued(cluster: Cluster) -> int:
     return len(cluster.run("squeue", "--noheader", "--array", "--states=PENDING", "--format=%i").split())
 
 
-def watch(head: psutil.Process, seconds: float = 60.0) -> str:
+def watch(controller: psutil.Process, seconds: float = 60.0) -> str:
     """Memory and CPU of a process over a minute; the programs it calls count as well."""
-    before = sum(head.cpu_times()[:4])
+    before = sum(controller.cpu_times()[:4])
     time.sleep(seconds)
-    cpu = (sum(head.cpu_times()[:4]) - before) / seconds * 100
-    return f"{head.memory_info().rss / 1e6:.0f} MB | {cpu:.1f} % of a core"
+    cpu = (sum(controller.cpu_times()[:4]) - before) / seconds * 100
+    return f"{controller.memory_info().rss / 1e6:.0f} MB | {cpu:.1f} % of a core"
 
 
 def write(lines: list[str]) -> None:
     """Replace the section "Executor" of the README and keep the others."""
     text = README.read_text() if README.exists() else "# Benchmarks\n"
     section = "## Executor\n\n" + "\n".join(lines) + "\n"
-    found = re.search(r"^## Executor\n.*?(?=^## |\Z)", text, flags=re.MULTILINE | re.DOTALL)
-    text = text.replace(found[0], section + "\n") if found else f"{text.rstrip()}\n\n{section}"
+    earlier = re.search(r"^## Executor\n.*?(?=^## |\Z)", text, flags=re.MULTILINE | re.DOTALL)
+    text = text.replace(earlier[0], section + "\n") if earlier else f"{text.rstrip()}\n\n{section}"
     README.write_text(text.rstrip() + "\n")
 
 
@@ -240,7 +240,7 @@ def main() -> None:
     """Measure and print, or write into the README."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--parts", nargs="+", choices=["wall", "calls", "head"], default=["wall", "calls", "head"]
+        "--parts", nargs="+", choices=["wall", "calls", "controller"], default=["wall", "calls", "controller"]
     )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument(
@@ -255,8 +255,8 @@ def main() -> None:
             lines = [describe(cluster, options.repeats)]
             if "wall" in options.parts:
                 lines += ["", *measure_walls(cluster, folder, official, options.repeats)]
-            if "head" in options.parts:
-                lines += ["", *measure_head(cluster, folder, official)]
+            if "controller" in options.parts:
+                lines += ["", *measure_controller(cluster, folder, official)]
             if "calls" in options.parts:
                 lines += ["", *measure_calls(cluster, folder, official)]
     print("\n".join(lines))

@@ -102,13 +102,13 @@ def find_program(name: str) -> str | None:
 
 def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on, below those that the system hands out to clients."""
-    found: list[int] = []
+    ports: list[int] = []
     for port in random.sample(range(20_000, 32_000), 12_000):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
-            found.append(port)
-        if len(found) == count:
-            return found
+            ports.append(port)
+        if len(ports) == count:
+            return ports
     raise AssertionError("no free ports")
 
 
@@ -304,15 +304,15 @@ class Cluster:
                     kill(process, number)
 
     def processes(self) -> list[psutil.Process]:
-        """All processes that belong to this cluster: SLURM_CONF in their environment tells."""
-        found = []
+        """All processes that belong to this cluster: known by SLURM_CONF in their environment."""
+        processes = []
         for process in psutil.process_iter():
             try:
                 if process.environ().get("SLURM_CONF") == str(self.conf) and process.pid != os.getpid():
-                    found.append(process)
+                    processes.append(process)
             except (psutil.Error, OSError):
                 continue
-        return found
+        return processes
 
     def stop(self) -> None:
         """End every process of this cluster by its pid."""
@@ -363,7 +363,7 @@ class Cluster:
 
 
 def user_option(user: str) -> list[str]:
-    """MariaDB refuses to run as root unless told so."""
+    """MariaDB refuses to run as root without this."""
     return ["--user=root"] if user == "root" else []
 
 

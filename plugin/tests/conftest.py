@@ -32,5 +32,5 @@ def make_workflow(tmp_path: Path) -> Iterator[Callable[..., Workflow]]:
         return made[-1]
 
     yield make
-    for one in made:
-        one.stop()
+    for workflow in made:
+        workflow.stop()

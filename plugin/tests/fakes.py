@@ -8,15 +8,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from snakemake_executor_plugin_submitit.adoption import EarlierJobs
 from snakemake_executor_plugin_submitit.backends import Backend, Look, Result
 from snakemake_executor_plugin_submitit.executor import Executor
-from snakemake_executor_plugin_submitit.journal import Entry, Journal
+from snakemake_executor_plugin_submitit.journal import Journal, JournalEntry
+from snakemake_executor_plugin_submitit.reattach import EarlierJobs
 from snakemake_executor_plugin_submitit.settings import ExecutorSettings
 from snakemake_executor_plugin_submitit.tracker import Tracker
 
 
-def make_entry(folder: Path, **changes: Any) -> Entry:
+def make_entry(folder: Path, **changes: Any) -> JournalEntry:
     """An entry of a submitted job."""
     fields: dict[str, Any] = {
         "key": "k", "name": "train run=one", "rule": "train", "wildcards": {"run": "one"}, "outputs": ["a"],
@@ -25,11 +25,11 @@ def make_entry(folder: Path, **changes: Any) -> Entry:
         "submitted": 1.0, "state": "PENDING", "job_id": "7", "result": str(folder / "7_0_result.pkl"),
         "log": str(folder / "out"), "error_log": str(folder / "err"),
     }  # fmt: skip
-    return Entry(**{**fields, **changes})
+    return JournalEntry(**{**fields, **changes})
 
 
 class FakeBackend(Backend):
-    """A cluster whose answers the test sets; it notes what it is told."""
+    """A cluster whose answers the test sets; it notes what it is asked."""
 
     name = "slurm"
     array_limit = 1000
@@ -52,18 +52,18 @@ class FakeBackend(Backend):
         if len(jobs) > self.room:
             raise QueueFullError("sbatch: AssocMaxSubmitJobLimit")
         self.room -= len(jobs)
-        return [f"{len(self.chunks)}_{place}" for place in range(len(jobs))]
+        return [f"{len(self.chunks)}_{index}" for index in range(len(jobs))]
 
     def busy(self) -> bool:
         return self.others_in_queue
 
-    def find(self, entry: Entry) -> str | None:
+    def find(self, entry: JournalEntry) -> str | None:
         return self.found or super().find(entry)
 
-    def look(self, entry: Entry) -> Look | None:
+    def look(self, entry: JournalEntry) -> Look | None:
         return self.answer
 
-    def result(self, entry: Entry) -> Result | None:
+    def result(self, entry: JournalEntry) -> Result | None:
         return self.left
 
     def results_present(self) -> set[str]:
@@ -72,10 +72,10 @@ class FakeBackend(Backend):
     def hurry(self) -> None:
         self.hurries += 1
 
-    def drop_result(self, entry: Entry) -> None:
+    def drop_result(self, entry: JournalEntry) -> None:
         self.left = None
 
-    def mend(self, job_id: str, job: Any, request: Any) -> None:
+    def restore_function(self, job_id: str, job: Any, request: Any) -> None:
         return
 
     def cancel(self, entries: Any) -> None:
@@ -100,8 +100,8 @@ class Watched:
         self.tracker.look_around()
         return self.tracker.judge(self.entry)
 
-    def earlier(self, *entries: Entry) -> EarlierJobs:
-        """What a new head finds if the journal holds these."""
+    def earlier(self, *entries: JournalEntry) -> EarlierJobs:
+        """What a new controller finds if the journal holds these."""
         for entry in entries or [self.entry]:
             self.journal.write(entry)
         return EarlierJobs(self.backend, self.tracker, self.journal, self.say)
@@ -124,11 +124,11 @@ def make_group(*jobs: Any) -> Any:
 class MadeExecutor(Executor):
     """The executor without a workflow around it; it notes what it reports to Snakemake."""
 
-    def __init__(self, watched: Watched, folder: Path, *earlier: Entry) -> None:
+    def __init__(self, watched: Watched, folder: Path, *earlier: JournalEntry) -> None:
         self.settings = watched.backend.settings
         self.folder, self.logger = folder, logging.getLogger("fake")
         self.journal, self.backend, self.tracker = watched.journal, watched.backend, watched.tracker
-        self.followed: dict[str, Entry] = {}
+        self.followed: dict[str, JournalEntry] = {}
         self._scripts: Path | None = None
         self._failures = 0
         self._failing_since: float | None = None

@@ -1,4 +1,4 @@
-"""Trainings on a real Slurm that are cut, preempted, requeued, or lose their node or their head process.
+"""Trainings on a real Slurm that are cut, preempted, requeued, or lose their node or their controller.
 
 In every case the final weights are those of an undisturbed training and no epoch is trained twice.
 """
@@ -13,7 +13,7 @@ from collections.abc import Callable
 import pytest
 
 from cluster import Cluster, wait_for
-from workflows import TRAINER, Head, Workflow
+from workflows import TRAINER, Controller, Workflow
 
 pytestmark = pytest.mark.slurm
 
@@ -37,14 +37,14 @@ def test_time_limit_met_three_times(cluster: Cluster, make_workflow: Callable[..
     runs = ("one", "two")
     work = make_workflow(cluster, epochs=20, steps=20, settings={"signal_seconds": 20})
     work.write_training([*runs], resources="runtime=1, gpu=1", step_s=0.6, fast_after=3)
-    head = work.start()
+    controller = work.start()
     jobs = [work.job_id(run) for run in runs]
     assert all("_" in job_id for job_id in jobs)
     for restart in (1, 2, 3):
         for job_id in jobs:
             requeued(cluster, job_id)
             wait_for(lambda: int(cluster.job(job_id)["Restarts"]) == restart, 60, f"restart {restart}")  # noqa: B023
-    finish_although_cut_again(cluster, head, jobs)
+    finish_although_cut_again(cluster, controller, jobs)
     for run in runs:
         work.assert_undisturbed(run)
         entry = work.entries()[run]
@@ -52,29 +52,29 @@ def test_time_limit_met_three_times(cluster: Cluster, make_workflow: Callable[..
         assert entry["restarts"] >= 3
         assert work.metrics(run)["execution"]["restarts"] == str(entry["restarts"])
         assert float(work.metrics(run)["execution"]["queue_wait_s"]) > 3
-    assert "requeued (time limit)" in head.text
+    assert "requeued (time limit)" in controller.text
 
 
-def finish_although_cut_again(cluster: Cluster, head: Head, jobs: list[str]) -> None:
+def finish_although_cut_again(cluster: Cluster, controller: Controller, jobs: list[str]) -> None:
     """Slurm may give its signal as much as a minute early: even a last start of seconds may meet it."""
 
     def ended() -> bool:
         for job_id in jobs:
             if cluster.states().get(job_id) == "PENDING":
                 cluster.let_start(job_id)
-        return head.process.poll() is not None
+        return controller.process.poll() is not None
 
     wait_for(ended, 180, "the workflow to end", interval=1.0)
-    head.finish()
+    controller.finish()
 
 
 def test_time_limit_met_too_often(cluster: Cluster, make_workflow: Callable[..., Workflow]) -> None:
     """More time limits than allowed end the job; the same command goes on from its last state."""
     work = make_workflow(cluster, epochs=40, steps=20, settings={"signal_seconds": 20, "max_timeouts": 0})
     work.write_training(["one"], resources="runtime=1", step_s=0.3)
-    head = work.call(timeout=150)
-    assert head.process.returncode == 1
-    assert "met its time limit of 1 minutes 1 times (TIMEOUT after 0 requeues)" in head.text
+    controller = work.call(timeout=150)
+    assert controller.process.returncode == 1
+    assert "met its time limit of 1 minutes 1 times (TIMEOUT after 0 requeues)" in controller.text
     assert work.entries()["one"]["state"] == "TIMEOUT"
 
 
@@ -87,13 +87,13 @@ def test_preempted(cluster: Cluster, make_workflow: Callable[..., Workflow], par
     work = make_workflow(cluster, epochs=20)
     resources = f"runtime=30, gpu=1, slurm_partition='{partition}'"
     work.write_training([*runs], resources=resources, step_s=0.5, **SLOW_UNTIL_DISTURBED)
-    head = work.start()
+    controller = work.start()
     for run in runs:
         work.wait_for_epochs(run, 1)
     cluster.run("sbatch", "--partition=high", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
     for run in runs:
         requeued(cluster, work.job_id(run))
-    head.finish()
+    controller.finish()
     for run in runs:
         work.assert_undisturbed(run)
         entry = work.entries()[run]
@@ -104,13 +104,13 @@ def test_requeued_by_an_administrator(cluster: Cluster, make_workflow: Callable[
     """(c) `scontrol requeue` of one task of an array; the other task is not touched."""
     work = make_workflow(cluster, epochs=12)
     work.write_training(["one", "two"], step_s=0.4, **SLOW_UNTIL_DISTURBED)
-    head = work.start()
+    controller = work.start()
     job_id = work.job_id("one")
     assert "_" in job_id
     work.wait_for_epochs("one", 1)
     cluster.run("scontrol", "requeue", job_id)
     requeued(cluster, job_id)
-    head.finish()
+    controller.finish()
     for run in ("one", "two"):
         work.assert_undisturbed(run)
     assert work.entries()["one"]["restarts"] == 1
@@ -122,7 +122,7 @@ def test_node_fails(start_cluster: Callable[..., Cluster], make_workflow: Callab
     cluster = start_cluster(nodes=3, node_timeout=30)
     work = make_workflow(cluster, epochs=30)
     work.write_training(["one", "two"], step_s=0.4, **SLOW_UNTIL_DISTURBED)
-    head = work.start()
+    controller = work.start()
     job_id = work.job_id("one")
     work.wait_for_epochs("one", 2)
     node = cluster.run("squeue", "-h", "-r", "-j", job_id, "-o", "%N").strip()
@@ -134,7 +134,7 @@ def test_node_fails(start_cluster: Callable[..., Cluster], make_workflow: Callab
     cluster.kill_node(node)
     for run in sharing:
         requeued(cluster, work.job_id(run))
-    head.finish(240)
+    controller.finish(240)
     for run in ("one", "two"):
         work.assert_undisturbed(run)
     assert work.entries()["one"]["restarts"] == 1
@@ -149,13 +149,13 @@ def test_two_nodes_are_told_to_save(
     ending = "code=$?; echo $code >> ended.$SLURMD_NODENAME; exit $code"
     trainer = f"{sys.executable} {TRAINER} runs/$SLURMD_NODENAME --epochs 20 --step-s 0.5 --fast-after 1"
     work.write(TWO_NODES.format(command=f"$SNAKEMAKE_SUBMITIT_LAUNCHER sh -c '{trainer}; {ending}'"))
-    head = work.start()
+    controller = work.start()
     job_id = work.job_id("train")
     for node in ("n1", "n2"):
         work.wait_for_epochs(node, 1)
     cluster.run("scancel", "--signal=USR2", job_id)
     requeued(cluster, job_id)
-    head.finish()
+    controller.finish()
     for node in ("n1", "n2"):
         work.assert_undisturbed(node)
         assert (work.folder / f"ended.{node}").read_text().split() == ["75", "0"]
@@ -163,34 +163,34 @@ def test_two_nodes_are_told_to_save(
     assert (entry["restarts"], entry["timeouts"], entry["state"]) == (1, 0, "COMPLETED")
 
 
-def test_job_cancelled_without_a_head_is_submitted_again(
+def test_job_cancelled_without_a_controller_is_submitted_again(
     cluster: Cluster, make_workflow: Callable[..., Workflow]
 ) -> None:
-    """The head dies, a user cancels a job, the same command comes at once: the job runs anew."""
+    """The controller dies, a user cancels a job, the same command comes at once: the job runs anew."""
     work = make_workflow(cluster, epochs=3)
     work.write_training(["one", "two"], step_s=0.01, gate="gate")
-    head = work.start()
+    controller = work.start()
     jobs = {run: work.job_id(run) for run in ("one", "two")}
     for run in jobs:
         work.wait_for_epochs(run, 1)
-    head.kill()
+    controller.kill()
     cluster.run("scancel", jobs["one"])
     wait_for(lambda: cluster.states()[jobs["one"]] == "CANCELLED", 60, "the job is cancelled")
     work.unlock()
     (work.folder / "gate").touch()
-    head = work.call()
-    head.finish()
-    assert "has failed meanwhile: train run=one: cancelled" in head.text
+    controller = work.call()
+    controller.finish()
+    assert "has failed meanwhile: train run=one: cancelled" in controller.text
     assert work.job_id("one") != jobs["one"]
     assert work.job_id("two") == jobs["two"]
     for run in jobs:
         work.assert_undisturbed(run)
 
 
-def test_head_killed_before_during_and_after(
+def test_controller_killed_before_during_and_after(
     cluster: Cluster, make_workflow: Callable[..., Workflow]
 ) -> None:
-    """(g) The head dies while jobs wait, run and finish: nothing is submitted twice."""
+    """(g) The controller dies while jobs wait, run and finish: nothing is submitted twice."""
     work = make_workflow(cluster, epochs=16)
     blocker = cluster.run(
         "sbatch", "--parsable", "--exclusive", "--output=/dev/null", "--wrap=sleep 600"
@@ -207,16 +207,18 @@ def test_head_killed_before_during_and_after(
     assert "snakemake --unlock" in stale.text
     work.unlock()
     second = work.start()
-    second.says("adopted job")
+    second.says("re-attached to job")
     cluster.run("scancel", blocker)
     work.wait_for_epochs("one", 1)
     second.kill()  # during: some run
     work.unlock()
     wait_for(
-        lambda: (work.folder / "runs/one/metrics.json").exists(), 120, "a job has finished without a head"
+        lambda: (work.folder / "runs/one/metrics.json").exists(),
+        120,
+        "a job has finished alone",
     )
     third = work.start()
-    third.finish()  # after: those that finished meanwhile are done, the others are adopted
+    third.finish()  # after: those that finished meanwhile are done, the others are found again
     assert {run: work.job_id(run) for run in jobs} == jobs
     assert len([state for job_id, state in cluster.states().items() if job_id != blocker]) == 3
     for run in jobs:
@@ -225,7 +227,7 @@ def test_head_killed_before_during_and_after(
 
 
 def forget_submission(work: Workflow, run: str) -> None:
-    """As if the head had died right after sbatch: no id in the journal, no function for the job."""
+    """As if the controller had died right after sbatch: no id in the journal, no function for the job."""
     entry = work.entries()[run]
     folder = work.folder / ".snakemake" / "submitit"
     (folder / "jobs" / f"{entry['job_id']}_submitted.pkl").unlink()
@@ -241,16 +243,16 @@ def forget_submission(work: Workflow, run: str) -> None:
 
 
 def test_interrupt_leaves_jobs(cluster: Cluster, make_workflow: Callable[..., Workflow]) -> None:
-    """Ctrl-C leaves the jobs alone; a job requeued while no head is alive still finishes."""
+    """Ctrl-C leaves the jobs alone; a job requeued while no controller is alive still finishes."""
     work = make_workflow(cluster, epochs=12)
     work.write_training(["one", "two"], step_s=0.5, **SLOW_UNTIL_DISTURBED)
-    head = work.start()
+    controller = work.start()
     job_id = work.job_id("one")
     work.wait_for_epochs("one", 1)
-    head.interrupt()
-    assert head.wait(60) != 0
-    assert "2 submitted jobs go on" in head.text
-    assert f"scancel {job_id.split('_')[0]}" in head.text
+    controller.interrupt()
+    assert controller.wait(60) != 0
+    assert "2 submitted jobs go on" in controller.text
+    assert f"scancel {job_id.split('_')[0]}" in controller.text
     cluster.run("scontrol", "requeue", job_id)
     requeued(cluster, job_id)
     wait_for(
@@ -266,11 +268,11 @@ def test_interrupt_cancels_jobs(cluster: Cluster, make_workflow: Callable[..., W
     """Ctrl-C cancels the jobs if the user wants that."""
     work = make_workflow(cluster, epochs=100, settings={"on_interrupt": "cancel"})
     work.write_training(["one", "two"], step_s=0.5)
-    head = work.start()
+    controller = work.start()
     job_id = work.job_id("one")
     work.wait_for_epochs("one", 1)
-    head.interrupt()
-    assert head.wait(60) != 0
+    controller.interrupt()
+    assert controller.wait(60) != 0
     wait_for(lambda: cluster.states().get(job_id) == "CANCELLED", 60, "the job is cancelled")
     assert work.entries()["one"]["state"] == "CANCELLED"
 
@@ -284,17 +286,17 @@ def test_controller_stopped_for_a_minute(cluster: Cluster, make_workflow: Callab
     runs = ("one", "two", "three")
     work = make_workflow(cluster, epochs=30)
     work.write_training([*runs], step_s=0.5)
-    head = work.start()
+    controller = work.start()
     wait_for(lambda: any(work.history(run) for run in runs), 90, "the first epoch of a run")
     jobs = {run: work.job_id(run) for run in runs}
-    controller = cluster.daemon("slurmctld")
-    controller.send_signal(signal.SIGTERM)
-    controller.wait(30)
-    head.says("Slurm does not answer", 60)
+    slurmctld = cluster.daemon("slurmctld")
+    slurmctld.send_signal(signal.SIGTERM)
+    slurmctld.wait(30)
+    controller.says("Slurm does not answer", 60)
     wait_a_minute()
     cluster.start_controller()
-    head.says("Slurm answers again", 90)
-    head.finish(240)
+    controller.says("Slurm answers again", 90)
+    controller.finish(240)
     assert {run: work.job_id(run) for run in jobs} == jobs
     assert len(cluster.states()) <= 3
     for run in jobs:

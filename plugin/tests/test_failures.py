@@ -1,4 +1,4 @@
-"""What the user is told on a real Slurm: failures, jobs that cannot start, and input that can never work."""
+"""Reports to the user on a real Slurm: failures, jobs that cannot start, and input that can never work."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from cluster import Cluster, missing_programs, wait_for
 from slurm_fixtures import require
-from workflows import Head, Workflow
+from workflows import Controller, Workflow
 
 pytestmark = pytest.mark.slurm
 
@@ -28,31 +28,31 @@ rule work:
 """
 
 
-def refused(work: Workflow, resources: str, *arguments: str, command: str = "touch {output}") -> Head:
+def refused(work: Workflow, resources: str, *arguments: str, command: str = "touch {output}") -> Controller:
     """Run a workflow that must be refused before anything is submitted."""
     work.write(SIMPLE.format(resources=resources, command=command))
-    head = work.call(*arguments, timeout=90)
-    assert head.process.returncode != 0
-    assert "Traceback" not in head.text
-    assert "submitted" not in head.text
-    return head
+    controller = work.call(*arguments, timeout=90)
+    assert controller.process.returncode != 0
+    assert "Traceback" not in controller.text
+    assert "submitted" not in controller.text
+    return controller
 
 
 def test_cancelled_by_a_user(cluster: Cluster, make_workflow: Callable[..., Workflow]) -> None:
     """(e) scancel of one task of an array: which run, what happened, where the files are."""
     work = make_workflow(cluster, epochs=12)
     work.write_training(["one", "two"], step_s=0.4)
-    head = work.start("--keep-going")
+    controller = work.start("--keep-going")
     job_id = work.job_id("one")
     work.wait_for_epochs("one", 1)
     cluster.run("scancel", job_id)
-    assert head.wait(180) == 1
-    assert "train run=one: cancelled (CANCELLED)" in head.text
-    assert f"job {job_id} on cluster slurm, node n1" in head.text
+    assert controller.wait(180) == 1
+    assert "train run=one: cancelled (CANCELLED)" in controller.text
+    assert f"job {job_id} on cluster slurm, node n1" in controller.text
     entry = work.entries()["one"]
     assert entry["state"] == "CANCELLED"
-    assert entry["error_log"] in head.text
-    assert entry["script"] in head.text
+    assert entry["error_log"] in controller.text
+    assert entry["script"] in controller.text
     assert Path(entry["script"]).exists()
     assert Path(entry["submission"]).exists()
     work.assert_undisturbed("two")
@@ -65,10 +65,10 @@ def test_out_of_memory(start_cluster: Callable[..., Cluster], make_workflow: Cal
     cluster = start_cluster(kill_over_memory=True)
     work = make_workflow(cluster, epochs=20)
     work.write_training(["one"], resources="runtime=10, mem_mb=400", step_s=0.5, eat_mb=15)
-    head = work.call()
-    assert head.process.returncode == 1
-    assert "train run=one: out of memory (OUT_OF_MEMORY): its limit was mem_mb=400" in head.text
-    assert "the largest use seen by the job itself was" in head.text
+    controller = work.call()
+    assert controller.process.returncode == 1
+    assert "train run=one: out of memory (OUT_OF_MEMORY): its limit was mem_mb=400" in controller.text
+    assert "the largest use seen by the job itself was" in controller.text
     entry = work.entries()["one"]
     assert entry["state"] == "OUT_OF_MEMORY"
     assert entry["peak_memory_mb"] > 200
@@ -78,11 +78,11 @@ def test_failing_rule(cluster: Cluster, make_workflow: Callable[..., Workflow]) 
     """A rule that fails, and fails again on its retry: exit code and the program's own last lines."""
     work = make_workflow(cluster)
     work.write(SIMPLE.format(resources="runtime=5", command="echo the disk is on fire >&2; exit 3"))
-    head = work.call("--retries", "1")
-    assert head.process.returncode == 1
-    assert head.text.count("its command failed with exit code 3 (FAILED)") == 2
-    assert "| the disk is on fire" in head.text
-    assert "Trying to restart job" in head.text
+    controller = work.call("--retries", "1")
+    assert controller.process.returncode == 1
+    assert controller.text.count("its command failed with exit code 3 (FAILED)") == 2
+    assert "| the disk is on fire" in controller.text
+    assert "Trying to restart job" in controller.text
 
 
 def test_tells_why_a_job_cannot_start(cluster: Cluster, make_workflow: Callable[..., Workflow]) -> None:
@@ -90,12 +90,12 @@ def test_tells_why_a_job_cannot_start(cluster: Cluster, make_workflow: Callable[
     cluster.run("scontrol", "update", "PartitionName=high", "State=DOWN")
     work = make_workflow(cluster)
     work.write(SIMPLE.format(resources="runtime=5, slurm_partition='high'", command="touch {output}"))
-    head = work.start()
-    head.says("cannot start: work .*: PartitionDown")
+    controller = work.start()
+    controller.says("cannot start: work .*: PartitionDown")
     assert work.entries()["work"]["reason"] == "PartitionDown"
     cluster.run("scontrol", "update", "PartitionName=high", "State=UP")
-    head.finish()
-    assert head.text.count("cannot start") == 1
+    controller.finish()
+    assert controller.text.count("cannot start") == 1
 
 
 @pytest.mark.parametrize(
@@ -112,21 +112,21 @@ def test_refuses_resources(
     cluster: Cluster, make_workflow: Callable[..., Workflow], resources: str, message: str
 ) -> None:
     """One line with the rule, what is wrong and what is valid, before the first submission."""
-    head = refused(make_workflow(cluster), resources)
-    assert f"rule work: {message}" in head.text
+    controller = refused(make_workflow(cluster), resources)
+    assert f"rule work: {message}" in controller.text
     assert cluster.states() == {}
 
 
 def test_refuses_a_folder_that_nodes_do_not_see(
     start_cluster: Callable[..., Cluster], make_workflow: Callable[..., Workflow], tmp_path: Path
 ) -> None:
-    """A node with another file system at the place of the working folder."""
+    """A node with another file system in the working folder's path."""
     hide = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {tmp_path} && exec "$@"', "hide"]
     if subprocess.run([*hide, "true"], capture_output=True, check=False).returncode != 0:
         pytest.skip("this user may not make mount namespaces: no way to hide a folder from a node")
     cluster = start_cluster(node_prefix=hide)
-    head = refused(make_workflow(cluster, settings={"shared_folder_check": "yes"}), "runtime=5")
-    assert "is not shared with node" in head.text
+    controller = refused(make_workflow(cluster, settings={"shared_folder_check": "yes"}), "runtime=5")
+    assert "is not shared with node" in controller.text
 
 
 def test_refuses_unknown_cluster_and_settings(
@@ -134,25 +134,25 @@ def test_refuses_unknown_cluster_and_settings(
 ) -> None:
     """All wrong settings at once."""
     settings = {"cluster": "slrum", "on_interrupt": "leav", "signal_seconds": -1}
-    head = refused(make_workflow(cluster, settings=settings), "runtime=5")
+    controller = refused(make_workflow(cluster, settings=settings), "runtime=5")
     assert (
         "--submitit-cluster 'slrum' is unknown (did you mean 'slurm'?); valid are slurm, local, debug"
-        in head.text
+        in controller.text
     )
-    assert "--submitit-on-interrupt 'leav' is unknown (did you mean 'leave'?)" in head.text
-    assert "--submitit-signal-seconds must be 1 or more, not -1" in head.text
+    assert "--submitit-on-interrupt 'leav' is unknown (did you mean 'leave'?)" in controller.text
+    assert "--submitit-signal-seconds must be 1 or more, not -1" in controller.text
 
 
 def test_dry_run_asks_slurm(cluster: Cluster, make_workflow: Callable[..., Workflow]) -> None:
-    """`-n` with --submitit-test-only submits nothing and tells of each rule whether Slurm would take it."""
+    """`-n` with --submitit-test-only submits nothing and reports which rules Slurm would take."""
     work = make_workflow(cluster)
     work.write_training(["one", "two"])
     text = work.call("-n", "--submitit-test-only").finish()
     assert "sbatch --test-only, rule train: would be taken" in text
     work.write_training(["one"], resources="runtime=5, slurm_account='nobody', constraint='fast'")
-    head = work.call("-n", "--submitit-test-only")
-    assert head.process.returncode != 0
-    assert "rule train: sbatch: " in head.text
+    controller = work.call("-n", "--submitit-test-only")
+    assert controller.process.returncode != 0
+    assert "rule train: sbatch: " in controller.text
     assert cluster.states() == {}
 
 
@@ -176,21 +176,21 @@ def test_other_ways_of_running(cluster: Cluster, make_workflow: Callable[..., Wo
 
 
 def test_accounting(start_cluster: Callable[..., Cluster], make_workflow: Callable[..., Workflow]) -> None:
-    """With slurmdbd: who cancelled a job is told (test_submission.py: a job that squeue has forgotten)."""
+    """With slurmdbd: who cancelled a job is reported (a job that squeue has forgotten: test_submission.py)."""
     require(missing_programs())
     if missing := missing_programs(accounting=True):
         pytest.skip(missing)
     cluster = start_cluster(accounting=True)
     work = make_workflow(cluster, epochs=12)
     work.write_training(["one", "two"], step_s=0.4)
-    head = work.start("--keep-going")
+    controller = work.start("--keep-going")
     job_id = work.job_id("one")
     work.wait_for_epochs("one", 1)
     assert "gres/gpu=1" in cluster.job(job_id)["TRES"]
     cluster.run("scancel", job_id)
-    assert head.wait(180) == 1
+    assert controller.wait(180) == 1
     user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
-    assert f"train run=one: cancelled by {user} (CANCELLED)" in head.text
+    assert f"train run=one: cancelled by {user} (CANCELLED)" in controller.text
     work.assert_undisturbed("two")
 
 
@@ -240,16 +240,16 @@ def test_journal_is_whole_json(cluster: Cluster, make_workflow: Callable[..., Wo
     """Readers never meet half a file, also while jobs start and end; arrays are chunked and throttled."""
     work = make_workflow(cluster, settings={"array_size": 3, "array_throttle": 1})
     work.write_training([f"r{number}" for number in range(4)], step_s=0.05, resources="runtime=5")
-    head = work.start()
+    controller = work.start()
     folder = work.folder / ".snakemake" / "submitit" / "journal"
 
     def read_all() -> bool:
         for path in folder.glob("*.json"):
             json.loads(path.read_text())
-        return head.process.poll() is not None
+        return controller.process.poll() is not None
 
     wait_for(read_all, 180, "the workflow to end", interval=0.05)
-    head.finish()
+    controller.finish()
     assert sorted("_" in job_id for job_id in cluster.states()) == [False, True, True, True]
-    assert "[0-2]" in head.text
+    assert "[0-2]" in controller.text
     assert {entry["state"] for entry in work.entries().values()} == {"COMPLETED"}

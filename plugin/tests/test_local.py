@@ -22,19 +22,19 @@ def test_time_limit_continues(make_workflow: Callable[..., Workflow]) -> None:
     assert entry["restarts"] == entry["timeouts"] >= 1
 
 
-def test_jobs_survive_the_head(make_workflow: Callable[..., Workflow]) -> None:
-    """The head is killed; the next call adopts its running jobs."""
+def test_jobs_survive_the_controller(make_workflow: Callable[..., Workflow]) -> None:
+    """The controller is killed; the next call re-attaches to its running jobs."""
     work = make_workflow(epochs=3, settings={"cluster": "local"})
     work.write_training(["one", "two"], step_s=0.01, gate="gate")
-    head = work.start()
+    controller = work.start()
     work.wait_for_epochs("one", 1)
     jobs = {run: work.job_id(run) for run in ("one", "two")}
-    head.kill()
+    controller.kill()
     work.unlock()
-    head = work.start()
-    head.says("adopted job(.|\n)*adopted job")
+    controller = work.start()
+    controller.says("re-attached(.|\n)*re-attached")
     (work.folder / "gate").touch()
-    head.finish()
+    controller.finish()
     for run in jobs:
         assert work.job_id(run) == jobs[run]
         work.assert_undisturbed(run)
@@ -44,9 +44,9 @@ def test_interrupt_cancels_jobs(make_workflow: Callable[..., Workflow]) -> None:
     """Ctrl-C with `cancel` ends the whole family of processes, and the program may still save."""
     work = make_workflow(epochs=500, settings={"cluster": "local", "on_interrupt": "cancel"})
     work.write_training(["one"], step_s=0.2)
-    head = work.start()
+    controller = work.start()
     work.wait_for_epochs("one", 1)
-    head.interrupt()
-    assert head.wait(60) != 0
+    controller.interrupt()
+    assert controller.wait(60) != 0
     assert work.entries()["one"]["state"] == "CANCELLED"
     assert (work.folder / "runs" / "one" / "last.json").exists()

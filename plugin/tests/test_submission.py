@@ -22,7 +22,7 @@ from snakemake_executor_plugin_submitit.backends import (
     Look,
     Result,
     SlurmBackend,
-    controllers,
+    local_processes,
     uninterrupted,
 )
 from snakemake_executor_plugin_submitit.requests import read_request
@@ -38,7 +38,7 @@ REQUEST = read_request({}, 1, "rule train")
 def following(tmp_path: Path, **settings: Any) -> tuple[Watched, MadeExecutor, threading.Event]:
     """An executor with two jobs whose poller is just waiting for squeue; the event lets squeue answer."""
     watched = Watched(tmp_path, **settings)
-    head = MadeExecutor(watched, tmp_path)
+    controller = MadeExecutor(watched, tmp_path)
     asked, answer = threading.Event(), threading.Event()
 
     def squeue() -> None:
@@ -46,11 +46,11 @@ def following(tmp_path: Path, **settings: Any) -> tuple[Watched, MadeExecutor, t
         answer.wait(10)
 
     watched.backend.refresh = squeue  # type: ignore[method-assign]
-    head.run_jobs([make_job("a"), make_job("b")], announce=False)
-    head.follow()
+    controller.run_jobs([make_job("a"), make_job("b")], announce=False)
+    controller.follow()
     assert asked.wait(10)
-    assert head.active_jobs == [], "Snakemake's own list is empty while the poller works"
-    return watched, head, answer
+    assert controller.active_jobs == [], "Snakemake's own list is empty while the poller works"
+    return watched, controller, answer
 
 
 def states(watched: Watched) -> list[str]:
@@ -59,11 +59,12 @@ def states(watched: Watched) -> list[str]:
 
 
 def test_ctrl_c_while_squeue_is_asked_leaves_jobs_and_scripts(tmp_path: Path) -> None:
-    watched, head, answer = following(tmp_path)
+    watched, controller, answer = following(tmp_path)
     threading.Timer(0.2, answer.set).start()
-    head.cancel()
+    controller.cancel()
     assert (
-        "2 submitted jobs go on; the same command adopts them. To cancel them: scancel 1" in watched.said[-1]
+        "2 submitted jobs go on; the same command finds them again. To cancel them: scancel 1"
+        in watched.said[-1]
     )
     assert states(watched) == ["PENDING", "PENDING"]
     assert all(Path(entry.script).exists() for entry in watched.journal.entries())
@@ -71,9 +72,9 @@ def test_ctrl_c_while_squeue_is_asked_leaves_jobs_and_scripts(tmp_path: Path) ->
 
 def test_ctrl_c_while_squeue_is_asked_cancels_jobs(tmp_path: Path) -> None:
     """And the poller does not call them running afterwards."""
-    watched, head, answer = following(tmp_path, on_interrupt="cancel")
+    watched, controller, answer = following(tmp_path, on_interrupt="cancel")
     threading.Timer(0.2, answer.set).start()
-    head.cancel()
+    controller.cancel()
     assert sorted(watched.backend.cancelled) == ["1_0", "1_1"]
     assert states(watched) == ["CANCELLED", "CANCELLED"]
     assert not any("go on" in line for line in watched.said)
@@ -81,34 +82,34 @@ def test_ctrl_c_while_squeue_is_asked_cancels_jobs(tmp_path: Path) -> None:
 
 def test_poller_that_fails_leaves_jobs_and_scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executor, "LONGEST_FAILURE_S", -1.0)
-    watched, head, answer = following(tmp_path)
+    watched, controller, answer = following(tmp_path)
     watched.tracker.judge = lambda entry: 1 / 0  # type: ignore[method-assign, assignment, return-value]
     answer.set()
-    head.wait_thread.join(10)
-    assert isinstance(head.crashes[0], ZeroDivisionError)
-    head.shutdown()
+    controller.wait_thread.join(10)
+    assert isinstance(controller.crashes[0], ZeroDivisionError)
+    controller.shutdown()
     assert "2 submitted jobs go on" in watched.said[-1]
     assert all(Path(entry.script).exists() for entry in watched.journal.entries())
 
 
-def test_disk_errors_do_not_end_the_head_at_once(tmp_path: Path) -> None:
+def test_disk_errors_do_not_end_the_controller_at_once(tmp_path: Path) -> None:
     watched = Watched(tmp_path)
-    head = MadeExecutor(watched, tmp_path)
-    head.run_jobs([make_job("a")], announce=False)
+    controller = MadeExecutor(watched, tmp_path)
+    controller.run_jobs([make_job("a")], announce=False)
     watched.tracker.judge = full_disk  # type: ignore[method-assign]
     for _ in range(100):
-        assert asyncio.run(one_round(head)) == head.active_jobs
+        assert asyncio.run(one_round(controller)) == controller.active_jobs
     assert len(watched.said) == 1
     watched.tracker.judge = lambda entry: None  # type: ignore[method-assign]
-    asyncio.run(one_round(head))
-    assert head._failing_since is None
+    asyncio.run(one_round(controller))
+    assert controller._failing_since is None
 
 
 def test_poller_starts_before_the_executor_is_made() -> None:
     """Snakemake starts it first of all: with nothing to follow it needs nothing."""
 
-    async def round_of(head: executor.Executor) -> list[Any]:
-        return [info async for info in head.check_active_jobs([])]
+    async def round_of(controller: executor.Executor) -> list[Any]:
+        return [info async for info in controller.check_active_jobs([])]
 
     assert asyncio.run(round_of(object.__new__(executor.Executor))) == []
 
@@ -118,41 +119,41 @@ def full_disk(entry: Any) -> None:
     raise OSError("no space left")
 
 
-async def one_round(head: MadeExecutor) -> list[Any]:
+async def one_round(controller: MadeExecutor) -> list[Any]:
     """What the poller does every half second."""
-    return [info async for info in head.check_active_jobs(head.active_jobs)]
+    return [info async for info in controller.check_active_jobs(controller.active_jobs)]
 
 
 def test_scripts_are_removed_when_all_jobs_have_ended(tmp_path: Path) -> None:
     watched = Watched(tmp_path)
-    head = MadeExecutor(watched, tmp_path)
-    head.run_jobs([make_job("a")], announce=False)
-    watched.entry = next(iter(head.followed.values()))
+    controller = MadeExecutor(watched, tmp_path)
+    controller.run_jobs([make_job("a")], announce=False)
+    watched.entry = next(iter(controller.followed.values()))
     Path(str(watched.entry.record)).write_text('{"submitted": 1, "exit_code": 0}')
-    assert not head._ended(head.active_jobs[0])
+    assert not controller._ended(controller.active_jobs[0])
     watched.backend.answer = Look("COMPLETED", True)
-    assert not head._ended(head.active_jobs[0])
+    assert not controller._ended(controller.active_jobs[0])
     watched.now += 70
-    assert head._ended(head.active_jobs[0])
-    head.follow()
-    head.shutdown()
+    assert controller._ended(controller.active_jobs[0])
+    controller.follow()
+    controller.shutdown()
     assert not Path(watched.entry.script).exists()
 
 
 def test_ctrl_c_between_sbatch_and_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The jobs are in the queue under their mark: they are found there, told of, or cancelled."""
+    """The jobs are in the queue under their mark: they are found there, reported, or cancelled."""
     watched = Watched(tmp_path, on_interrupt="cancel")
-    head = MadeExecutor(watched, tmp_path)
+    controller = MadeExecutor(watched, tmp_path)
 
     def interrupted(*_: Any) -> list[str]:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(watched.backend, "submit", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        head.run_jobs([make_job("a")], announce=False)
+        controller.run_jobs([make_job("a")], announce=False)
     watched.backend.found = "12"
-    head.follow()
-    head.cancel()
+    controller.follow()
+    controller.cancel()
     assert watched.backend.cancelled == ["12"]
     assert states(watched) == ["CANCELLED"]
 
@@ -188,12 +189,12 @@ def test_queue_that_takes_no_job_at_all_is_a_refusal(tmp_path: Path) -> None:
     """Nothing in the queue will ever make room."""
     watched = Watched(tmp_path)
     watched.backend.room = 0
-    head = MadeExecutor(watched, tmp_path)
-    head.run_jobs([make_job(f"o{number}") for number in range(10)], announce=False)
+    controller = MadeExecutor(watched, tmp_path)
+    controller.run_jobs([make_job(f"o{number}") for number in range(10)], announce=False)
     assert watched.backend.chunks == [10, 5, 2, 1]
-    assert [ok for ok, _ in head.ended] == [False] * 10
+    assert [ok for ok, _ in controller.ended] == [False] * 10
     assert set(states(watched)) == {"FAILED"}
-    assert head.followed == {}
+    assert controller.followed == {}
 
 
 def test_last_jobs_wait_until_others_have_left_the_queue(
@@ -201,12 +202,12 @@ def test_last_jobs_wait_until_others_have_left_the_queue(
 ) -> None:
     watched = Watched(tmp_path)
     watched.backend.room = 2
-    head = MadeExecutor(watched, tmp_path)
+    controller = MadeExecutor(watched, tmp_path)
     monkeypatch.setattr(time, "sleep", lambda _: setattr(watched.backend, "room", 2))
-    head.run_jobs([make_job(f"o{number}") for number in range(6)], announce=False)
-    assert (len(head.active_jobs), head.ended) == (6, [])
+    controller.run_jobs([make_job(f"o{number}") for number in range(6)], announce=False)
+    assert (len(controller.active_jobs), controller.ended) == (6, [])
     assert watched.backend.chunks[:3] == [6, 3, 1]
-    assert len(head.followed) == 6
+    assert len(controller.followed) == 6
     assert any("your share of the queue is full" in line for line in watched.said)
 
 
@@ -295,12 +296,12 @@ def test_submission_without_an_answer_is_looked_for_before_it_is_repeated(
         tries.append(1)
         raise SlurmBusyError("sbatch: timed out")
 
-    mended: list[str] = []
+    restored: list[str] = []
     monkeypatch.setattr(slurm, "_submit_once", submit_once)
-    monkeypatch.setattr(slurm, "mend", lambda job_id, job, request: mended.append(job_id))
+    monkeypatch.setattr(slurm, "restore_function", lambda job_id, job, request: restored.append(job_id))
     answering(monkeypatch, squeue=[SlurmBusyError("no"), "9_1|RUNNING|n1|snakemake-submitit:t|None\n"])
     jobs: Any = [None, None]
-    assert slurm.submit(jobs, REQUEST, "train", "t") == mended == ["9_0", "9_1"]
+    assert slurm.submit(jobs, REQUEST, "train", "t") == restored == ["9_0", "9_1"]
     assert len(tries) == 1
 
 
@@ -344,7 +345,7 @@ def test_silence_is_no_refusal_of_a_rule(slurm: SlurmBackend, monkeypatch: pytes
 
 
 def test_function_of_a_job_is_written_whole(slurm: SlurmBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed in the middle, the head leaves no half pickle for the job that waits for it."""
+    """Killed in the middle, the controller leaves no half pickle for the job that waits for it."""
     from submitit.core.utils import DelayedSubmission
 
     def half(self: Any, path: Path) -> None:
@@ -353,7 +354,7 @@ def test_function_of_a_job_is_written_whole(slurm: SlurmBackend, monkeypatch: py
 
     monkeypatch.setattr(DelayedSubmission, "dump", half)
     with pytest.raises(KeyboardInterrupt):
-        slurm.mend("7", print, REQUEST)  # type: ignore[arg-type]
+        slurm.restore_function("7", print, REQUEST)  # type: ignore[arg-type]
     assert not slurm.paths("7").submitted_pickle.exists()
 
 
@@ -363,15 +364,14 @@ def test_process_numbers_are_used_again(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(30)", *marker]) as process:
         started = psutil.Process(process.pid).create_time()
         entry = make_entry(tmp_path, job_id=str(process.pid), submitted=started - 1)
-        assert controllers(entry, tmp_path)
-        assert not controllers(entry, tmp_path / "other")
+        assert local_processes(entry, tmp_path)
+        assert not local_processes(entry, tmp_path / "other")
         entry.submitted = started - 3600
-        assert not controllers(entry, tmp_path)
+        assert not local_processes(entry, tmp_path)
         process.kill()
 
 
 def test_local_job_starts_without_an_old_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from types import SimpleNamespace
 
     from submitit.local.local import LocalExecutor
 
@@ -432,26 +432,3 @@ def test_result_of_a_job_can_be_read_while_it_is_written(slurm: SlurmBackend, tm
     assert slurm.result(entry) is None
     assert Result(None).error is None
     assert Backoff().failed() == 2.0
-
-
-def test_the_end_waits_neither_for_a_tick_nor_for_the_rate_limit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Snakemake's own timer of its rate limit and the poller's pause would each keep a finished workflow."""
-    from snakemake.scheduling.job_scheduler import JobScheduler
-
-    monkeypatch.setattr(executor, "TICK_S", 30.0)
-    head = MadeExecutor(Watched(tmp_path), tmp_path)
-    head.follow()
-    before = set(threading.enumerate())
-    JobScheduler._schedule_reevalutation(SimpleNamespace(_open_jobs=None), 30)
-    (timer,) = set(threading.enumerate()) - before
-    other = threading.Timer(30.0, print)
-    other.start()
-    start = time.monotonic()
-    head.shutdown()
-    timer.join(10)
-    assert time.monotonic() - start < 10
-    assert not timer.is_alive()
-    assert other.is_alive(), "timers of others are left alone"
-    other.cancel()

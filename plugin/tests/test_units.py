@@ -18,13 +18,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from snakemake_executor_plugin_submitit import head, queue, slurm
+from snakemake_executor_plugin_submitit import controller, queue, slurm
 from snakemake_executor_plugin_submitit.backends import Look, Result
 from snakemake_executor_plugin_submitit.job import SnakemakeJob, TooManyTimeoutsError
 from snakemake_executor_plugin_submitit.journal import Journal, make_key
 from snakemake_executor_plugin_submitit.messages import explain_failure, explain_reason, last_lines
-from snakemake_executor_plugin_submitit.record import Record
-from snakemake_executor_plugin_submitit.requests import DEAF, RequestError, read_request
+from snakemake_executor_plugin_submitit.record import JobRecord
+from snakemake_executor_plugin_submitit.requests import IGNORE_SIGNALS, RequestError, read_request
 from snakemake_executor_plugin_submitit.settings import ExecutorSettings, setting_problems
 
 from fakes import Watched, make_entry
@@ -50,7 +50,7 @@ def test_request_reads_snakemakes_resources() -> None:
     assert request.options() == {"ntasks": "2", "exclude": "n3", "exclusive": True}
     assert request.parameters()["gpus_per_node"] == 1
     shape = "--nodes=2 --ntasks=2 --cpus-per-task=4"
-    assert request.launcher == f"srun --overlap --mem=0 {shape} /bin/sh {DEAF}"
+    assert request.launcher == f"srun --overlap --mem=0 {shape} /bin/sh {IGNORE_SIGNALS}"
 
 
 @pytest.mark.parametrize(
@@ -176,15 +176,15 @@ def test_queue_backs_off_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> No
         raise slurm.SlurmBusyError("squeue: no answer")
 
     monkeypatch.setattr(queue, "ask", silent)
-    one = queue.Queue(5, said.append, clock=lambda: now[0])
+    asked = queue.Queue(5, said.append, clock=lambda: now[0])
     for second in range(200):
         now[0] = float(second)
-        one.refresh()
+        asked.refresh()
     assert len(said) == 1
     assert len(calls) < 10
     monkeypatch.setattr(queue, "ask", lambda *_: "")
     now[0] = 500.0
-    assert one.refresh()
+    assert asked.refresh()
     assert said[-1] == "Slurm answers again."
 
 
@@ -260,13 +260,13 @@ def test_error_of_an_earlier_start_is_no_verdict(tmp_path: Path) -> None:
     assert watched.judge(Look("RUNNING"), after=100) is None
     watched.backend.left = Result("Traceback ... RuleError: exit code 1")
     assert watched.judge(Look("RUNNING")) is None
-    assert watched.judge(Look("RUNNING"), after=31).state == "FAILED", "Slurm need not tell for ever"
+    assert watched.judge(Look("RUNNING"), after=31).state == "FAILED", "Slurm need not report it"
 
 
 def test_job_that_has_ended_well_is_never_reported_failed(tmp_path: Path) -> None:
     """Its record says so, whatever became of its result and whatever Slurm calls its end."""
     watched = Watched(tmp_path)
-    Record(submitted=1.0, ended=60.0, exit_code=0).save(Path(watched.entry.record))
+    JobRecord(submitted=1.0, ended=60.0, exit_code=0).save(Path(watched.entry.record))
     assert watched.judge(Look("CANCELLED", True)) is None
     assert watched.judge(Look("CANCELLED", True), after=10).ok
     assert watched.entry.state == "COMPLETED"
@@ -327,7 +327,7 @@ def test_out_of_memory_is_recognised_behind_failed(tmp_path: Path) -> None:
         "slurmstepd: error: Step 1.0 exceeded memory limit (500 > 400), being killed\n"
     )
     entry = make_entry(tmp_path, resources={"mem_mb": 400})
-    record = Record(submitted=0.0, peak_memory_mb=398.0)
+    record = JobRecord(submitted=0.0, peak_memory_mb=398.0)
     message = explain_failure(entry, "FAILED", record)
     assert "out of memory (OUT_OF_MEMORY): its limit was mem_mb=400" in message
     assert "the largest use seen by the job itself was 398 MB" in message
@@ -354,8 +354,8 @@ def test_time_limits_are_told_apart(tmp_path: Path) -> None:
     """One limit too many for a program that saves, or a program that does not end at the signal."""
     entry = make_entry(tmp_path, resources={"runtime": 60}, timeouts=3, restarts=2, exit_code=75)
     assert "3 times (TIMEOUT after 2 requeues)" in explain_failure(entry, "TIMEOUT", None)
-    deaf = make_entry(tmp_path, resources={"runtime": 60}, timeouts=1)
-    assert "without ending at the warning signal" in explain_failure(deaf, "TIMEOUT", None)
+    ignoring = make_entry(tmp_path, resources={"runtime": 60}, timeouts=1)
+    assert "without ending at the warning signal" in explain_failure(ignoring, "TIMEOUT", None)
 
 
 def test_settings_are_checked() -> None:
@@ -365,26 +365,26 @@ def test_settings_are_checked() -> None:
     assert len(setting_problems(wrong)) == 2
 
 
-def test_stale_lock_is_named_with_its_mend(tmp_path: Path) -> None:
+def test_stale_lock_is_named_with_its_restore(tmp_path: Path) -> None:
     (tmp_path / ".snakemake" / "locks").mkdir(parents=True)
-    folder = tmp_path / head.FOLDER
+    folder = tmp_path / controller.FOLDER
     folder.mkdir()
-    assert head.explain_lock(tmp_path) is None
+    assert controller.explain_lock(tmp_path) is None
     (tmp_path / ".snakemake" / "locks" / "0.input.lock").touch()
-    head.note_head(folder)
-    assert "another snakemake works in this folder" in str(head.explain_lock(tmp_path))
+    controller.note_controller(folder)
+    assert "another snakemake works in this folder" in str(controller.explain_lock(tmp_path))
     gone = {"pid": 2**22 - 1, "host": socket.gethostname(), "started": 1.0}
-    (folder / "head.json").write_text(json.dumps(gone))
-    assert "stale" in str(head.explain_lock(tmp_path))
-    assert "snakemake --unlock" in str(head.explain_lock(tmp_path))
-    (folder / "head.json").write_text(json.dumps({**gone, "host": "elsewhere"}))
-    assert "elsewhere" in str(head.explain_lock(tmp_path))
+    (folder / "controller.json").write_text(json.dumps(gone))
+    assert "stale" in str(controller.explain_lock(tmp_path))
+    assert "snakemake --unlock" in str(controller.explain_lock(tmp_path))
+    (folder / "controller.json").write_text(json.dumps({**gone, "host": "elsewhere"}))
+    assert "elsewhere" in str(controller.explain_lock(tmp_path))
 
 
 def test_record_counts_waiting_over_all_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(time, "time", lambda: now[0])
-    record = Record(submitted=90.0)
+    record = JobRecord(submitted=90.0)
     record.start("n1", "7")
     now[0] = 160.0
     record.interrupt("time limit")
@@ -420,7 +420,7 @@ def test_job_keeps_its_record_and_tells_its_child(
     environment = (tmp_path / "environment").read_text()
     assert "SNAKEMAKE_SUBMITIT_RESTARTS=0" in environment
     assert "SNAKEMAKE_SUBMITIT_GPUS=1" in environment
-    record = Record.load(tmp_path / "record.json")
+    record = JobRecord.load(tmp_path / "record.json")
     assert record is not None
     assert (record.exit_code, record.restarts) == (0, 0)
     (tmp_path / "environment").unlink()
@@ -431,7 +431,7 @@ def test_job_keeps_its_record_and_tells_its_child(
 def test_signals_reach_the_program_but_not_the_shells(
     make_job: Callable[..., SnakemakeJob], tmp_path: Path
 ) -> None:
-    """The program saves and ends at SIGUSR2; shells and a deaf neighbour in between go on."""
+    """The program saves and ends at SIGUSR2; shells and a neighbour without handlers in between go on."""
     program = (
         "import signal, sys, time, pathlib\n"
         "signal.signal(signal.SIGUSR2, lambda *_: (pathlib.Path('saved').touch(), sys.exit(75)))\n"
@@ -512,7 +512,7 @@ def test_job_removes_what_its_earlier_start_has_left(
 
 
 def test_record_of_a_job_that_starts_again_has_no_end() -> None:
-    record = Record(submitted=0.0)
+    record = JobRecord(submitted=0.0)
     record.start("n1", "7")
     record.end(75)
     record.start("n2", "7")

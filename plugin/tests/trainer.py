@@ -48,7 +48,7 @@ def interrupt(*_: object) -> None:
 
 
 def execution() -> dict[str, str | None]:
-    """What the executor tells the job about itself."""
+    """What the executor lets the job know about itself."""
     names = ("JOB_ID", "RESTARTS", "QUEUE_WAIT_S", "GPUS")
     return {name.lower(): os.environ.get(f"SNAKEMAKE_SUBMITIT_{name}") for name in names}
 

@@ -1,4 +1,4 @@
-"""Workflows for the tests: written into a temporary folder, run by a head process of their own."""
+"""Workflows for the tests: written into a temporary folder, run by a controller of their own."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ rule train:
 
 
 @dataclass
-class Head:
+class Controller:
     """A running Snakemake and what it has printed so far."""
 
     process: subprocess.Popen[str]
@@ -59,7 +59,7 @@ class Head:
         return self.text
 
     def kill(self) -> None:
-        """The head dies at once, as a closed laptop does."""
+        """The controller dies at once, as a closed laptop does."""
         self.process.kill()
         self.process.wait(30)
 
@@ -85,7 +85,7 @@ class Workflow:
     settings: dict[str, Any] = field(default_factory=dict)
     epochs: int = 4
     steps: int = 5
-    heads: list[Head] = field(default_factory=list)
+    controllers: list[Controller] = field(default_factory=list)
 
     def write(self, text: str) -> None:
         """The Snakefile as it is."""
@@ -104,7 +104,7 @@ class Workflow:
         )
 
     def command(self, *arguments: str) -> list[str]:
-        """The command line of a head."""
+        """The command line of a controller."""
         settings = {"poll_seconds": 2, "shared_folder_check": "no", **self.settings}
         options = [f"--submitit-{name.replace('_', '-')}={value}" for name, value in settings.items()]
         return [sys.executable, "-m", "snakemake", "--executor", "submitit", "--jobs", "20", *options,
@@ -116,25 +116,25 @@ class Workflow:
         environment = dict(os.environ) if self.cluster is None else self.cluster.environment
         return {**environment, "PATH": f"{Path(sys.executable).parent}:{environment['PATH']}"}
 
-    def start(self, *arguments: str) -> Head:
-        """Start a head and return at once."""
-        log = self.folder / f"head{len(self.heads)}.log"
+    def start(self, *arguments: str) -> Controller:
+        """Start a controller and return at once."""
+        log = self.folder / f"controller{len(self.controllers)}.log"
         with log.open("w") as stream:
             process = subprocess.Popen(
                 self.command(*arguments), cwd=self.folder, env=self.environment, stdout=stream,
                 stderr=subprocess.STDOUT, text=True, start_new_session=True,
             )  # fmt: skip
-        self.heads.append(Head(process, log))
-        return self.heads[-1]
+        self.controllers.append(Controller(process, log))
+        return self.controllers[-1]
 
-    def call(self, *arguments: str, timeout: float = 180.0) -> Head:
-        """Run a head to its end."""
-        head = self.start(*arguments)
-        head.wait(timeout)
-        return head
+    def call(self, *arguments: str, timeout: float = 180.0) -> Controller:
+        """Run a controller to its end."""
+        controller = self.start(*arguments)
+        controller.wait(timeout)
+        return controller
 
     def unlock(self) -> None:
-        """The fix for the lock that a killed head leaves."""
+        """The fix for the lock that a killed controller leaves."""
         command = [sys.executable, "-m", "snakemake", "--unlock"]
         subprocess.run(
             command, cwd=self.folder, env=self.environment, check=True, capture_output=True, timeout=60
@@ -142,11 +142,11 @@ class Workflow:
 
     def entries(self) -> dict[str, dict[str, Any]]:
         """The journal, read as any outsider would: by wildcard `run`, or by name."""
-        found = {}
+        entries = {}
         for path in (self.folder / ".snakemake" / "submitit" / "journal").glob("*.json"):
             entry = json.loads(path.read_text())
-            found[entry["wildcards"].get("run", entry["name"])] = entry
-        return found
+            entries[entry["wildcards"].get("run", entry["name"])] = entry
+        return entries
 
     def job_id(self, run: str, timeout: float = 60.0) -> str:
         """Slurm's id of a run's job, as soon as it is submitted."""
@@ -173,10 +173,10 @@ class Workflow:
         assert [line["epoch"] for line in self.history(run)] == list(range(1, self.epochs + 1))
 
     def stop(self) -> None:
-        """End heads that still run, and jobs of the local cluster."""
-        for head in self.heads:
-            if head.process.poll() is None:
-                head.kill()
+        """End controllers that still run, and jobs of the local cluster."""
+        for controller in self.controllers:
+            if controller.process.poll() is None:
+                controller.kill()
         if self.cluster is None:
             self._end_local_jobs()
 

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from snakemake_executor_plugin_submitit.job import SnakemakeJob, family
-from snakemake_executor_plugin_submitit.journal import Entry
+from snakemake_executor_plugin_submitit.journal import JournalEntry
 from snakemake_executor_plugin_submitit.queue import Accounting, Queue, read_lines, squeue_command
-from snakemake_executor_plugin_submitit.record import Record
+from snakemake_executor_plugin_submitit.record import JobRecord
 from snakemake_executor_plugin_submitit.requests import Request
 from snakemake_executor_plugin_submitit.settings import ExecutorSettings
 from snakemake_executor_plugin_submitit.slurm import (
@@ -110,12 +110,12 @@ class Backend(ABC):
         """Whether jobs are in the queue that will make room for others."""
         return False
 
-    def find(self, entry: Entry) -> str | None:
-        """Id of a job whose head ended before it wrote it down: the job's own record may tell."""
-        record = Record.load(Path(entry.record))
+    def find(self, entry: JournalEntry) -> str | None:
+        """Id of a job whose controller ended before it wrote it down: the job's own record may have it."""
+        record = JobRecord.load(Path(entry.record))
         return str(record.starts[-1]["job_id"]) if record is not None and record.starts else None
 
-    def name_files(self, entry: Entry, job_id: str) -> None:
+    def name_files(self, entry: JournalEntry, job_id: str) -> None:
         """Note a job's id and where its files are."""
         paths = self.paths(job_id)
         entry.job_id = job_id
@@ -124,8 +124,8 @@ class Backend(ABC):
         if self.name != "debug":
             entry.log, entry.error_log = str(paths.stdout), str(paths.stderr)
 
-    def mend(self, job_id: str, job: SnakemakeJob, request: Request) -> None:
-        """Give a job its function again if the head died before it could."""
+    def restore_function(self, job_id: str, job: SnakemakeJob, request: Request) -> None:
+        """Give a job its function again if the controller died before it could."""
         from submitit.core.utils import DelayedSubmission
 
         path = self.paths(job_id).submitted_pickle
@@ -141,14 +141,14 @@ class Backend(ABC):
         return
 
     @abstractmethod
-    def look(self, entry: Entry) -> Look | None:
+    def look(self, entry: JournalEntry) -> Look | None:
         """The state of one job; None if nothing is known at the moment."""
 
     @abstractmethod
-    def cancel(self, entries: Sequence[Entry]) -> None:
+    def cancel(self, entries: Sequence[JournalEntry]) -> None:
         """End jobs for good."""
 
-    def cancel_command(self, entries: Sequence[Entry]) -> str:
+    def cancel_command(self, entries: Sequence[JournalEntry]) -> str:
         """What a user types to end jobs."""
         return "scancel " + " ".join(sorted({(entry.job_id or "").split("_")[0] for entry in entries}))
 
@@ -158,7 +158,7 @@ class Backend(ABC):
 
         return JobPaths(self.folder, job_id)
 
-    def result(self, entry: Entry) -> Result | None:
+    def result(self, entry: JournalEntry) -> Result | None:
         """What the job's function has returned, if it has."""
         try:
             content = Path(entry.result or "").read_bytes() if entry.result else b""
@@ -170,13 +170,13 @@ class Backend(ABC):
         """Make the next refresh ask at once."""
         return
 
-    def forget(self, entry: Entry) -> None:
+    def forget(self, entry: JournalEntry) -> None:
         """Remove what nobody needs once a job has ended well; its logs stay."""
         if entry.job_id and entry.result:
             self.paths(entry.job_id).submitted_pickle.unlink(missing_ok=True)
         self.drop_result(entry)
 
-    def drop_result(self, entry: Entry) -> None:
+    def drop_result(self, entry: JournalEntry) -> None:
         """Remove a result that has been judged: no later start of this or another job must meet it."""
         if entry.result:
             Path(entry.result).unlink(missing_ok=True)
@@ -228,8 +228,8 @@ class SlurmBackend(Backend):
             except SlurmBusyError as error:
                 if backoff.failures == 0:
                     self.say(f"Slurm does not take jobs at the moment ({error}); trying again until it does.")
-            if found := self._submitted_all_the_same(jobs, request, token, backoff):
-                return found
+            if job_ids := self._submitted_all_the_same(jobs, request, token, backoff):
+                return job_ids
 
     def _submit_once(
         self, jobs: Sequence[SnakemakeJob], request: Request, name: str, token: str
@@ -252,9 +252,7 @@ class SlurmBackend(Backend):
     def _submitted_all_the_same(
         self, jobs: Sequence[SnakemakeJob], request: Request, token: str, backoff: Backoff
     ) -> list[str] | None:
-        """After sbatch failed without an answer the jobs may be in the queue all the same: wait until squeue
-        has told.
-        """
+        """After sbatch failed without an answer the jobs may be in the queue all the same: ask squeue."""
         while True:
             time.sleep(backoff.failed())
             try:
@@ -262,13 +260,13 @@ class SlurmBackend(Backend):
                 break
             except (SlurmBusyError, SlurmRefusedError):
                 continue
-        found = [job_id for job_id, line in lines.items() if line.comment == mark(token)]
-        if not found:
+        marked = [job_id for job_id, line in lines.items() if line.comment == mark(token)]
+        if not marked:
             return None
-        number, is_array, _ = found[0].partition("_")  # tasks that have ended may be forgotten already
-        job_ids = [f"{number}_{place}" for place in range(len(jobs))] if is_array else [number]
+        number, is_array, _ = marked[0].partition("_")  # tasks that have ended may be forgotten already
+        job_ids = [f"{number}_{index}" for index in range(len(jobs))] if is_array else [number]
         for job_id, job in zip(job_ids, jobs, strict=True):
-            self.mend(job_id, job, request)
+            self.restore_function(job_id, job, request)
         return job_ids
 
     def executor(self, request: Request, name: str, token: str, count: int) -> Any:
@@ -312,17 +310,19 @@ class SlurmBackend(Backend):
         self.queue.refresh()
         return self.queue.answers == 0 or self.queue.waiting_or_running > 0
 
-    def find(self, entry: Entry) -> str | None:
+    def find(self, entry: JournalEntry) -> str | None:
         if self.queue.answers == 0:
             raise SlurmBusyError("squeue has not answered yet")
         return self.queue.marked(mark(entry.token)).get(entry.index) or super().find(entry)
 
     def refresh(self) -> None:
         if self.queue.refresh():
-            for job_id in [one for one in self._missing if one in self.queue.lines]:
+            for job_id in self._missing.keys() & self.queue.lines.keys():
                 del self._missing[job_id]
             if self.accounting:
-                forgotten = [one for one, since in self._missing.items() if self.queue.answers >= since + 2]
+                forgotten = [
+                    job_id for job_id, since in self._missing.items() if self.queue.answers >= since + 2
+                ]
                 self._accounting.want(forgotten)
         if self.accounting:
             self._accounting.refresh()
@@ -330,7 +330,7 @@ class SlurmBackend(Backend):
     def hurry(self) -> None:
         self.queue.hurry()
 
-    def look(self, entry: Entry) -> Look | None:
+    def look(self, entry: JournalEntry) -> Look | None:
         job_id = entry.job_id or ""
         line = self.queue.lines.get(job_id)
         if line is None:
@@ -350,14 +350,14 @@ class SlurmBackend(Backend):
         patience = 5 if self.accounting else 3
         return Look("LOST", True) if answers >= patience else None
 
-    def cancel(self, entries: Sequence[Entry]) -> None:
+    def cancel(self, entries: Sequence[JournalEntry]) -> None:
         job_ids = sorted(entry.job_id for entry in entries if entry.job_id)
         for start in range(0, len(job_ids), 500):
             ask(["scancel", *job_ids[start : start + 500]])
 
 
 class LocalBackend(Backend):
-    """This machine: every job is a process of its own that survives the head."""
+    """This machine: every job is a process of its own that survives the controller."""
 
     name = "local"
 
@@ -387,20 +387,20 @@ class LocalBackend(Backend):
         self._jobs.update({job.job_id: job for job in submitted})
         return [job.job_id for job in submitted]
 
-    def look(self, entry: Entry) -> Look | None:
+    def look(self, entry: JournalEntry) -> Look | None:
         if (job := self._jobs.get(entry.job_id or "")) is not None:
             return Look("RUNNING") if job.state == "RUNNING" else Look("FAILED", True)
-        return Look("RUNNING") if self._controllers(entry) else Look("FAILED", True)
+        return Look("RUNNING") if self._processes(entry) else Look("FAILED", True)
 
-    def _controllers(self, entry: Entry) -> list[Any]:
-        return controllers(entry, self.folder)
+    def _processes(self, entry: JournalEntry) -> list[Any]:
+        return local_processes(entry, self.folder)
 
-    def cancel(self, entries: Sequence[Entry]) -> None:
+    def cancel(self, entries: Sequence[JournalEntry]) -> None:
         for entry in entries:
-            for controller in self._controllers(entry):
-                end_family(controller.pid)
+            for process in self._processes(entry):
+                end_family(process.pid)
 
-    def cancel_command(self, entries: Sequence[Entry]) -> str:
+    def cancel_command(self, entries: Sequence[JournalEntry]) -> str:
         return "kill -TERM " + " ".join(entry.job_id or "" for entry in entries)
 
 
@@ -422,7 +422,7 @@ class DebugBackend(Backend):
         self._jobs.update({job.job_id: job for job in submitted})
         return [job.job_id for job in submitted]
 
-    def look(self, entry: Entry) -> Look | None:
+    def look(self, entry: JournalEntry) -> Look | None:
         job = self._jobs.pop(entry.job_id or "", None)
         if job is None:
             return Look("FAILED", True)
@@ -433,10 +433,10 @@ class DebugBackend(Backend):
             self._results[job.job_id] = Result(f"{type(error).__name__}: {error}")
         return Look("COMPLETED", True)
 
-    def result(self, entry: Entry) -> Result | None:
+    def result(self, entry: JournalEntry) -> Result | None:
         return self._results.get(entry.job_id or "")
 
-    def cancel(self, entries: Sequence[Entry]) -> None:
+    def cancel(self, entries: Sequence[JournalEntry]) -> None:
         for entry in entries:
             self._jobs.pop(entry.job_id or "", None)
 
@@ -486,7 +486,7 @@ def unheard_interrupts() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def controllers(entry: Entry, folder: Path) -> list[Any]:
+def local_processes(entry: JournalEntry, folder: Path) -> list[Any]:
     """The process that controls a local job, if it still runs and is really that: numbers are used again."""
     import psutil  # type: ignore[import-untyped, unused-ignore]
 

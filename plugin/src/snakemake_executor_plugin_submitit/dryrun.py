@@ -1,46 +1,28 @@
-"""Asking Slurm beforehand: would it take the jobs of each rule?"""
+"""Asking Slurm beforehand: would it take the jobs of each rule? Also in Snakemake's dry run (`-n`)."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snakemake_interface_common.exceptions import WorkflowError  # type: ignore[import-untyped, unused-ignore]
 
-from snakemake_executor_plugin_submitit.requests import Request, RequestError, read_request
+from snakemake_executor_plugin_submitit.backends import Backend, make_backend
+from snakemake_executor_plugin_submitit.probe import unwritable
+from snakemake_executor_plugin_submitit.requests import Request
+from snakemake_executor_plugin_submitit.settings import setting_problems
 from snakemake_executor_plugin_submitit.slurm import SlurmBusyError
+from snakemake_executor_plugin_submitit.workflow_jobs import requests_of_rules
 
 if TYPE_CHECKING:
-    from snakemake_executor_plugin_submitit.backends import Backend
     from snakemake_executor_plugin_submitit.settings import ExecutorSettings
 
-__all__ = ["check_in_dry_runs", "request_of", "requests_of_rules", "try_submissions"]
-
-
-def request_of(job: Any, declared: Iterable[str] = ()) -> Request:
-    """The request of one of Snakemake's jobs. Raises RequestError."""
-    resources = {name: value for name, value in job.resources.items() if known(value)}
-    kind = "group" if job.is_group() else "rule"
-    return read_request(resources, job.threads, f"{kind} {job.name}", declared)
-
-
-def known(value: Any) -> bool:
-    """Whether a resource has its value already; some have it only when their input files exist."""
-    return not (isinstance(value, str) and value == "<TBD>")
-
-
-def requests_of_rules(jobs: Iterable[Any], declared: Iterable[str]) -> tuple[dict[Request, str], list[str]]:
-    """All different requests with the first rule that makes each, and every problem once."""
-    requests: dict[Request, str] = {}
-    problems: list[str] = []
-    for job in jobs:
-        try:
-            requests.setdefault(request_of(job, declared), job.name)
-        except RequestError as error:
-            problems += [problem for problem in error.problems if problem not in problems]
-    return requests, problems
+__all__ = ["check_in_dry_runs", "try_submissions"]
 
 
 def try_submissions(backend: Backend, requests: dict[Request, str], say: Callable[[str], None]) -> list[str]:
@@ -58,17 +40,22 @@ def try_submissions(backend: Backend, requests: dict[Request, str], say: Callabl
     return refusals
 
 
-def check_in_dry_runs(settings: ExecutorSettings) -> None:
-    """Let Snakemake's dry run ask Slurm as well; a dry run never makes the executor itself."""
-    if not {"-n", "--dry-run", "--dryrun"} & set(sys.argv):
-        return
+def check_in_dry_runs() -> None:
+    """Let a dry run with --submitit-test-only ask Slurm.
+
+    Snakemake replaces the executor in a dry run and has no hook for a plugin there, so its own dry run is
+    extended: it does what it always does, then the rules it has shown are checked.
+    """
     from snakemake.executors import dryrun
 
-    original = dryrun.Executor.run_jobs
+    show_jobs = dryrun.Executor.run_jobs
     asked: set[Request] = set()
 
     def run_jobs(self: Any, jobs: list[Any]) -> None:
-        original(self, jobs)
+        show_jobs(self, jobs)
+        settings = settings_of_command_line()
+        if settings is None or not settings.test_only:
+            return
         remote = [job for job in jobs if not runs_here(self.workflow, job)]
         requests, problems = requests_of_rules(remote, self.workflow.global_resources)
         new = {request: rule for request, rule in requests.items() if request not in asked}
@@ -78,6 +65,20 @@ def check_in_dry_runs(settings: ExecutorSettings) -> None:
             raise WorkflowError("\n".join(problems))
 
     dryrun.Executor.run_jobs = run_jobs
+
+
+@functools.cache
+def settings_of_command_line() -> ExecutorSettings | None:
+    """The settings of this call of Snakemake, profiles included; None if it uses another executor."""
+    from snakemake.cli import parse_args
+    from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry  # type: ignore[import-untyped, unused-ignore]
+
+    with Path(os.devnull).open("w") as silence, contextlib.redirect_stderr(silence):
+        _, arguments = parse_args(sys.argv[1:])
+    if arguments.executor != "submitit":
+        return None
+    settings: ExecutorSettings = ExecutorPluginRegistry().get_plugin("submitit").get_settings(arguments)
+    return settings
 
 
 def runs_here(workflow: Any, job: Any) -> bool:
@@ -93,10 +94,6 @@ def check_requests(
     settings: ExecutorSettings, requests: dict[Request, str], say: Callable[[str], None]
 ) -> list[str]:
     """Everything that can be known about requests without submitting them."""
-    from snakemake_executor_plugin_submitit.backends import make_backend
-    from snakemake_executor_plugin_submitit.probe import unwritable
-    from snakemake_executor_plugin_submitit.settings import setting_problems
-
     if problems := setting_problems(settings):
         return problems
     folder = Path(".snakemake/submitit/jobs").absolute()

@@ -1,8 +1,7 @@
-"""The executor: takes Snakemake's jobs, submits or adopts them, and tells Snakemake how they have ended."""
+"""The executor: submits Snakemake's jobs, or finds them in the queue, and reports how they have ended."""
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import tempfile
 import threading
@@ -10,7 +9,6 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +17,12 @@ from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor  # type: ignore[import-untyped, unused-ignore]
 from snakemake_interface_executor_plugins.jobs import JobExecutorInterface  # type: ignore[import-untyped, unused-ignore]
 
-from snakemake_executor_plugin_submitit import head
-from snakemake_executor_plugin_submitit.adoption import EarlierJobs
+from snakemake_executor_plugin_submitit import controller
 from snakemake_executor_plugin_submitit.backends import Backend, make_backend
-from snakemake_executor_plugin_submitit.dryrun import request_of, requests_of_rules, try_submissions
-from snakemake_executor_plugin_submitit.job import SnakemakeJob
-from snakemake_executor_plugin_submitit.journal import Entry, Journal, make_key
+from snakemake_executor_plugin_submitit.dryrun import try_submissions
+from snakemake_executor_plugin_submitit.journal import Journal, JournalEntry
 from snakemake_executor_plugin_submitit.probe import shared_folder_problem, unwritable
+from snakemake_executor_plugin_submitit.reattach import EarlierJobs
 from snakemake_executor_plugin_submitit.requests import Request, RequestError
 from snakemake_executor_plugin_submitit.settings import ExecutorSettings, setting_problems
 from snakemake_executor_plugin_submitit.slurm import (
@@ -35,11 +32,21 @@ from snakemake_executor_plugin_submitit.slurm import (
     SlurmRefusedError,
 )
 from snakemake_executor_plugin_submitit.tracker import Tracker
+from snakemake_executor_plugin_submitit.workflow_jobs import (
+    all_exist,
+    asked_as_unfinished,
+    fingerprint,
+    key_of,
+    make_entry,
+    make_submitted,
+    outputs_of,
+    request_of,
+    requests_of_rules,
+)
 
 __all__ = ["Executor"]
 
 TICK_S = 0.5
-SCHEDULER = "snakemake.scheduling.job_scheduler"
 LONGEST_FAILURE_S = 600.0
 
 
@@ -53,8 +60,8 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
     def __post_init__(self) -> None:
         """Check everything that can be checked before the first job is submitted."""
         self.settings: ExecutorSettings = self.executor_settings or ExecutorSettings()
-        self.folder = head.FOLDER.absolute()
-        self.followed: dict[str, Entry] = {}
+        self.folder = controller.FOLDER.absolute()
+        self.followed: dict[str, JournalEntry] = {}
         self._scripts: Path | None = None
         self._failures = 0
         self._failing_since: float | None = None
@@ -69,12 +76,12 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         latency_wait = float(self.workflow.execution_settings.latency_wait or 0)
         self.tracker = Tracker(self.backend, self.journal, self.say, latency_wait=latency_wait)
         self._check()
-        head.note_head(self.folder)
+        controller.note_controller(self.folder)
         self.earlier = EarlierJobs(self.backend, self.tracker, self.journal, self.say)
         self.earlier.find_out()
 
     def say(self, message: str) -> None:
-        """Tell the user something in one line."""
+        """Report something to the user in one line."""
         self.logger.warning(f"submitit: {message}")
 
     def _check(self) -> None:
@@ -104,43 +111,45 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         """Resources that the workflow limits itself."""
         return [str(name) for name in self.workflow.global_resources]
 
-    # Adopting the jobs of an earlier head
+    # Re-attaching to jobs of an earlier controller
 
-    def _adopt(self, job: JobExecutorInterface) -> bool:
-        """Take over the job of an earlier head instead of submitting a second one."""
+    def _reattach(self, job: JobExecutorInterface) -> bool:
+        """Take over the job of an earlier controller instead of submitting a second one."""
         outputs = outputs_of(job)
-        makers = self.earlier.makers_of(key_of(job), outputs)
-        if (obstacle := self.earlier.obstacle(makers, outputs)) is not None:
-            self._refuse(job, f"{job.name}: {obstacle}")
+        making = self.earlier.jobs_making(key_of(job), outputs)
+        if (conflict := self.earlier.conflict(making, outputs)) is not None:
+            self._refuse(job, f"{job.name}: {conflict}")
             return True
-        active = [entry for entry in makers if entry.active]
+        active = [entry for entry in making if entry.active]
         if active:
             self._take_over(job, active[0])
-        elif makers and asked_as_unfinished(self.workflow, job) and all_exist(job):
-            self._report(job, makers[0])  # done since Snakemake has looked at its files
+        elif making and asked_as_unfinished(self.workflow, job) and all_exist(job):
+            self._report(job, making[0])  # done since Snakemake has looked at its files
         else:
-            for entry in makers:
+            for entry in making:
                 self.earlier.drop(entry)
             return False
         return True
 
-    def _take_over(self, job: JobExecutorInterface, entry: Entry) -> None:
+    def _take_over(self, job: JobExecutorInterface, entry: JournalEntry) -> None:
         if entry.fingerprint != fingerprint(job):
             self.say(
                 f"{entry.name}: job {entry.job_id} was submitted with another command or other parameters; "
-                f"it is adopted as it is. To start anew: {self.backend.cancel_command([entry])}"
+                f"it goes on as it is. To start anew: {self.backend.cancel_command([entry])}"
             )
         if self.settings.cluster == "slurm":
-            self._mend(job, entry)
-        self.logger.info(f"submitit: adopted job {entry.job_id} ({entry.name}) of an earlier call.")
+            self._restore(job, entry)
+        self.logger.info(f"submitit: re-attached to job {entry.job_id} ({entry.name}) of an earlier call.")
         self._report(job, entry)
 
-    def _mend(self, job: JobExecutorInterface, entry: Entry) -> None:
+    def _restore(self, job: JobExecutorInterface, entry: JournalEntry) -> None:
         if not Path(entry.script).exists():
             Path(entry.script).parent.mkdir(parents=True, exist_ok=True)
             self.write_jobscript(job, entry.script)
         request = request_of(job, self._declared())
-        self.backend.mend(entry.job_id or "", self._make_submitted(entry, request), request)
+        self.backend.restore_function(
+            entry.job_id or "", make_submitted(entry, request, self.backend), request
+        )
 
     # Submitting
 
@@ -154,7 +163,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         for job in jobs:
             if announce:
                 self.run_job_pre(job)
-            if self._adopt(job):
+            if self._reattach(job):
                 continue
             try:
                 groups[request_of(job, self._declared()), job.name].append(job)
@@ -164,14 +173,14 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
             self._submit_all(request, name, members)
 
     def additional_general_args(self) -> str:
-        """What the inner Snakemake of a job is told: one job needs neither a rate limit nor a solver.
+        """Options of a job's own Snakemake: one job needs neither a rate limit nor a solver.
 
         Snakemake ends no earlier than the timer of its rate limit, which is a second after the job's start.
         """
         return "--max-jobs-per-timespan 1000/0s --scheduler greedy"
 
     def _submit_all(self, request: Request, name: str, jobs: Sequence[JobExecutorInterface]) -> None:
-        """Submit jobs in arrays, in smaller ones where the queue has no room for a large one."""
+        """Submit jobs in arrays, smaller ones if the queue has no room for a large one."""
         waiting, size, backoff = list(jobs), self.backend.array_limit, Backoff(first=5.0)
         while waiting:
             chunk = waiting[:size]
@@ -205,11 +214,16 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
     def _submit(self, request: Request, name: str, jobs: Sequence[JobExecutorInterface]) -> None:
         """Submit one job or array; raises QueueFullError."""
         token = uuid.uuid4().hex[:16]
-        entries = [self._make_entry(job, request, token, place, len(jobs)) for place, job in enumerate(jobs)]
-        for entry in entries:
+        entries = []
+        for index, job in enumerate(jobs):
+            script = self.get_jobscript(job)
+            self.write_jobscript(job, script)
+            index_in_array = index if len(jobs) > 1 else None
+            entry = make_entry(job, request, self.backend, script=script, token=token, index=index_in_array)
+            entries.append(entry)
             self.followed[entry.key] = entry
             self.journal.write(entry)
-        submitted = [self._make_submitted(entry, request) for entry in entries]
+        submitted = [make_submitted(entry, request, self.backend) for entry in entries]
         try:
             job_ids = self.backend.submit(submitted, request, name, token)
         except SlurmRefusedError as error:
@@ -226,43 +240,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
             self._report(job, entry)
         self.logger.info(f"submitit: submitted {name}: {describe_ids(job_ids)}")
 
-    def _make_entry(self, job: Any, request: Request, token: str, place: int, count: int) -> Entry:
-        script = self.get_jobscript(job)
-        self.write_jobscript(job, script)
-        wildcards = {str(name): str(value) for name, value in wildcards_of(job).items()}
-        return Entry(
-            key=key_of(job),
-            name=" ".join([job.name, *(f"{name}={value}" for name, value in wildcards.items())]),
-            rule=job.name,
-            wildcards=wildcards,
-            outputs=sorted(outputs_of(job)),
-            cluster=self.backend.name,
-            host=self.backend.host,
-            token=token,
-            index=place if count > 1 else None,
-            script=script,
-            record=str(self.backend.folder / f"{token}_{place}_record.json"),
-            submitted=time.time(),
-            fingerprint=fingerprint(job),
-            gpus=request.gpu,
-            resources={name: value for name, value in asdict(request).items() if value not in (None, (), 0)},
-        )
-
-    def _make_submitted(self, entry: Entry, request: Request) -> SnakemakeJob:
-        return SnakemakeJob(
-            Path(entry.script),
-            Path.cwd(),
-            Path(entry.record),
-            cluster=self.backend.name,
-            runtime_s=60.0 * self.backend.minutes(request),
-            signal_s=float(self.settings.signal_seconds),
-            max_timeouts=self.settings.max_timeouts,
-            gpus=request.gpu,
-            launcher=request.launcher,
-            submitted=entry.submitted,
-        )
-
-    def _report(self, job: JobExecutorInterface, entry: Entry) -> None:
+    def _report(self, job: JobExecutorInterface, entry: JournalEntry) -> None:
         self.followed[entry.key] = entry
         self.report_job_submission(SubmittedJobInfo(job, external_jobid=entry.job_id, aux={"entry": entry}))
 
@@ -300,7 +278,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         return True
 
     def _ended(self, info: SubmittedJobInfo) -> bool:
-        entry: Entry = info.aux["entry"]
+        entry: JournalEntry = info.aux["entry"]
         try:
             verdict = self.tracker.judge(entry)
         except Exception as error:
@@ -318,7 +296,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         return True
 
     def _note_error(self, error: Exception) -> None:
-        """A full disk, or an error of our own, ends the head only if it lasts."""
+        """A full disk, or an error of our own, ends the controller only if it lasts."""
         now = time.monotonic()
         self._failures += 1
         if self._failing_since is None:
@@ -347,7 +325,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         """End submitted jobs for good."""
         self._cancel([info.aux["entry"] for info in active_jobs])
 
-    def _cancel(self, entries: list[Entry]) -> None:
+    def _cancel(self, entries: list[JournalEntry]) -> None:
         if not entries:
             return
         self._failed = True
@@ -374,7 +352,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         except (SlurmBusyError, SlurmRefusedError) as error:
             self.say(f"jobs of the last moment may be in the queue ({error}); the next call finds them.")
 
-    def _end(self, entry: Entry, state: str, message: str) -> None:
+    def _end(self, entry: JournalEntry, state: str, message: str) -> None:
         """Note the end of a job that is no longer followed."""
         self.followed.pop(entry.key, None)
         entry.state, entry.message = state, message
@@ -390,34 +368,26 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
     def shutdown(self) -> None:
         """Stop the poller; scripts stay as long as a job may still need them."""
         self._stop_following()
-        end_rate_timers()
         left = [entry for entry in self.followed.values() if entry.job_id is not None]
         if left:
-            self.say(f"{len(left)} submitted jobs go on; the same command adopts them. "
+            self.say(f"{len(left)} submitted jobs go on; the same command finds them again. "
                      f"To cancel them: {self.backend.cancel_command(left)}")  # fmt: skip
         if self._scripts is not None and not self._failed and not self._scripts_in_use():
             shutil.rmtree(self._scripts, ignore_errors=True)
-        head.forget_head(self.folder)
+        controller.forget_controller(self.folder)
 
     def _scripts_in_use(self) -> bool:
-        """Whether a job may still read a script of this head, or wait for their folder as adopted ones do."""
+        """Whether a job may still read a script of this controller."""
         return bool(self.followed) or any(entry.active for entry in self.journal.entries())
 
     @property
     def tmpdir(self) -> str:
-        """Folder of this head's job scripts: jobs that outlive the head still find them."""
+        """Folder of this controller's job scripts: jobs that outlive the controller still find them."""
         if self._scripts is None:
             parent = self.folder / "scripts"
             parent.mkdir(parents=True, exist_ok=True)
             self._scripts = Path(tempfile.mkdtemp(dir=parent, prefix=time.strftime("%Y%m%d-%H%M%S-")))
         return str(self._scripts)
-
-
-def end_rate_timers() -> None:
-    """Cancel what the rate limit (--max-jobs-per-timespan) leaves: Snakemake would wait a second for it."""
-    for thread in threading.enumerate():
-        if isinstance(thread, threading.Timer) and thread.function.__module__ == SCHEDULER:
-            thread.cancel()
 
 
 def require_submitit() -> None:
@@ -426,52 +396,6 @@ def require_submitit() -> None:
         import submitit  # noqa: F401
     except ImportError as error:
         raise WorkflowError(f"submitit cannot be imported ({error}): pip install submitit") from None
-
-
-def key_of(job: Any) -> str:
-    """The journal's name of one of Snakemake's jobs."""
-    return make_key(outputs_of(job), job.name, wildcards_of(job))
-
-
-def outputs_of(job: Any) -> list[str]:
-    """What a job makes; for a group also what only its own jobs read."""
-    return [str(path) for member in members_of(job) for path in member.output]
-
-
-def members_of(job: Any) -> list[Any]:
-    """The jobs of a group, or the job itself."""
-    return list(job.jobs) if job.is_group() else [job]
-
-
-def all_exist(job: Any) -> bool:
-    """Whether everything that others may read of a job is there now."""
-    return all(Path(str(path)).exists() for path in job.output)
-
-
-def asked_as_unfinished(workflow: Any, job: Any) -> bool:
-    """Whether Snakemake wants a job only because its outputs were not there, or not whole, when it looked.
-
-    A job that the user forces, or whose inputs are made anew, must run again even if it has just ended.
-    """
-    settings = workflow.dag_settings
-    by_user = bool(settings.forceall or settings.forcetargets or settings.forcerun)
-    reasons = [workflow.dag.reason(member) for member in members_of(job)]
-    renewed = (one.updated_input or one.updated_input_run or (one.forced and by_user) for one in reasons)
-    unfinished = (one.missing_output or one.incomplete_output or one.forced for one in reasons)
-    return any(unfinished) and not any(renewed)
-
-
-def wildcards_of(job: Any) -> dict[str, str]:
-    """A job's wildcards; a group has none of its own."""
-    return {} if job.is_group() else {str(name): str(value) for name, value in job.wildcards_dict.items()}
-
-
-def fingerprint(job: Any) -> str:
-    """Changes when the command or the parameters of a job change."""
-    if job.is_group():
-        return ""
-    text = f"{getattr(job, 'shellcmd', '') or ''}\n{[str(value) for value in job.params]}"
-    return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
 def describe_ids(job_ids: Sequence[str]) -> str:
@@ -483,6 +407,6 @@ def describe_ids(job_ids: Sequence[str]) -> str:
     return f"jobs {', '.join(job_ids)}"
 
 
-def logs_of(entry: Entry) -> list[str]:
+def logs_of(entry: JournalEntry) -> list[str]:
     """The logs of a job that exist."""
     return [path for path in (entry.error_log, entry.log) if path and Path(path).exists()]

@@ -1,4 +1,4 @@
-"""What runs on the node: an inner Snakemake, guarded so that its program can save its state and go on later.
+"""What runs on the node: the job's own Snakemake, guarded so that its program can save and continue.
 
 The contract with the rule's program: it handles SIGUSR2 (the time limit or a preemption is near) and SIGTERM,
 saves its state and ends with an exit code that is not 0; a rerun of the same command continues. Programs that
@@ -8,7 +8,7 @@ know nothing of this work too: they just run on until they are done or Slurm kil
 - At SIGUSR2 submitit calls `checkpoint`: it waits until the program has ended, then submitit requeues the
   job.
 - After SIGTERM (`scontrol requeue`, preemption without warning, `scancel`) no result is written, because
-  Slurm may run the job again: this process waits to be killed, and the head process asks Slurm what became of
+  Slurm may run the job again: this process waits to be killed, and the controller asks Slurm what became of
   the job.
 """
 
@@ -28,9 +28,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from snakemake_executor_plugin_submitit.gate import place_to_start
-from snakemake_executor_plugin_submitit.inner import Child, start
-from snakemake_executor_plugin_submitit.record import Record
+from snakemake_executor_plugin_submitit.record import JobRecord
+from snakemake_executor_plugin_submitit.requests import IGNORE_SIGNALS
 
 __all__ = ["RuleError", "SnakemakeJob", "TooManyTimeoutsError"]
 
@@ -92,8 +91,8 @@ class SnakemakeJob:
         self._forget_process()
 
     def _forget_process(self) -> None:
-        self._child: Child | None = None
-        self._record = Record(submitted=self.submitted)
+        self._child: subprocess.Popen[bytes] | None = None
+        self._record = JobRecord(submitted=self.submitted)
         self._terminated = False
         self._too_often = False
         self._requeued = False
@@ -103,10 +102,8 @@ class SnakemakeJob:
     def __call__(self) -> dict[str, Any]:
         """Run the inner Snakemake to its end; called by submitit on the node."""
         self._remove_leftovers()
-        done = Record.load(self.record_path)
-        if (
-            done is not None and done.exit_code == 0
-        ):  # requeued after its end: running again would undo its work
+        done = JobRecord.load(self.record_path)
+        if done is not None and done.exit_code == 0:  # requeued after its end: a second run would undo it
             return {"exit_code": 0}
         self._begin(done)
         try:
@@ -118,15 +115,13 @@ class SnakemakeJob:
             self._requeue_again()
         if exit_code != 0:
             self._raise_what_was_lost()
-        stay_deaf()
-        if self._child is not None:
-            self._child.wait()
+        ignore_save_signal()
         if self._terminated:
             self._wait_to_be_killed()
         return self._finish(exit_code)
 
-    def _begin(self, record: Record | None) -> None:
-        self._record = record or Record(submitted=self.submitted)
+    def _begin(self, record: JobRecord | None) -> None:
+        self._record = record or JobRecord(submitted=self.submitted)
         self._started = time.time()
         self._record.start(os.environ.get("SLURMD_NODENAME") or socket.gethostname(), job_id())
         self._record.save(self.record_path)
@@ -140,7 +135,7 @@ class SnakemakeJob:
 
     def _requeue_again(self) -> NoReturn:
         """Slurm refuses to requeue a job that it requeues itself, or when it is busy: go on until killed."""
-        stay_deaf()
+        ignore_save_signal()
         pause = 2.0
         while True:
             time.sleep(pause)
@@ -164,36 +159,40 @@ class SnakemakeJob:
         return {"exit_code": exit_code}
 
     def _run(self) -> int:
-        with place_to_start() as place:
-            if self._terminated:
-                return 143
-            self._child = start(self.script, self.workdir, self._environment(place))
-            self._sampled = time.time()  # the first look at its memory can wait until it has started up
-            exit_code = self._watch()
+        if self._terminated:
+            return 143
+        self._child = self._start()
+        exit_code = self._watch()
         if exit_code != 0:  # the signal that ended the program may be a moment later here
             deadline = time.monotonic() + SIGNAL_GRACE_S
             while not self._terminated and time.monotonic() < deadline:
                 time.sleep(POLL_S)
         return exit_code
 
+    def _start(self) -> subprocess.Popen[bytes]:
+        """Start the script; SIGUSR2 and SIGTERM are ignored until a program in it installs its handlers."""
+        with self.script.open("rb") as script:
+            plain = script.readline() == b"#!/bin/sh\n"  # need not be executable on this node
+        command = ["/bin/sh", str(self.script)] if plain else [str(self.script)]
+        return subprocess.Popen(
+            ["/bin/sh", str(IGNORE_SIGNALS), *command], cwd=self.workdir, env=self._environment()
+        )
+
     def _watch(self) -> int:
         """Wait for the command by polling: a signal handler may interrupt this and wait for it too."""
         assert self._child is not None
-        while (exit_code := ended(self._child.pid)) is None:
+        while (exit_code := ended(self._child)) is None:
             self._sample()
             wait_for_end(self._child.pid, POLL_S)
         return exit_code
 
-    def _environment(self, place: Path | None = None) -> dict[str, str]:
-        """Tell the rule's program who it is; metrics are accounted from these."""
+    def _environment(self) -> dict[str, str]:
+        """What the rule's program may know of its job; metrics are accounted from these."""
         environment = dict(os.environ)
-        environment.pop(
-            "SNAKEMAKE_PROFILE", None
-        )  # the head's profile would make the inner Snakemake submit jobs
+        environment.pop("SNAKEMAKE_PROFILE", None)  # with it the job's own Snakemake would submit jobs
         if user_file := environment.get("BASH_ENV"):
             environment["SNAKEMAKE_SUBMITIT_USER_BASH_ENV"] = user_file
         environment["BASH_ENV"] = str(Path(__file__).with_name("shell_init.sh"))
-        environment["SNAKEMAKE_SUBMITIT_PLACE"] = str(place or "")
         environment["SNAKEMAKE_SUBMITIT_JOB_ID"] = job_id()
         environment["SNAKEMAKE_SUBMITIT_RESTARTS"] = str(self._record.restarts)
         environment["SNAKEMAKE_SUBMITIT_QUEUE_WAIT_S"] = f"{self._record.queue_wait_s:.1f}"
@@ -203,9 +202,7 @@ class SnakemakeJob:
 
     @contextmanager
     def _sigterm_noted(self) -> Iterator[None]:
-        if (
-            threading.current_thread() is not threading.main_thread()
-        ):  # cluster debug runs in the head's poller
+        if threading.current_thread() is not threading.main_thread():  # cluster debug runs in the poller
             yield
             return
         signal.signal(signal.SIGCONT, signal.SIG_DFL)  # Slurm's wakes stopped jobs; submitit would log it
@@ -234,7 +231,7 @@ class SnakemakeJob:
                     continue
 
     def _wait_to_be_killed(self) -> None:
-        """Write no result: Slurm may start the job again, and the head process asks Slurm."""
+        """Write no result: Slurm may start the job again, and the controller asks Slurm."""
         print("submitit: ended after SIGTERM; what becomes of the job is up to Slurm", flush=True)
         if self.cluster == "slurm":
             time.sleep(WAIT_FOR_KILL_S)
@@ -263,7 +260,7 @@ class SnakemakeJob:
         return DelayedSubmission(self)
 
     def _cause(self) -> str:
-        """Tell a time limit from a preemption: Slurm knows; without Slurm the clock does."""
+        """Distinguish a time limit from a preemption: Slurm knows; without Slurm the clock does."""
         if self.cluster == "slurm" and preempted(job_id()):
             return "preemption"
         almost_over = self.runtime_s - self.signal_s - 90.0
@@ -297,7 +294,7 @@ def job_id() -> str:
     )
 
 
-def stay_deaf() -> None:
+def ignore_save_signal() -> None:
     """The command has ended: submitit's handler must not ask it to save any more."""
     if threading.current_thread() is threading.main_thread() and callable(signal.getsignal(signal.SIGUSR2)):
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
@@ -314,16 +311,24 @@ def preempted(identifier: str) -> bool:
     return fields.get("PreemptTime", "None") not in ("None", "Unknown", "")
 
 
-def ended(pid: int) -> int | None:
-    """The exit code of a child, None while it runs; not reaped, so that a signal handler may ask as well."""
-    status = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    if status is None:
-        return None
-    return status.si_status if status.si_code == os.CLD_EXITED else 128 + status.si_status
+def ended(child: subprocess.Popen[bytes]) -> int | None:
+    """The exit code of a child, as a shell counts it; None while it runs.
+
+    Signals are held back meanwhile: a handler that asks as well must find either a child or its exit code.
+    Popen.poll would leave its lock taken in the interrupted frame.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2, signal.SIGTERM})
+    try:
+        if child.returncode is None and (status := os.waitpid(child.pid, os.WNOHANG)) != (0, 0):
+            code = os.waitstatus_to_exitcode(status[1])
+            child.returncode = code if code >= 0 else 128 - code
+        return child.returncode
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def wait_for_end(pid: int, longest_s: float) -> None:
-    """Wait until a child has ended, or for a while; at once where the kernel can tell (Linux >= 5.3)."""
+    """Wait until a child has ended, or for a while; at once if the kernel reports it (Linux >= 5.3)."""
     try:
         handle = os.pidfd_open(pid)
     except (AttributeError, OSError):

@@ -1,9 +1,9 @@
 """The journal: one small JSON file per job in `.snakemake/submitit/journal/`; nothing is submitted twice.
 
 A job is known by its declared outputs, not by Snakemake's or Slurm's numbers: the next call of Snakemake
-builds the same key and finds the job that an earlier call has submitted. `fbt status` and any other reader
-may read the files without this package; each is always whole (written to a temporary name, then renamed).
-Fields:
+builds the same key and finds the job that an earlier call has submitted. Each file is always whole (written
+to a temporary name, then renamed); other programs read them with `read_jobs`, which needs nothing of
+Snakemake and asks no cluster. Fields:
 
     key             first 20 hex digits of the sha256 of the declared outputs (of rule and wildcards where
                     there are none)
@@ -15,17 +15,17 @@ Fields:
                     the queue without a trace
     host            machine whose processes the jobs of cluster local are; null on other clusters
     job_id          12, or 12_3 for a task of an array; null while SUBMITTING
-    token, index    mark of the submission (sbatch --comment) and place in its array; null if it is no array
+    token, index    mark of the submission (sbatch --comment) and index in its array; null if it is no array
     script          the script with the inner Snakemake;  submission: the script given to sbatch
     log, error_log  what the job prints
     record          JSON file that the job itself keeps on its node (see record.py); newer than this one while
-                    no head process runs: restarts, queue wait, peak memory
+                    no controller runs: restarts, queue wait, peak memory
     result          file that exists when submitit's function has returned
     submitted, started, ended     seconds since 1970, or null
     reason          why the job waits, in Slurm's word (PartitionTimeLimit, ...), or null
     restarts, timeouts, queue_wait_s, peak_memory_mb, gpus, gpu_hours, node
     exit_code       of the rule's command, or null
-    message         what the user was told when it failed, or null
+    message         what was reported to the user when it failed, or null
     fingerprint     sha256 of the rule's shell command and parameters
     resources       what was asked of the cluster
 """
@@ -39,15 +39,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from snakemake_executor_plugin_submitit.record import Record, write_json
+from snakemake_executor_plugin_submitit.record import JobRecord, write_json
 
-__all__ = ["ACTIVE_STATES", "Entry", "Journal", "make_key"]
+__all__ = ["ACTIVE_STATES", "Journal", "JournalEntry", "make_key", "read_jobs"]
 
 ACTIVE_STATES = frozenset({"SUBMITTING", "PENDING", "RUNNING"})
 
 
 @dataclass
-class Entry:
+class JournalEntry:
     """All that is known of one job; see the module's docstring for the fields."""
 
     key: str
@@ -88,16 +88,34 @@ class Entry:
         """Whether the job may still be in the queue, as far as the journal knows."""
         return self.state in ACTIVE_STATES
 
-    def absorb(self, record: Record) -> None:
+    def absorb(self, record: JobRecord) -> None:
         """Take over what the job itself has noted on its node."""
         if record.starts:
-            self.started = record.starts[0]["time"]
-            self.node = record.starts[-1]["host"]
+            self.started = record.starts[0].get("time")
+            self.node = record.starts[-1].get("host")
         self.restarts, self.timeouts = record.restarts, record.timeouts
         self.queue_wait_s = round(record.queue_wait_s, 1)
         self.peak_memory_mb = round(record.peak_memory_mb, 1) or None
         self.gpu_hours = round(self.gpus * record.run_s / 3600, 4)
         self.ended, self.exit_code = record.ended, record.exit_code
+
+
+def read_jobs(folder: Path) -> list[JournalEntry]:
+    """Every job of a workflow's `.snakemake/submitit` folder, as it stands now; oldest submission first.
+
+    Where no controller has kept the journal since, the job's own record is taken: its restarts, times and
+    memory, and COMPLETED or FAILED once the job has noted its end. Only files are read, and a file that
+    is missing, damaged or not ours counts as none.
+    """
+    jobs = [entry for path in (folder / "journal").glob("*.json") if (entry := read_entry(path)) is not None]
+    for entry in jobs:
+        record = JobRecord.load(Path(entry.record))
+        if record is None or not entry.active:
+            continue
+        entry.absorb(record)
+        if record.ended is not None:
+            entry.state = "COMPLETED" if record.exit_code == 0 else "FAILED"
+    return sorted(jobs, key=lambda entry: entry.submitted)
 
 
 def make_key(outputs: Iterable[str], rule: str, wildcards: dict[str, str]) -> str:
@@ -117,26 +135,28 @@ class Journal:
         """The file of one job."""
         return self.folder / f"{key}.json"
 
-    def write(self, entry: Entry) -> None:
+    def write(self, entry: JournalEntry) -> None:
         """Publish what is known of a job."""
         write_json(self.path(entry.key), asdict(entry))
 
-    def read(self, key: str) -> Entry | None:
+    def read(self, key: str) -> JournalEntry | None:
         """What is known of a job, or None."""
         return read_entry(self.path(key))
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[JournalEntry]:
         """All jobs that were ever submitted from this folder."""
         for path in sorted(self.folder.glob("*.json")):
             if (entry := read_entry(path)) is not None:
                 yield entry
 
 
-def read_entry(path: Path) -> Entry | None:
-    """Read one file of the journal; a file that cannot be read counts as no entry."""
+def read_entry(path: Path) -> JournalEntry | None:
+    """Read one file of the journal; a file that cannot be read, or is none of ours, counts as no entry."""
     try:
         content = json.loads(path.read_text())
-        known = {name: value for name, value in content.items() if name in Entry.__dataclass_fields__}
-        return Entry(**known)
+        known = {name: value for name, value in content.items() if name in JournalEntry.__dataclass_fields__}
+        entry = JournalEntry(**known)
+        entry.submitted = float(entry.submitted)
     except (OSError, ValueError, TypeError, AttributeError):
         return None
+    return entry if isinstance(entry.wildcards, dict) else None

@@ -1,4 +1,4 @@
-"""What the user is told: why a job waits, why it failed, and how to fix it."""
+"""What is reported to the user: why a job waits, why it failed, and how to fix it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from snakemake_executor_plugin_submitit.journal import Entry
-from snakemake_executor_plugin_submitit.record import Record
+from snakemake_executor_plugin_submitit.journal import JournalEntry
+from snakemake_executor_plugin_submitit.record import JobRecord
 
 __all__ = ["explain_failure", "explain_reason", "last_lines", "ordinary_reason"]
 
@@ -43,7 +43,7 @@ SLURMS_MEMORY = re.compile(
     re.IGNORECASE,
 )
 GPU_MEMORY = re.compile(r"(CUDA|HIP|XPU) (error: )?out of memory|\bOutOfMemoryError: .*GPU", re.IGNORECASE)
-GPU_MEMORY_MEND = "use more GPUs, gradient accumulation or bfloat16, or a GPU with more memory"
+GPU_MEMORY_HINT = "use more GPUs, gradient accumulation or bfloat16, or a GPU with more memory"
 NOISE = re.compile(r"submitit (INFO|WARNING|ERROR) \(|^submitit: |^srun: error: .* Exited with exit code")
 PREAMBLE = re.compile(r"\A.*?^Execute \d+ jobs\.\.\.$.*?^    resources: [^\n]*$", re.MULTILINE | re.DOTALL)
 """What the inner Snakemake prints before the rule's program says anything."""
@@ -96,7 +96,7 @@ def read_last_start(path: str | None) -> str:
     return text[text.rfind("SNAKEMAKE\n=========") :][-200_000:] if "SNAKEMAKE\n=========" in text else text
 
 
-def explain_failure(entry: Entry, state: str, record: Record | None, by_whom: str = "") -> str:
+def explain_failure(entry: JournalEntry, state: str, record: JobRecord | None, by_whom: str = "") -> str:
     """What a person needs about a failed job: which, why, its log's last lines, and where the files are."""
     lines = [f"{entry.name}: {what_happened(entry, state, record, by_whom)}"]
     lines.append(f"  job {entry.job_id or '(not submitted)'} on cluster {entry.cluster}{where_it_ran(entry)}")
@@ -109,13 +109,13 @@ def explain_failure(entry: Entry, state: str, record: Record | None, by_whom: st
     return "\n".join(lines)
 
 
-def where_it_ran(entry: Entry) -> str:
+def where_it_ran(entry: JournalEntry) -> str:
     """Node and number of restarts, if it ever started."""
     node = f", node {entry.node}" if entry.node else ""
     return f"{node}, restarted {entry.restarts} times" if entry.restarts else node
 
 
-def no_log(entry: Entry) -> str:
+def no_log(entry: JournalEntry) -> str:
     """What it means that a job has left no log."""
     folder = Path(entry.log).parent if entry.log else "-"
     return (
@@ -123,13 +123,13 @@ def no_log(entry: Entry) -> str:
     )
 
 
-def what_happened(entry: Entry, state: str, record: Record | None, by_whom: str) -> str:
+def what_happened(entry: JournalEntry, state: str, record: JobRecord | None, by_whom: str) -> str:
     """One sentence about the end of a job, in the reader's words."""
     if out_of_memory(entry, state):
         return memory_sentence(entry, record)
     code = own_exit_code(entry)
     if state == "FAILED" and out_of_gpu_memory(entry):
-        return f"its GPU had too little memory (exit code {code}, {state}): {GPU_MEMORY_MEND}"
+        return f"its GPU had too little memory (exit code {code}, {state}): {GPU_MEMORY_HINT}"
     sentences: Mapping[str, str] = {
         "TIMEOUT": timeout_sentence(entry),
         "NODE_FAIL": "its node failed and Slurm did not start it again (NODE_FAIL)",
@@ -147,13 +147,13 @@ def what_happened(entry: Entry, state: str, record: Record | None, by_whom: str)
     return f"its command failed with exit code {code} ({state})"
 
 
-def own_exit_code(entry: Entry) -> int | None:
+def own_exit_code(entry: JournalEntry) -> int | None:
     """The exit code of the rule's program; the inner Snakemake itself ends with 1."""
     codes = re.findall(r"returned non-zero exit status (\d+)", read_last_start(entry.error_log))
     return int(codes[-1]) if codes else entry.exit_code
 
 
-def timeout_sentence(entry: Entry) -> str:
+def timeout_sentence(entry: JournalEntry) -> str:
     """What to say about a job that met its time limit once too often, or could not save."""
     minutes = entry.resources.get("runtime", "?")
     if entry.exit_code is not None:  # it had saved and ended when it was one time limit too many
@@ -168,24 +168,24 @@ def timeout_sentence(entry: Entry) -> str:
     )
 
 
-def out_of_memory(entry: Entry, state: str) -> bool:
+def out_of_memory(entry: JournalEntry, state: str) -> bool:
     """Whether memory was the reason: Slurm may say so, or only FAILED with a line of its own in the log."""
     if state not in ("FAILED", "LOST"):
         return state == "OUT_OF_MEMORY"
     return any(SLURMS_MEMORY.search(line) for line in tails(entry))
 
 
-def out_of_gpu_memory(entry: Entry) -> bool:
+def out_of_gpu_memory(entry: JournalEntry) -> bool:
     """Whether the program says that its GPU's memory was too small."""
     return any(GPU_MEMORY.search(line) for line in tails(entry))
 
 
-def tails(entry: Entry) -> list[str]:
+def tails(entry: JournalEntry) -> list[str]:
     """The last lines of both logs."""
     return [*last_lines(entry.error_log, 60), *last_lines(entry.log, 60)]
 
 
-def memory_sentence(entry: Entry, record: Record | None) -> str:
+def memory_sentence(entry: JournalEntry, record: JobRecord | None) -> str:
     """Limit and own peak of a job that ran out of memory."""
     limit = entry.resources.get("mem_mb") or entry.resources.get("mem_mb_per_cpu") or "the cluster's default"
     peak = record.peak_memory_mb if record else 0.0

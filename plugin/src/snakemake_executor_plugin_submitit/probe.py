@@ -23,7 +23,7 @@ FINDINGS = {"folder-missing": "is not shared with", "folder-readonly": "cannot b
 
 
 def shared_folder_problem(folder: Path, request: Request) -> str | None:
-    """Look at the folder from a node that is free at the moment; None if it works or nobody can tell."""
+    """Look at the folder from a node that is free at the moment; None if it works or nobody knows."""
     if problem := unwritable(folder):
         return problem
     probe = folder / f"probe-{uuid.uuid4().hex[:8]}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from snakemake_executor_plugin_submitit.slurm import Backoff, SlurmBusyError, SlurmRefusedError, ask
 
-__all__ = ["ENDED_STATES", "Accounting", "Line", "Queue", "read_lines", "squeue_command"]
+__all__ = ["ENDED_STATES", "Accounting", "QueueLine", "Queue", "read_lines", "squeue_command"]
 
 SACCT_S, SACCT_JOBS, SACCT_TIMES = 1.5, 500, 10
 """sacct is asked no more often (and ever more slowly), for no more jobs at a time, no more times for one."""
@@ -32,7 +32,7 @@ ENDED_STATES = frozenset(
 
 
 @dataclass(frozen=True)
-class Line:
+class QueueLine:
     """One job as squeue shows it."""
 
     job_id: str
@@ -57,7 +57,7 @@ class Queue:
         self.say = say
         self.clock = clock
         self.backoff = Backoff(first=max(2.0, interval), longest=max(60.0, interval))
-        self.lines: dict[str, Line] = {}
+        self.lines: dict[str, QueueLine] = {}
         self.answers = 0
         self._next = 0.0
 
@@ -78,13 +78,13 @@ class Queue:
         return True
 
     def marked(self, comment: str) -> dict[int | None, str]:
-        """Ids of the jobs that were submitted with a comment, by their place in the array."""
-        found: dict[int | None, str] = {}
+        """Ids of the jobs that were submitted with a comment, by their index in the array."""
+        job_ids: dict[int | None, str] = {}
         for line in self.lines.values():
             if line.comment == comment:
                 _, _, index = line.job_id.partition("_")
-                found[int(index) if index else None] = line.job_id
-        return found
+                job_ids[int(index) if index else None] = line.job_id
+        return job_ids
 
     @property
     def waiting_or_running(self) -> int:
@@ -115,7 +115,7 @@ def squeue_command() -> list[str]:
     ]
 
 
-def read_lines(answer: str) -> Iterator[Line]:
+def read_lines(answer: str) -> Iterator[QueueLine]:
     """Read squeue's lines; an array that Slurm still prints as a range counts for all its tasks."""
     for text in answer.splitlines():
         fields = text.split("|", 4)
@@ -123,7 +123,7 @@ def read_lines(answer: str) -> Iterator[Line]:
             continue
         identifiers, state, node, comment, reason = (field.strip() for field in fields)
         for job_id in expand(identifiers):
-            yield Line(job_id, state, reason, node, comment)
+            yield QueueLine(job_id, state, reason, node, comment)
 
 
 def expand(identifiers: str) -> Iterable[str]:
@@ -131,11 +131,11 @@ def expand(identifiers: str) -> Iterable[str]:
     match = re.fullmatch(r"(\d+)_\[([\d,-]+)(?:%\d+)?\]", identifiers)
     if match is None:
         return [identifiers]
-    found = []
+    job_ids = []
     for part in match[2].split(","):
         low, _, high = part.partition("-")
-        found += [f"{match[1]}_{number}" for number in range(int(low), int(high or low) + 1)]
-    return found
+        job_ids += [f"{match[1]}_{number}" for number in range(int(low), int(high or low) + 1)]
+    return job_ids
 
 
 class Accounting:
@@ -177,10 +177,10 @@ class Accounting:
 def ended_states(job_ids: Iterable[str]) -> dict[str, tuple[str, str]]:
     """State and cancelling user of those jobs that the accounting knows to have ended."""
     command = ["sacct", "--allocations", "--noheader", "--parsable2", "--format=JobID,State"]
-    found = {}
+    ends = {}
     for text in ask([*command, f"--jobs={','.join(job_ids)}"]).splitlines():
         job_id, _, words = text.partition("|")
         state, _, rest = words.partition(" ")
         if state.rstrip("+") in ENDED_STATES:
-            found[job_id] = (state.rstrip("+"), rest.removeprefix("by ").strip())
-    return found
+            ends[job_id] = (state.rstrip("+"), rest.removeprefix("by ").strip())
+    return ends

@@ -2,7 +2,7 @@
 
 A job may be started several times (time limit, preemption, node failure, `scontrol requeue`), and only files
 survive that. The record is one small JSON file per submission, written by the job on its node and read by the
-head process:
+controller:
 
     starts         [{"time", "host", "job_id"}]    one entry per start
     interruptions  [{"time", "cause"}]             cause: "time limit", "preemption" or "SIGTERM"
@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Record", "write_json"]
+__all__ = ["JobRecord", "write_json"]
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -36,7 +36,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 @dataclass
-class Record:
+class JobRecord:
     """Starts, interruptions, waiting time and memory of one submitted job."""
 
     submitted: float
@@ -50,14 +50,14 @@ class Record:
     exit_code: int | None = None
 
     @classmethod
-    def load(cls, path: Path) -> Record | None:
+    def load(cls, path: Path) -> JobRecord | None:
         """Read a record; None if there is none yet or it cannot be read."""
         try:
             content = json.loads(path.read_text())
-        except (OSError, ValueError):
+            known = {name: value for name, value in content.items() if name in cls.__dataclass_fields__}
+            return cls(**known)
+        except (OSError, ValueError, TypeError, AttributeError):
             return None
-        known = {name: value for name, value in content.items() if name in cls.__dataclass_fields__}
-        return cls(**known)
 
     def save(self, path: Path) -> None:
         """Publish the record; a full or vanished disk must not end the training."""

@@ -69,7 +69,7 @@ PLUGINS_OPTIONS = frozenset(
 ALIASES = {"cpus_per_task": "cpus", "gpus": "gpu"}
 
 
-DEAF = Path(__file__).with_name("deaf.sh")
+IGNORE_SIGNALS = Path(__file__).with_name("ignore_signals.sh")
 """What srun starts on every node: the signals of a time limit must not end what starts the programs there."""
 
 
@@ -110,7 +110,7 @@ class Request:
         if self.nodes == 1 and self.tasks == 1:
             return ""
         shape = f"--nodes={self.nodes} --ntasks={self.tasks} --cpus-per-task={self.cpus}"
-        return f"srun --overlap --mem=0 {shape} /bin/sh {DEAF}"
+        return f"srun --overlap --mem=0 {shape} /bin/sh {IGNORE_SIGNALS}"
 
     def parameters(self) -> dict[str, Any]:
         """The request in submitit's words; None means the cluster's default."""

@@ -1,4 +1,4 @@
-"""Settings of the executor, with the help texts that `snakemake --help` shows."""
+"""Settings of the executor: data only, with the help texts that `snakemake --help` shows."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,11 +35,11 @@ class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc, unused-ignor
 
     cluster: str = setting(
         "slurm",
-        "Where jobs run: slurm, local (processes of this machine that survive the head) or "
+        "Where jobs run: slurm, local (processes of this machine that survive Snakemake) or "
         "debug (one after the other, inside Snakemake).",
     )
     signal_seconds: int = setting(
-        120, "Seconds before the time limit at which a job is told (SIGUSR2) to save its state and end."
+        120, "Seconds before the time limit at which a job is asked (SIGUSR2) to save its state and end."
     )
     max_timeouts: int = setting(
         20, "How many time limits a job may meet and still be continued. Preemptions do not count."
@@ -51,7 +51,8 @@ class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc, unused-ignor
     poll_seconds: int = setting(10, "Seconds between two questions to Slurm about all jobs (one squeue).")
     on_interrupt: str = setting(
         "leave",
-        "What Ctrl-C does with submitted jobs: leave (they go on, the same command adopts them) or cancel.",
+        "What Ctrl-C does with submitted jobs: leave (they go on, the same command finds them again) "
+        "or cancel.",
     )
     setup: str = setting("", "Shell line that every job runs first, e.g. 'module load cuda'.")
     shared_folder_check: str = setting(
@@ -61,16 +62,6 @@ class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc, unused-ignor
         False,
         "Ask Slurm for each rule whether it would take its jobs (sbatch --test-only), also in a dry run.",
     )
-
-    def __post_init__(self) -> None:
-        """Name a stale lock with its fix, and let a dry run ask Slurm if wanted."""
-        from snakemake_executor_plugin_submitit.head import report_lock
-
-        report_lock()
-        if self.test_only:
-            from snakemake_executor_plugin_submitit.dryrun import check_in_dry_runs
-
-            check_in_dry_runs(self)
 
 
 LEAST = {"signal_seconds": 1, "max_timeouts": 0, "array_size": 1, "array_throttle": 0, "poll_seconds": 1}

@@ -183,10 +183,10 @@ class ClusterFacts:
 
     def _partition(self, name: str | None) -> Partition | None:
         if name is None:
-            return next((one for one in self.partitions.values() if one.default), None)
+            return next((partition for partition in self.partitions.values() if partition.default), None)
         if "," in name:  # several partitions: Slurm takes the first that can start the job
-            known = [self.partitions[one] for one in name.split(",") if one in self.partitions]
-            return max(known, key=lambda one: one.most_gpus(), default=None)
+            known = [self.partitions[part] for part in name.split(",") if part in self.partitions]
+            return max(known, key=Partition.most_gpus, default=None)
         return self.partitions.get(name)
 
 
@@ -235,10 +235,10 @@ def read_facts(say: Callable[[str], None]) -> ClusterFacts:
 
 def read_partitions(listing: str) -> dict[str, Partition]:
     """Read sinfo's lines; a partition with several kinds of nodes has several."""
-    found: dict[str, Partition] = {}
+    partitions: dict[str, Partition] = {}
     for line in listing.splitlines():
         name, minutes, usual, available, gres, cpus, memory, nodes = line.split("|")
-        one = Partition(
+        partition = Partition(
             name=name.rstrip("*"),
             default=name.endswith("*"),
             available=available == "up",
@@ -249,22 +249,25 @@ def read_partitions(listing: str) -> dict[str, Partition]:
             nodes=leading_number(nodes),
             gpus=read_gpus(gres),
         )
-        found[one.name] = larger(found[one.name], one) if one.name in found else one
-    return found
+        earlier = partitions.get(partition.name)
+        partitions[partition.name] = larger(earlier, partition) if earlier else partition
+    return partitions
 
 
-def larger(one: Partition, other: Partition) -> Partition:
+def larger(first: Partition, second: Partition) -> Partition:
     """One partition out of two lines of sinfo: the most that any of its nodes has."""
-    gpus = {name: max(one.gpus.get(name, 0), other.gpus.get(name, 0)) for name in {*one.gpus, *other.gpus}}
+    gpus = {
+        name: max(first.gpus.get(name, 0), second.gpus.get(name, 0)) for name in {*first.gpus, *second.gpus}
+    }
     return Partition(
-        name=one.name,
-        default=one.default,
-        available=one.available,
-        minutes=one.minutes,
-        usual_minutes=one.usual_minutes,
-        cpus=max(one.cpus, other.cpus),
-        mem_mb=max(one.mem_mb, other.mem_mb),
-        nodes=one.nodes + other.nodes,
+        name=first.name,
+        default=first.default,
+        available=first.available,
+        minutes=first.minutes,
+        usual_minutes=first.usual_minutes,
+        cpus=max(first.cpus, second.cpus),
+        mem_mb=max(first.mem_mb, second.mem_mb),
+        nodes=first.nodes + second.nodes,
         gpus=gpus,
     )
 

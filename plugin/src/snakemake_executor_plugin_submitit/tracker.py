@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from snakemake_executor_plugin_submitit.backends import Backend, Look, Result
-from snakemake_executor_plugin_submitit.journal import Entry, Journal
+from snakemake_executor_plugin_submitit.journal import Journal, JournalEntry
 from snakemake_executor_plugin_submitit.messages import (
     as_list,
     explain_failure,
@@ -18,7 +18,7 @@ from snakemake_executor_plugin_submitit.messages import (
     ordinary_reason,
     out_of_memory,
 )
-from snakemake_executor_plugin_submitit.record import Record
+from snakemake_executor_plugin_submitit.record import JobRecord
 
 __all__ = ["Tracker", "Verdict"]
 
@@ -27,7 +27,7 @@ GRACE_S = {"NODE_FAIL": 60.0, "BOOT_FAIL": 60.0, "PREEMPTED": 60.0, "COMPLETED":
 USUAL_GRACE_S = 4.0
 LOCAL_GRACE_S = 1.0
 ERROR_GRACE_S = 30.0
-"""How long Slurm may take to tell the end of a job that has left an error."""
+"""How long Slurm may take to report the end of a job that has left an error."""
 HURRY_S = 2.0
 WAITING_STATES = frozenset(
     {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
@@ -63,7 +63,7 @@ class Tracker:
         self._ended_since: dict[str, tuple[str, float]] = {}
         self._error_since: dict[str, float] = {}
         self._hurried = -HURRY_S
-        self._waiting: dict[str, list[Entry]] = defaultdict(list)
+        self._waiting: dict[str, list[JournalEntry]] = defaultdict(list)
         self._reported: set[tuple[str, str]] = set()
 
     def look_around(self) -> None:
@@ -71,7 +71,7 @@ class Tracker:
         self._present = self.backend.results_present()
         self.backend.refresh()
 
-    def judge(self, entry: Entry) -> Verdict | None:
+    def judge(self, entry: JournalEntry) -> Verdict | None:
         """How the job has ended; None if it has not, or nobody knows yet."""
         if entry.state == "COMPLETED":  # seen before: its result is no longer there
             return Verdict(True, "COMPLETED")
@@ -87,14 +87,14 @@ class Tracker:
             return self._judge_result(entry, result)
         return self._fail(entry, look.state, look.by_whom) if self._surely_ended(entry, look) else None
 
-    def in_doubt(self, entry: Entry) -> bool:
+    def in_doubt(self, entry: JournalEntry) -> bool:
         """Whether a job has left an error or looks ended, and its verdict is still to come."""
         return entry.key in self._error_since or entry.key in self._ended_since
 
-    def _has_result(self, entry: Entry) -> bool:
+    def _has_result(self, entry: JournalEntry) -> bool:
         return entry.result is not None and os.path.basename(entry.result) in self._present  # Path is slow
 
-    def _surely_ended(self, entry: Entry, look: Look) -> bool:
+    def _surely_ended(self, entry: JournalEntry, look: Look) -> bool:
         state, since = self._ended_since.setdefault(entry.key, (look.state, self.clock()))
         if state != look.state:
             self._ended_since[entry.key] = (look.state, self.clock())
@@ -106,7 +106,7 @@ class Tracker:
             return LOCAL_GRACE_S
         return GRACE_S.get(state, USUAL_GRACE_S) + (self.latency_wait if state == "COMPLETED" else 0.0)
 
-    def _judge_result(self, entry: Entry, result: Result) -> Verdict | None:
+    def _judge_result(self, entry: JournalEntry, result: Result) -> Verdict | None:
         if result.error is None:
             return self._succeed(entry)
         look = self.backend.look(entry)
@@ -117,8 +117,8 @@ class Tracker:
         known = look is not None and look.state == "OUT_OF_MEMORY"
         return self._fail(entry, "OUT_OF_MEMORY" if known else "FAILED")
 
-    def _error_is_final(self, entry: Entry, look: Look | None) -> bool:
-        """Slurm may have the better word for the end, or start the job again: wait a while until it tells."""
+    def _error_is_final(self, entry: JournalEntry, look: Look | None) -> bool:
+        """Slurm may have the better word for the end, or start the job again: give it some time."""
         if look is not None and look.state in WAITING_STATES:  # of an earlier start
             self._follow(entry, look)
             return False
@@ -133,7 +133,7 @@ class Tracker:
             self._hurried = self.clock()
             self.backend.hurry()
 
-    def _succeed(self, entry: Entry) -> Verdict:
+    def _succeed(self, entry: JournalEntry) -> Verdict:
         self._absorb(entry)
         self._forget_times(entry)
         entry.state, entry.reason = "COMPLETED", None
@@ -142,7 +142,7 @@ class Tracker:
         self.backend.forget(entry)
         return Verdict(True, "COMPLETED")
 
-    def _fail(self, entry: Entry, state: str, by_whom: str = "") -> Verdict:
+    def _fail(self, entry: JournalEntry, state: str, by_whom: str = "") -> Verdict:
         record = self._absorb(entry)
         if record is not None and record.exit_code == 0:  # the job says so itself: only its result got lost
             return self._succeed(entry)
@@ -156,18 +156,18 @@ class Tracker:
         self.backend.drop_result(entry)
         return Verdict(False, entry.state, message)
 
-    def _forget_times(self, entry: Entry) -> None:
+    def _forget_times(self, entry: JournalEntry) -> None:
         """It goes on, or a retry of the same job begins anew."""
         self._ended_since.pop(entry.key, None)
         self._error_since.pop(entry.key, None)
 
-    def _absorb(self, entry: Entry) -> Record | None:
-        record = Record.load(Path(entry.record))
+    def _absorb(self, entry: JournalEntry) -> JobRecord | None:
+        record = JobRecord.load(Path(entry.record))
         if record is not None:
             entry.absorb(record)
         return record
 
-    def _follow(self, entry: Entry, look: Look) -> None:
+    def _follow(self, entry: JournalEntry, look: Look) -> None:
         """Note changes of a job that goes on; say when it was requeued or cannot start."""
         self._forget_times(entry)
         state = "PENDING" if look.state in WAITING_STATES else "RUNNING"
@@ -194,8 +194,8 @@ class Tracker:
         self._waiting.clear()
 
 
-def requeue_cause(record: Record | None) -> str:
-    """Why a job was requeued, as far as the job itself could tell."""
+def requeue_cause(record: JobRecord | None) -> str:
+    """Why a job was requeued, as far as the job itself knew."""
     last = record.interruptions[-1]["cause"] if record and record.interruptions else None
     last_start = record.starts[-1]["time"] if record and record.starts else 0.0
     if last is None or (record and record.interruptions[-1]["time"] < last_start):

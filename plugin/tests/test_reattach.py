@@ -1,4 +1,4 @@
-"""What a new head makes of the jobs of an earlier one, without Slurm."""
+"""What a new controller makes of the jobs of an earlier one, without Slurm."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from snakemake_executor_plugin_submitit import adoption
+from snakemake_executor_plugin_submitit import reattach
 from snakemake_executor_plugin_submitit.backends import Look, Result
 from snakemake_executor_plugin_submitit.executor import key_of
-from snakemake_executor_plugin_submitit.journal import Entry, make_key
-from snakemake_executor_plugin_submitit.record import Record
+from snakemake_executor_plugin_submitit.journal import JournalEntry, make_key
+from snakemake_executor_plugin_submitit.record import JobRecord
 
 from fakes import MadeExecutor, Watched, make_entry, make_group, make_job
 
 
-def entry_of(folder: Path, *outputs: str, **changes: Any) -> Entry:
+def entry_of(folder: Path, *outputs: str, **changes: Any) -> JournalEntry:
     """An entry of the job that makes these files."""
     return make_entry(folder, key=make_key(outputs, "train", {}), outputs=sorted(outputs), **changes)
 
 
-def test_job_that_died_without_a_head_is_submitted_again(tmp_path: Path) -> None:
-    """squeue shows its end at once, the verdict takes a while: it must not be adopted in between."""
+def test_job_that_died_without_a_controller_is_submitted_again(tmp_path: Path) -> None:
+    """squeue shows its end at once, the verdict takes a while: it must not be re-attached in between."""
     watched = Watched(tmp_path)
     earlier = watched.earlier()
     watched.backend.answer = Look("CANCELLED", True)
@@ -64,7 +64,7 @@ def reason(**changes: Any) -> Any:
         ({"updated_input": True}, False, True, False),
     ],
 )
-def test_job_that_ended_while_a_new_head_starts(
+def test_job_that_ended_while_a_new_controller_starts(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     why: dict[str, bool],
@@ -76,7 +76,7 @@ def test_job_that_ended_while_a_new_head_starts(
     monkeypatch.chdir(tmp_path)
     watched = Watched(tmp_path)
     entry = entry_of(tmp_path, "a")
-    Record(submitted=1.0, ended=60.0, exit_code=0).save(Path(entry.record))
+    JobRecord(submitted=1.0, ended=60.0, exit_code=0).save(Path(entry.record))
     watched.backend.left = Result(None)
     executor = MadeExecutor(watched, tmp_path, entry)
     executor.earlier.find_out()
@@ -92,29 +92,29 @@ def test_job_that_ended_while_a_new_head_starts(
         assert executor.ended == [(True, "")]
 
 
-def test_head_that_died_while_it_submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The job may appear a moment later; its own record tells its number; else it was never submitted."""
+def test_controller_that_died_while_it_submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job may appear a moment later; its own record has its number; else it was never submitted."""
     watched = Watched(tmp_path)
     lost = make_entry(tmp_path, state="SUBMITTING", job_id=None, result=None, submitted=time.time())
     earlier = watched.earlier(lost)
     assert not earlier.known()
-    record = Record(submitted=1.0)
+    record = JobRecord(submitted=1.0)
     record.start("n1", "12_3")
     record.save(Path(lost.record))
     assert earlier.known()
     assert next(iter(earlier.entries.values())).job_id == "12_3"
     Path(lost.record).unlink()
     earlier = watched.earlier(lost)
-    monkeypatch.setattr(adoption, "YOUNG_S", -1.0)
+    monkeypatch.setattr(reattach, "YOUNG_S", -1.0)
     assert earlier.known()
     assert not earlier.entries
     assert next(watched.journal.entries()).state == "CANCELLED"
 
 
-def test_record_tells_the_good_end_of_a_job_that_slurm_has_forgotten(tmp_path: Path) -> None:
+def test_record_knows_the_good_end_of_a_job_that_slurm_has_forgotten(tmp_path: Path) -> None:
     watched = Watched(tmp_path)
     lost = make_entry(tmp_path, state="SUBMITTING", job_id=None, result=None)
-    record = Record(submitted=1.0)
+    record = JobRecord(submitted=1.0)
     record.start("n1", "12")
     record.end(0)
     record.save(Path(lost.record))
@@ -129,8 +129,11 @@ def test_record_tells_the_good_end_of_a_job_that_slurm_has_forgotten(tmp_path: P
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"cluster": "local", "host": "login7"}, "on cluster local: adopt it with --submitit-cluster local"),
-        ({"cluster": "slurm", "host": "login7"}, "on machine login7: go there to adopt it"),
+        ({"cluster": "local", "host": "login7"}, "on cluster local: follow it with --submitit-cluster local"),
+        (
+            {"cluster": "slurm", "host": "login7"},
+            "on machine login7: run the same command there to follow it",
+        ),
     ],
 )
 def test_job_that_may_run_elsewhere_is_not_submitted_twice(
@@ -152,13 +155,13 @@ def test_job_that_may_run_elsewhere_is_not_submitted_twice(
 def test_end_of_a_job_elsewhere_is_read_from_its_record(tmp_path: Path, exit_code: int) -> None:
     watched = Watched(tmp_path)
     entry = entry_of(tmp_path, "a", cluster="local")
-    Record(submitted=1.0, ended=60.0, exit_code=exit_code).save(Path(entry.record))
+    JobRecord(submitted=1.0, ended=60.0, exit_code=exit_code).save(Path(entry.record))
     earlier = watched.earlier(entry)
     earlier.find_out()
     assert len(earlier.entries) == (exit_code == 0)
 
 
-def test_job_that_ran_inside_a_dead_head_is_forgotten(tmp_path: Path) -> None:
+def test_job_that_ran_inside_a_dead_controller_is_forgotten(tmp_path: Path) -> None:
     watched = Watched(tmp_path)
     earlier = watched.earlier(make_entry(tmp_path, cluster="debug"))
     earlier.find_out()

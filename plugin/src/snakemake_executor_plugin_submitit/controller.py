@@ -1,4 +1,4 @@
-"""The head process (the Snakemake a user started): who it is, so that its lock can be explained."""
+"""The controller (the Snakemake that a user has started): who it is, so that its lock can be explained."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any
 from snakemake_executor_plugin_submitit.journal import Journal
 from snakemake_executor_plugin_submitit.record import write_json
 
-__all__ = ["FOLDER", "forget_head", "note_head", "report_lock"]
+__all__ = ["FOLDER", "forget_controller", "note_controller", "report_lock"]
 
 FOLDER = Path(".snakemake") / "submitit"
 
 
-def note_head(folder: Path) -> None:
+def note_controller(folder: Path) -> None:
     """Write down which process works in this folder now."""
     content = {
         "pid": os.getpid(),
@@ -26,12 +26,12 @@ def note_head(folder: Path) -> None:
         "started": started(os.getpid()),
         "since": time.time(),
     }
-    write_json(folder / "head.json", content)
+    write_json(folder / "controller.json", content)
 
 
-def forget_head(folder: Path) -> None:
-    """The head ends in order and leaves no lock."""
-    (folder / "head.json").unlink(missing_ok=True)
+def forget_controller(folder: Path) -> None:
+    """The controller ends in order and leaves no lock."""
+    (folder / "controller.json").unlink(missing_ok=True)
 
 
 def started(pid: int) -> float | None:
@@ -44,42 +44,42 @@ def started(pid: int) -> float | None:
         return None
 
 
-def is_process(head: dict[str, Any]) -> bool:
+def is_process(note: dict[str, Any]) -> bool:
     """Whether the noted process of this machine still runs; its start is computed anew, to about a second."""
-    start = started(int(head.get("pid", 0)))
-    return start is not None and abs(start - float(head.get("started") or 0.0)) < 2.0
+    start = started(int(note.get("pid", 0)))
+    return start is not None and abs(start - float(note.get("started") or 0.0)) < 2.0
 
 
 def report_lock() -> None:
     """If Snakemake will refuse to start because of a lock, say whose it is and how to fix it."""
     message = explain_lock(Path.cwd())
-    if message and not {"--unlock", "--nolock", "--cleanup-metadata"} & set(sys.argv):
+    if message:
         print(message, file=sys.stderr, flush=True)
 
 
 def explain_lock(folder: Path) -> str | None:
     """Whose lock lies in a folder and what to do about it; None if there is none."""
     locks = folder / ".snakemake" / "locks"
-    head = read_head(folder / FOLDER / "head.json")
-    if head is None or not locks.is_dir() or not any(locks.iterdir()):
+    controller = read_note(folder / FOLDER / "controller.json")
+    if controller is None or not locks.is_dir() or not any(locks.iterdir()):
         return None
-    who = f"process {head.get('pid')} on {head.get('host')}"
-    if head.get("host") != socket.gethostname():
+    who = f"process {controller.get('pid')} on {controller.get('host')}"
+    if controller.get("host") != socket.gethostname():
         return (
             f"submitit: this folder is in use by or was left locked by {who}: "
             "look there before `snakemake --unlock`."
         )
-    if is_process(head):
+    if is_process(controller):
         return f"submitit: another snakemake works in this folder ({who}); wait for it or end it first."
     count = sum(entry.active for entry in Journal(folder / FOLDER / "journal").entries())
     return (
-        f"submitit: the lock in this folder is stale: {who} is gone. Mend: `snakemake --unlock`, then the "
+        f"submitit: the lock in this folder is stale: {who} is gone. Fix: `snakemake --unlock`, then the "
         f"same command again; it will find its {count} submitted jobs and submit none of them twice."
     )
 
 
-def read_head(path: Path) -> dict[str, Any] | None:
-    """The note of the last head, or None."""
+def read_note(path: Path) -> dict[str, Any] | None:
+    """The note of the last controller, or None."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""The jobs of an earlier head: which of them go on, which are done, and which must be submitted again."""
+"""Jobs of an earlier controller: which of them go on, which are done, and which must be submitted again."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from snakemake_executor_plugin_submitit.backends import Backend
-from snakemake_executor_plugin_submitit.journal import Entry, Journal
+from snakemake_executor_plugin_submitit.journal import Journal, JournalEntry
 from snakemake_executor_plugin_submitit.messages import as_list
-from snakemake_executor_plugin_submitit.record import Record
+from snakemake_executor_plugin_submitit.record import JobRecord
 from snakemake_executor_plugin_submitit.slurm import Backoff, SlurmBusyError, SlurmRefusedError
 from snakemake_executor_plugin_submitit.tracker import Tracker, Verdict
 
 __all__ = ["EarlierJobs"]
 
 YOUNG_S = 30.0
-"""So long after its entry was written a job may still appear: sbatch, or a process, outlives the head."""
+"""How long after its entry a job may still appear: sbatch, or a process, outlives the controller."""
 
 
 class EarlierJobs:
-    """Entries that the journal holds for active when a head starts.
+    """Entries that the journal holds for active when a controller starts.
 
     An entry stays until Snakemake has taken note of its end. Those that have ended well meanwhile stay too:
     Snakemake has looked at the files a moment earlier and may still ask for them.
@@ -35,10 +35,10 @@ class EarlierJobs:
         self.say = say
         self.begun = time.monotonic()
         self.entries = {entry.key: entry for entry in journal.entries() if entry.active}
-        self._makers = {path: entry.key for entry in self.entries.values() for path in entry.outputs}
+        self._making = {path: entry.key for entry in self.entries.values() for path in entry.outputs}
 
     def find_out(self) -> None:
-        """Learn what has become of each, waiting until the cluster can tell."""
+        """Learn what has become of each, waiting until the cluster knows."""
         backoff = Backoff()
         while self.entries and not self.known():
             if backoff.failures == 0:
@@ -52,7 +52,7 @@ class EarlierJobs:
         unknown = [entry for entry in list(self.entries.values()) if not self._known(entry)]
         return not unknown
 
-    def _known(self, entry: Entry) -> bool:
+    def _known(self, entry: JournalEntry) -> bool:
         if not entry.active:
             return True
         if entry.cluster == "debug" or self.is_elsewhere(entry):
@@ -69,61 +69,61 @@ class EarlierJobs:
         look = self.backend.look(entry)
         return look is not None and not look.ended and not self.tracker.in_doubt(entry)
 
-    def _find(self, entry: Entry) -> bool:
-        """The head ended while it submitted: the job may be there all the same."""
+    def _find(self, entry: JournalEntry) -> bool:
+        """The controller ended while it submitted: the job may be there all the same."""
         if (job_id := self.backend.find(entry)) is not None:
             self.backend.name_files(entry, job_id)
             self.journal.write(entry)
             return True
         if time.monotonic() - self.begun > YOUNG_S or time.time() - entry.submitted > YOUNG_S:
-            self._end(entry, "CANCELLED", "the head process ended before the job was submitted")
+            self._end(entry, "CANCELLED", "the controller ended before the job was submitted")
         return False
 
-    def _settle(self, entry: Entry, verdict: Verdict) -> None:
+    def _settle(self, entry: JournalEntry, verdict: Verdict) -> None:
         if not verdict.ok:
             self.drop(entry)
             self.say(f"a job of an earlier call has failed meanwhile: {verdict.message}")
 
-    def _end(self, entry: Entry, state: str, message: str | None) -> None:
+    def _end(self, entry: JournalEntry, state: str, message: str | None) -> None:
         entry.state, entry.message = state, message
         self.journal.write(entry)
         if state != "COMPLETED":
             self.drop(entry)
 
-    def drop(self, entry: Entry) -> None:
+    def drop(self, entry: JournalEntry) -> None:
         """Its end has been noted: if Snakemake asks for the job again, it is a new one."""
         self.entries.pop(entry.key, None)
 
     # Jobs of another cluster, or processes of another machine
 
-    def is_elsewhere(self, entry: Entry) -> bool:
+    def is_elsewhere(self, entry: JournalEntry) -> bool:
         """Whether nothing here can look at a job."""
         return entry.cluster != self.backend.name or entry.host not in (None, self.backend.host)
 
-    def _judge_from_afar(self, entry: Entry) -> None:
+    def _judge_from_afar(self, entry: JournalEntry) -> None:
         """Take what the job itself has noted; one that has noted no end may still run."""
-        record = Record.load(Path(entry.record))
+        record = JobRecord.load(Path(entry.record))
         if record is not None and record.exit_code is not None:
             entry.absorb(record)
             self._end(entry, "FAILED" if record.exit_code else "COMPLETED", None)
-        elif entry.cluster == "debug":  # it ran inside of a head that is no more
-            self._end(entry, "CANCELLED", "the head process ended while the job ran inside it")
+        elif entry.cluster == "debug":  # it ran inside of a controller that is no more
+            self._end(entry, "CANCELLED", "the controller ended while the job ran inside it")
 
     # What Snakemake asks for
 
-    def makers_of(self, key: str, outputs: Iterable[str]) -> list[Entry]:
+    def jobs_making(self, key: str, outputs: Iterable[str]) -> list[JournalEntry]:
         """Entries whose jobs make (some of) the outputs: usually one; others where groups were cut anew."""
-        if (own := self.entries.get(key)) is not None:
-            return [own]
-        keys = dict.fromkeys(self._makers[path] for path in outputs if path in self._makers)
+        if (entry := self.entries.get(key)) is not None:
+            return [entry]
+        keys = dict.fromkeys(self._making[path] for path in outputs if path in self._making)
         return [self.entries[key] for key in keys if key in self.entries]
 
-    def obstacle(self, makers: list[Entry], outputs: Iterable[str]) -> str | None:
-        """Why a job can neither be adopted nor submitted now; None if nothing is in its way."""
-        active = [entry for entry in makers if entry.active]
+    def conflict(self, making: list[JournalEntry], outputs: Iterable[str]) -> str | None:
+        """Why a job can neither be re-attached nor submitted now; None if nothing is in its way."""
+        active = [entry for entry in making if entry.active]
         if far := [entry for entry in active if self.is_elsewhere(entry)]:
             return self._explain_far(far[0])
-        if not active or (len(makers) == 1 and set(outputs) <= set(makers[0].outputs)):
+        if not active or (len(making) == 1 and set(outputs) <= set(making[0].outputs)):
             return None
         jobs = as_list([f"{entry.name} ({entry.job_id})" for entry in active])
         return (
@@ -132,11 +132,12 @@ class EarlierJobs:
             f"{self.backend.cancel_command(active)}"
         )
 
-    def _explain_far(self, entry: Entry) -> str:
-        where, adopt = f"machine {entry.host}", "go there to adopt it"
+    def _explain_far(self, entry: JournalEntry) -> str:
+        where, hint = f"machine {entry.host}", "run the same command there to follow it"
         if entry.cluster != self.backend.name:
-            where, adopt = f"cluster {entry.cluster}", f"adopt it with --submitit-cluster {entry.cluster}"
+            where = f"cluster {entry.cluster}"
+            hint = f"follow it with --submitit-cluster {entry.cluster}"
         return (
-            f"job {entry.job_id or entry.token} of an earlier call may still run on {where}: {adopt}, or end "
+            f"job {entry.job_id or entry.token} of an earlier call may still run on {where}: {hint}, or end "
             f"it there and delete {self.journal.path(entry.key)}"
         )

@@ -1,0 +1,134 @@
+"""What the plugin knows of one of Snakemake's jobs: its key, its files, its request and its journal entry."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from snakemake_executor_plugin_submitit.job import SnakemakeJob
+from snakemake_executor_plugin_submitit.journal import JournalEntry, make_key
+from snakemake_executor_plugin_submitit.requests import Request, RequestError, read_request
+
+if TYPE_CHECKING:
+    from snakemake_executor_plugin_submitit.backends import Backend
+
+__all__ = [
+    "all_exist",
+    "asked_as_unfinished",
+    "fingerprint",
+    "key_of",
+    "make_entry",
+    "make_submitted",
+    "outputs_of",
+    "request_of",
+    "requests_of_rules",
+]
+
+
+def members_of(job: Any) -> list[Any]:
+    """The jobs of a group, or the job itself."""
+    return list(job.jobs) if job.is_group() else [job]
+
+
+def outputs_of(job: Any) -> list[str]:
+    """What a job makes; for a group also what only its own jobs read."""
+    return [str(path) for member in members_of(job) for path in member.output]
+
+
+def wildcards_of(job: Any) -> dict[str, str]:
+    """A job's wildcards; a group has none of its own."""
+    return {} if job.is_group() else {str(name): str(value) for name, value in job.wildcards_dict.items()}
+
+
+def key_of(job: Any) -> str:
+    """The journal's name of a job."""
+    return make_key(outputs_of(job), job.name, wildcards_of(job))
+
+
+def fingerprint(job: Any) -> str:
+    """Changes when the command or the parameters of a job change."""
+    if job.is_group():
+        return ""
+    text = f"{getattr(job, 'shellcmd', '') or ''}\n{[str(value) for value in job.params]}"
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def all_exist(job: Any) -> bool:
+    """Whether everything that others may read of a job is there now."""
+    return all(Path(str(path)).exists() for path in job.output)
+
+
+def asked_as_unfinished(workflow: Any, job: Any) -> bool:
+    """Whether Snakemake wants a job only because its outputs were not there, or not whole, when it looked.
+
+    A job that the user forces, or whose inputs are made anew, must run again even if it has just ended.
+    """
+    settings = workflow.dag_settings
+    by_user = bool(settings.forceall or settings.forcetargets or settings.forcerun)
+    reasons = [workflow.dag.reason(member) for member in members_of(job)]
+    renewed = any(why.updated_input or why.updated_input_run or (why.forced and by_user) for why in reasons)
+    return not renewed and any(why.missing_output or why.incomplete_output or why.forced for why in reasons)
+
+
+def request_of(job: Any, declared: Iterable[str] = ()) -> Request:
+    """The request of a job; `declared` are resources that the workflow limits itself. Raises RequestError."""
+    # some resources have their value only when their input files exist
+    resources = {name: value for name, value in job.resources.items() if str(value) != "<TBD>"}
+    kind = "group" if job.is_group() else "rule"
+    return read_request(resources, job.threads, f"{kind} {job.name}", declared)
+
+
+def requests_of_rules(jobs: Iterable[Any], declared: Iterable[str]) -> tuple[dict[Request, str], list[str]]:
+    """All different requests with the first rule that makes each, and every problem once."""
+    requests: dict[Request, str] = {}
+    problems: list[str] = []
+    for job in jobs:
+        try:
+            requests.setdefault(request_of(job, declared), job.name)
+        except RequestError as error:
+            problems += [problem for problem in error.problems if problem not in problems]
+    return requests, problems
+
+
+def make_entry(
+    job: Any, request: Request, backend: Backend, *, script: str, token: str, index: int | None
+) -> JournalEntry:
+    """The journal's entry of a job that is about to be submitted, alone (index None) or in an array."""
+    wildcards = wildcards_of(job)
+    return JournalEntry(
+        key=key_of(job),
+        name=" ".join([job.name, *(f"{name}={value}" for name, value in wildcards.items())]),
+        rule=job.name,
+        wildcards=wildcards,
+        outputs=sorted(outputs_of(job)),
+        cluster=backend.name,
+        host=backend.host,
+        token=token,
+        index=index,
+        script=script,
+        record=str(backend.folder / f"{token}_{index or 0}_record.json"),
+        submitted=time.time(),
+        fingerprint=fingerprint(job),
+        gpus=request.gpu,
+        resources={name: value for name, value in asdict(request).items() if value not in (None, (), 0)},
+    )
+
+
+def make_submitted(entry: JournalEntry, request: Request, backend: Backend) -> SnakemakeJob:
+    """What submitit runs on the node for an entry of the journal."""
+    return SnakemakeJob(
+        Path(entry.script),
+        Path.cwd(),
+        Path(entry.record),
+        cluster=backend.name,
+        runtime_s=60.0 * backend.minutes(request),
+        signal_s=float(backend.settings.signal_seconds),
+        max_timeouts=backend.settings.max_timeouts,
+        gpus=request.gpu,
+        launcher=request.launcher,
+        submitted=entry.submitted,
+    )
