@@ -176,7 +176,7 @@ def test_other_ways_of_running(cluster: Cluster, make_workflow: Callable[..., Wo
 
 
 def test_accounting(start_cluster: Callable[..., Cluster], make_workflow: Callable[..., Workflow]) -> None:
-    """With slurmdbd: who cancelled a job is reported (a job that squeue has forgotten: test_submission.py)."""
+    """With slurmdbd: who cancelled a job is reported (forgotten by squeue: test_submission.py)."""
     require(missing_programs())
     if missing := missing_programs(accounting=True):
         pytest.skip(missing)
