@@ -22,8 +22,8 @@ def pip_lines() -> list[str]:
 
 def test_environment_yml_names_the_ranges_of_pyproject():
     wanted = {str(Requirement(line)) for line in project()["dependencies"]}
-    given = {str(Requirement(line)) for line in pip_lines() if not line.startswith("-e")}
-    assert given == wanted
+    named = {str(Requirement(line)) for line in pip_lines() if not line.startswith("-e")}
+    assert named == wanted
 
 
 def test_environment_yml_ends_in_editable_installs_of_every_distribution_here():
@@ -59,3 +59,10 @@ def test_nothing_large_or_generated_is_committed():
     paths = [ROOT / name for name in listing.stdout.split("\0") if name]
     assert not [p for p in paths if "results" in p.relative_to(ROOT).parts[:1] and p.name != "README.md"]
     assert not [p.name for p in paths if p.is_file() and p.stat().st_size > 4_000_000]
+
+
+def test_rules_promise_no_environment_of_their_own():
+    """They call the interpreter that runs Snakemake, so one of a rule would be ignored."""
+    environment = re.compile(r"^ *(conda|container|singularity):", re.MULTILINE)
+    rules = [ROOT / "Snakefile", *ROOT.glob("workflow/rules/*.smk")]
+    assert not [path.name for path in rules if environment.search(path.read_text())]

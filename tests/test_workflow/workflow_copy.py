@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-COPIED = ("Snakefile", "environment.yml", "config", "workflow", "profiles")
+COPIED = ("Snakefile", "config", "workflow", "profiles")
 
 RUN = '''\
 """Pretends to be the engine: checks what a run needs, writes its results, and notes that it ran."""
@@ -27,7 +27,7 @@ options = parser.parse_args()
 spec, runs = parse_spec(options.spec), Path(options.runs)
 ExecutionSettings.model_validate_json(options.settings)
 if spec.id == os.environ.get("FAILING_RUN"):
-    sys.exit("error: this run was told to fail")
+    sys.exit("error: this run is meant to fail")
 digests = {}
 for needed in spec.needed_runs():
     digests[needed] = hashlib.sha256((runs / needed / "weights.safetensors").read_bytes()).hexdigest()

@@ -27,8 +27,6 @@ rule extract_features:
         f"{FLOW.results}/logs/extract_features/{{figure}}.log",
     wildcard_constraints:
         figure=FIGURES.pattern("features", "similarity"),
-    conda:
-        "../../environment.yml"
     threads: FLOW.threads
     resources:
         **FLOW.training_resources,
@@ -55,8 +53,6 @@ rule plot_taxonomy:
         f"{FLOW.results}/logs/plot_taxonomy/{{figure}}.log",
     wildcard_constraints:
         figure=FIGURES.pattern("taxonomy"),
-    conda:
-        "../../environment.yml"
     shell:
         f"{FLOW.fbt} draw {{wildcards.figure:q}} 2>&1 | tee {{log:q}}"
 
@@ -85,8 +81,6 @@ rule plot_features:
         f"{FLOW.results}/logs/plot_features/{{figure}}.log",
     wildcard_constraints:
         figure=FIGURES.pattern("features"),
-    conda:
-        "../../environment.yml"
     shell:
         f"{FLOW.fbt} draw {{wildcards.figure:q}} 2>&1 | tee {{log:q}}"
 
@@ -107,8 +101,6 @@ rule plot_similarity:
         f"{FLOW.results}/logs/plot_similarity/{{figure}}.log",
     wildcard_constraints:
         figure=FIGURES.pattern("similarity"),
-    conda:
-        "../../environment.yml"
     shell:
         f"{FLOW.fbt} draw {{wildcards.figure:q}} 2>&1 | tee {{log:q}}"
 
@@ -145,8 +137,6 @@ rule plot_curves:
         f"{FLOW.results}/logs/plot_curves/{{figure}}.log",
     wildcard_constraints:
         figure=FIGURES.pattern("curves"),
-    conda:
-        "../../environment.yml"
     shell:
         f"{FLOW.fbt} draw {{wildcards.figure:q}} 2>&1 | tee {{log:q}}"
 
@@ -166,7 +156,5 @@ rule build_page:
         f"{FLOW.results}/logs/build_page/{{page}}.log",
     wildcard_constraints:
         page="index|grid",
-    conda:
-        "../../environment.yml"
     shell:
         f"{FLOW.fbt} build-page {{wildcards.page:q}} 2>&1 | tee {{log:q}}"

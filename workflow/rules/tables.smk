@@ -9,8 +9,6 @@ rule measure_cost:
         f"{FLOW.results}/costs/{{table}}.json",
     log:
         f"{FLOW.results}/logs/measure_cost/{{table}}.log",
-    conda:
-        "../../environment.yml"
     resources:
         mem_mb=4000,
         runtime=30,
@@ -32,8 +30,6 @@ rule build_table:
         tex=f"{FLOW.results}/tables/{{table}}.tex",
     log:
         f"{FLOW.results}/logs/build_table/{{table}}.log",
-    conda:
-        "../../environment.yml"
     shell:
         f"{FLOW.fbt} build-table {{wildcards.table:q}} 2>&1 | tee {{log:q}}"
 
@@ -45,7 +41,5 @@ rule compare_with_paper:
         f"{FLOW.results}/{{comparison}}.md",
     log:
         f"{FLOW.results}/logs/{{comparison}}.log",
-    conda:
-        "../../environment.yml"
     shell:
         f"{FLOW.fbt} compare {{wildcards.comparison:q}} --out {{output:q}} 2>&1 | tee {{log:q}}"

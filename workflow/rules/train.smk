@@ -13,8 +13,6 @@ rule fetch_weights:
         f"{FLOW.results}/logs/fetch_weights/{{tag}}.log",
     wildcard_constraints:
         tag=r"\w+\.\w+",
-    conda:
-        "../../environment.yml"
     shell:
         f"{FLOW.python} -m fbt_core.weights fetch {{wildcards.tag:q}} 2>&1 > {{output:q}} | tee {{log:q}}"
 
@@ -27,8 +25,6 @@ rule train:
         weights=f"{FLOW.runs}/{{run}}/weights.safetensors",
     log:
         f"{FLOW.results}/logs/train/{{run}}.log",
-    conda:
-        "../../environment.yml"
     threads: FLOW.threads
     resources:
         **FLOW.training_resources,
