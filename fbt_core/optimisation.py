@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fbt_core.spec import OptimizerSpec, RecipeSpec
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 STUDENT_PREFIX = "student.network."
 
 
@@ -60,12 +60,15 @@ class Optimisation:
         groups = parameter_groups(module, spec)
         self.optimizer = create_optimizer_v2(groups, opt=spec.name, lr=spec.learning_rate, **options)
         self.schedule = make_schedule(self.optimizer, recipe, steps)
+        # By default torch lets GPUs use TF32 in convolutions and not in products: float32 means neither.
+        torch.backends.cuda.matmul.allow_tf32 = recipe.precision == "tf32"
+        torch.backends.cudnn.allow_tf32 = recipe.precision == "tf32"
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
 
     def autocast(self) -> torch.autocast:
         """The context in which a forward pass runs in the recipe's precision."""
-        kind = PRECISIONS[self.recipe.precision]
-        return torch.autocast(self.device.type, dtype=kind, enabled=kind != torch.float32)
+        kind = AUTOCAST.get(self.recipe.precision)
+        return torch.autocast(self.device.type, dtype=kind, enabled=kind is not None)
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of the loss, scaled where float16 needs it."""

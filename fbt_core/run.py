@@ -118,7 +118,7 @@ def make_feeds(
     """The streams of training and test batches."""
     train_split, test_split = splits
     training = training_pipeline(train_split, spec.dataset, spec.recipe.augmentation, spec.seed)
-    testing = test_pipeline(test_split, spec.dataset)
+    testing = test_pipeline(test_split, spec.dataset, spec.test_crop)
     return (
         Feed(train_split, training, settings.workers, place.device),
         Feed(test_split, testing, settings.workers, place.device),

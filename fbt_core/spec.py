@@ -48,6 +48,13 @@ class DatasetSpec(Strict):
     std: Triple
 
 
+class CropSpec(Strict):
+    """How a test image reaches the network, as timm does it: resized to size / share, then its centre."""
+
+    share: float = Field(gt=0, le=1, description="of the resized image's side that is kept")
+    interpolation: Literal["bilinear", "bicubic"]
+
+
 class NetworkSpec(Strict):
     """A network in a role: what timm builds, where its weights come from, how it wants its input."""
 
@@ -148,7 +155,9 @@ class RecipeSpec(Strict):
     augmentation: AugmentationSpec
     label_smoothing: float = Field(ge=0, lt=1)
     ema_decay: float | None = None
-    precision: Literal["float32", "bfloat16", "float16"]
+    precision: Literal["float32", "tf32", "bfloat16", "float16"] = Field(
+        description="tf32: float32 whose products GPUs round to 10 bits; bfloat16, float16: mixed precision"
+    )
     teacher_normalisation: Literal["own", "student"]
 
     @model_validator(mode="after")
@@ -179,6 +188,10 @@ class RunSpec(Strict):
     recipe: RecipeSpec
     seed: int = Field(ge=0)
     engine_revision: int = Field(ge=1)
+    test_crop: CropSpec | None = Field(
+        default=None,
+        description="None: small images are tested whole, those of folders with share 0.875, bicubic",
+    )
 
     @model_validator(mode="after")
     def _check_teacher(self) -> RunSpec:

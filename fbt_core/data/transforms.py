@@ -11,14 +11,12 @@ from PIL import Image, ImageOps
 from timm.data import auto_augment
 from timm.data.transforms_factory import transforms_imagenet_eval, transforms_imagenet_train
 from torch import Tensor
+from torchvision.transforms.functional import center_crop
 
-from fbt_core.data.crops import INTERPOLATIONS, draw_boxes, resize_crops, resize_whole
+from fbt_core.data.crops import INTERPOLATIONS, draw_boxes, resize, resize_crops, resize_whole
 from fbt_core.data.order import AUGMENT, BatchKey, generator, seed_everything
 from fbt_core.data.splits import InMemory, Split
-from fbt_core.spec import AugmentationSpec, DatasetSpec
-
-CENTRE_CROP = 0.875
-"""Share of a resized test image that is kept: timm's and the field's value for image folders."""
+from fbt_core.spec import AugmentationSpec, CropSpec, DatasetSpec
 
 
 class Pipeline(Protocol):
@@ -67,13 +65,17 @@ class QuickTraining:
 
 
 class QuickTest:
-    """In-memory images at the network's input size, nothing cut off."""
+    """In-memory images at the network's input size: whole, or their centre as timm cuts it."""
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, size: int, crop: CropSpec | None = None) -> None:
+        self.size, self.crop = size, crop
 
     def __call__(self, split: InMemory, key: BatchKey) -> Tensor:
-        return resize_whole(as_tensor(split.images[list(key.indices)]), self.size, split.enlarge)
+        images = as_tensor(split.images[list(key.indices)])
+        if self.crop is None:
+            return resize_whole(images, self.size, split.enlarge)
+        resized = resize(images, int(self.size / self.crop.share), self.crop.interpolation)
+        return center_crop(resized, [self.size, self.size])
 
 
 def as_tensor(images: np.ndarray) -> Tensor:
@@ -108,11 +110,12 @@ def training_pipeline(
     return QuickTraining(augmentation, dataset.image_size, seed, augment)
 
 
-def test_pipeline(split: Split, dataset: DatasetSpec) -> Pipeline:
-    """How a test batch is made: small images whole, others resized and their centre cut out."""
+def test_pipeline(split: Split, dataset: DatasetSpec, crop: CropSpec | None = None) -> Pipeline:
+    """How a test batch is made; without a crop small images stay whole, others keep 0.875 of each side."""
     if isinstance(split, InMemory):
-        return QuickTest(dataset.image_size)
-    options = {"interpolation": "bicubic", "crop_pct": CENTRE_CROP, "use_prefetcher": True}
+        return QuickTest(dataset.image_size, crop)
+    crop = crop or CropSpec(share=0.875, interpolation="bicubic")
+    options = {"interpolation": crop.interpolation, "crop_pct": crop.share, "use_prefetcher": True}
     return Pictures(transforms_imagenet_eval(dataset.image_size, **options), 0)
 
 

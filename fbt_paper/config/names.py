@@ -101,6 +101,10 @@ class _Names:
             entries = mapping(entries.get("architectures")) if file == "smoke" else entries
             start = ["architectures"] if file == "smoke" else []
             for name, entry in entries.items():
+                for reading, datasets in mapping(mapping(entry).get("options_by_recipes")).items():
+                    for dataset in mapping(datasets):
+                        path = [*start, name, "options_by_recipes", reading, dataset]
+                        yield from self._unknown(f"config/{file}.yaml", path, "dataset", dataset)
                 create = mapping(entry).get("create")
                 if isinstance(create, str) and is_unknown(create):
                     message = f"timm has no '{create}'; {near_names(create)}"

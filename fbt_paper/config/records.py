@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
 
 from fbt_core.spec import (
+    CropSpec,
     Family,
     Key,
     RecipeSpec,
@@ -85,6 +86,11 @@ class DatasetEntry(Strict):
         "from_scratch: a run that starts from nothing"
     )
     recipes: Key = Field(description="whose recipes (config/recipes.yaml) its runs take")
+    test_crop: Literal["network"] | None = Field(
+        default=None,
+        description="network: a student is tested with its own `test_crop` (architectures.yaml); left out: "
+        "small images are tested whole, those of folders with share 0.875, bicubic",
+    )
 
 
 class Pretrained(Strict):
@@ -102,6 +108,13 @@ class ArchitectureEntry(Strict):
     family: Family
     create: TimmName = Field(description="a timm model name, or module:Class")
     options: dict[str, Value]
+    options_by_recipes: dict[Literal["ofa", "as_printed"], dict[Key, dict[str, Value]]] = Field(
+        default={}, description="recipe set -> whose recipes (a dataset) -> options that differ there"
+    )
+    test_crop: CropSpec = Field(
+        default=CropSpec(share=0.875, interpolation="bicubic"),
+        description="the test image's view of the timm version that the OFA code names",
+    )
     pretrained: Pretrained | None = None
 
 

@@ -16,6 +16,7 @@ from fbt_core.methods.registry import method_traits
 from fbt_core.spec import (
     ENGINE_REVISION,
     FUSION_REVISION,
+    CropSpec,
     DatasetSpec,
     MethodSpec,
     NetworkSpec,
@@ -69,6 +70,7 @@ def run_specs(config: Config, settings: Settings, seed: int) -> tuple[RunSpec, .
         recipe=recipe,
         seed=seed,
         engine_revision=ENGINE_REVISION,
+        test_crop=test_crop_of(config, student.network.architecture, dataset),
     )
     return (*student.runs, *(teacher.runs if teacher else ()), run)
 
@@ -122,16 +124,25 @@ def teacher_of(config: Config, settings: Settings, dataset: str, seed: int) -> S
 def network_spec(config: Config, key: str, dataset: str) -> NetworkSpec:
     """An untrained network; at smoke its tiny twin if smoke.yaml has one."""
     entry, data = config.architectures[key], config.datasets[dataset]
-    twin = config.smoke.architectures.get(key) if config.main.scale == "smoke" else None
+    twin, changes = None, entry.options_by_recipes.get(config.main.recipes, {}).get(data.recipes, {})
+    if config.main.scale == "smoke":  # its recipes are smoke.yaml's own
+        twin, changes = config.smoke.architectures.get(key), {}
     return NetworkSpec(
         architecture=key,
         family=entry.family,
         create=(twin or entry).create,
-        options=(twin or entry).options,
+        options=twin.options if twin else {**entry.options, **changes},
         weights="none",
         mean=data.mean,
         std=data.std,
     )
+
+
+def test_crop_of(config: Config, key: str, dataset: str) -> CropSpec | None:
+    """The crop of a student's test images; None if the dataset does not ask for the network's own."""
+    if config.datasets[dataset].test_crop is None:
+        return None
+    return config.architectures[key].test_crop
 
 
 def _run_alone(config: Config, network: NetworkSpec, dataset: str, role: str) -> RunSpec:
@@ -146,6 +157,7 @@ def _run_alone(config: Config, network: NetworkSpec, dataset: str, role: str) ->
         recipe=recipe.value,
         seed=planned_seeds(config)[0],
         engine_revision=ENGINE_REVISION,
+        test_crop=test_crop_of(config, network.architecture, dataset),
     )
 
 

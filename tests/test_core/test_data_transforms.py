@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,13 +13,14 @@ from PIL import Image, ImageOps
 from scipy.stats import ks_2samp
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation, ToNumpy
+from timm.data.transforms_factory import transforms_imagenet_eval
 
 from fbt_core.data import transforms
 from fbt_core.data.crops import draw_boxes, resize_crops
 from fbt_core.data.feed import Feed, Preparation, Raw
 from fbt_core.data.order import BatchKey, Order, seed_everything
-from fbt_core.data.splits import InMemory
-from fbt_core.spec import AugmentationSpec, DatasetSpec
+from fbt_core.data.splits import InMemory, OnDisk
+from fbt_core.spec import AugmentationSpec, CropSpec, DatasetSpec
 from tests.test_core.engine_runs import EVERYTHING, PLAIN, make_spec
 
 DRAWS = 4000
@@ -34,8 +36,8 @@ def dataset(size: int = 64) -> DatasetSpec:
     return make_spec().dataset.model_copy(update={"image_size": size})
 
 
-def train_keys(split: InMemory, batch: int = 16, **place: int) -> list[BatchKey]:
-    return Order(len(split), batch, seed=0, **place).keys(epoch=2)
+def train_keys(split: InMemory, batch: int = 16, **process: int) -> list[BatchKey]:
+    return Order(len(split), batch, seed=0, **process).keys(epoch=2)
 
 
 @pytest.mark.parametrize("scale", [(0.08, 1.0), (0.9, 1.0), (0.02, 0.05)])
@@ -108,8 +110,40 @@ def test_quick_and_timm_pipelines_flip_and_interpolate_alike(policy):
     assert float(ours.std(0).mean()) == pytest.approx(float(theirs.std(0).mean()), rel=0.02)
 
 
+@pytest.mark.parametrize(
+    ("share", "interpolation", "side"),
+    [(0.875, "bilinear", 256), (0.875, "bicubic", 256), (0.9, "bicubic", 248), (1.0, "bicubic", 224)],
+)
+def test_a_networks_test_crop_is_timms(share, interpolation, side):
+    """32 x 32 images are resized to 256 or 248 and lose what lies outside the central 224."""
+    split, crop = pictures(8), CropSpec(share=share, interpolation=interpolation)
+    ours = transforms.test_pipeline(split, dataset(224), crop)(split, BatchKey(tuple(range(8)), (), 8))
+    timms = transforms_imagenet_eval(
+        224, interpolation=interpolation, crop_pct=share, crop_mode="center", use_prefetcher=True
+    )
+    theirs = torch.stack([torch.from_numpy(timms(split.picture(i))) for i in range(8)])
+    assert timms.transforms[0].size in (side, [side, side], (side, side))
+    differences = (ours.int() - theirs.int()).abs()
+    assert differences.max() <= 2
+    assert (differences == 0).float().mean() > 0.9
+    whole = transforms.test_pipeline(split, dataset(224))(split, BatchKey(tuple(range(8)), (), 8))
+    assert torch.equal(ours, whole) is (share == 1.0)
+
+
+def test_a_folders_test_crop_is_timms():
+    """Without a crop of the network's own, the field's value: 0.875, bicubic."""
+    split = OnDisk(Path("x"), np.array([b"y"]), torch.zeros(1))
+    for crop, side, kind in (
+        (None, 256, "BICUBIC"),
+        (CropSpec(share=0.95, interpolation="bilinear"), 235, "BILINEAR"),
+    ):
+        pipeline = transforms.test_pipeline(split, dataset(224), crop)
+        assert pipeline.transform.transforms[0].size in (side, [side, side], (side, side))
+        assert pipeline.transform.transforms[0].interpolation.name == kind
+
+
 @pytest.mark.parametrize("augmentation", [PLAIN, CROPPED, EVERYTHING])
-def test_batches_depend_on_seed_epoch_and_place_only(augmentation):
+def test_batches_depend_on_seed_epoch_and_row_only(augmentation):
     split = pictures()
     pipeline = transforms.training_pipeline(split, dataset(), AugmentationSpec(**augmentation), seed=0)
     whole = [pipeline(split, key) for key in train_keys(split)]
@@ -126,10 +160,10 @@ def test_loader_processes_give_the_same_batches():
     pipeline = transforms.training_pipeline(split, dataset(), AugmentationSpec(**EVERYTHING), seed=0)
     keys, cpu = train_keys(split), torch.device("cpu")
     alone, helped = (list(Feed(split, pipeline, workers, cpu)(keys)) for workers in (0, 2))
-    for one, other in zip(alone, helped, strict=True):
-        assert torch.equal(one.images, other.images)
-        assert torch.equal(one.labels, other.labels)
-        assert torch.equal(one.indices, other.indices)
+    for raw, other in zip(alone, helped, strict=True):
+        assert torch.equal(raw.images, other.images)
+        assert torch.equal(raw.labels, other.labels)
+        assert torch.equal(raw.indices, other.indices)
 
 
 @pytest.mark.parametrize(
@@ -141,8 +175,8 @@ def test_two_processes_mix_and_erase_as_one_with_the_whole_batch(changes):
     split = pictures(16)
     pipeline = transforms.training_pipeline(split, dataset(32), recipe.augmentation, seed=0)
 
-    def batch(**place):
-        (key,) = train_keys(split, **place)
+    def batch(**process):
+        (key,) = train_keys(split, **process)
         seed_everything(5)
         indices = torch.tensor(key.indices)
         mixed = prepare.train(Raw(pipeline(split, key), split.labels[indices], indices), key.rows)
@@ -188,11 +222,11 @@ def test_a_batch_is_made_where_the_one_before_was(channels_last):
     prepare = Preparation(spec.recipe, 10, (0.1,) * 3, (0.5,) * 3, torch.device("cpu"), channels_last)
     images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
     first = prepare.images(Raw(images, torch.zeros(4), torch.zeros(4)))
-    expected, place = first[:2].clone(), first.data_ptr()
+    expected, address = first[:2].clone(), first.data_ptr()
     prepare.train(Raw(255 - images, torch.arange(4), torch.arange(4)))
     again = prepare.images(Raw(images[:2], torch.zeros(2), torch.zeros(2)))
     assert torch.equal(again, expected)
-    assert again.data_ptr() == place
+    assert again.data_ptr() == address
     assert again.is_contiguous(memory_format=torch.channels_last) is channels_last
 
 

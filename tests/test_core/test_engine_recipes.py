@@ -200,6 +200,16 @@ def test_settings_do_not_change_what_is_learned(root, tmp_path, setting):
         assert list((tmp_path / "changed" / spec.id / "tensorboard").glob("events*"))
 
 
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+def test_gpus_round_products_and_convolutions_only_if_the_recipe_says_so(precision):
+    recipe, cpu = make_spec(recipe__precision=precision).recipe, torch.device("cpu")
+    optimisation = Optimisation(torch.nn.Linear(2, 2), recipe, steps=1, device=cpu)
+    switches = (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
+    assert switches == (precision == "tf32",) * 2
+    with optimisation.autocast():
+        assert torch.is_autocast_enabled("cpu") is (precision == "bfloat16")
+
+
 ADAMW = {"name": "adamw", "learning_rate": 3e-3, "weight_decay": 0.01, "no_decay": "one_dimensional"}
 SEEDS = (3, 4, 5)
 

@@ -28,7 +28,8 @@ LITERALS = {
     "loader": ["cifar100", "image_folder", "fashion_mnist"],
     "family": ["cnn", "msa", "mlp"],
     "no_decay": ["one_dimensional", "network_list", "ofa_repository"],
-    "precision": ["float32", "bfloat16", "float16"],
+    "precision": ["float32", "tf32", "bfloat16", "float16"],
+    "interpolation": ["bilinear", "bicubic"],
     "teacher_normalisation": ["own", "student"],
     "update": ["epoch", "step"],
 }

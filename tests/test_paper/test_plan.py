@@ -11,6 +11,7 @@ import pytest
 from fbt_core.spec import parse_spec
 from fbt_paper.config.load import load
 from fbt_paper.config.parameters import default_value
+from fbt_paper.config.problems import ConfigError
 from fbt_paper.config.records import AccuracyTable
 from fbt_paper.plan.runs import Plan, plan
 from fbt_paper.plan.targets import Flow
@@ -353,6 +354,77 @@ def test_the_full_fashion_mnist_is_a_stand_in_and_a_folder(copy):
     copy.replace("config.yaml", "fashion_mnist_full: null", "fashion_mnist_full: /data")
     data = only_run(copy.plan(), "table2", "fbt", "swin_t__resnet18").dataset
     assert (data.train_images, data.test_images, data.variant) == (60000, 10000, "full")
+
+
+@pytest.mark.parametrize(
+    ("table", "row", "share", "interpolation"),
+    [
+        ("cifar100", "swin_t__resnet18", 0.875, "bilinear"),
+        ("cifar100", "swin_t__mobilenetv2", 0.875, "bicubic"),
+        ("cifar100", "convnext_t__resmlp_s12", 0.875, "bicubic"),
+        ("cifar100", "convnext_t__deit_t", 0.9, "bicubic"),
+        ("cifar100", "convnext_t__swin_p", 0.9, "bicubic"),
+        ("imagenet", "convnext_t__swin_n", 0.9, "bicubic"),
+        ("imagenet", "swin_t__resnet18", 0.875, "bilinear"),
+    ],
+)
+def test_a_student_is_tested_with_its_own_crop_as_in_ofas_code(paper, table, row, share, interpolation):
+    crop = only_run(paper, table, row, "kd").test_crop
+    assert (crop.share, crop.interpolation) == (share, interpolation)
+
+
+def test_whole_test_images_stay_an_option(copy, paper):
+    assert all(run.test_crop is None for run in copy.plan("smoke").runs.values())
+    copy.replace("datasets.yaml", "  recipes: cifar100\n  test_crop: network\n", "  recipes: cifar100\n")
+    run = only_run(copy.plan("paper"), "cifar100", "swin_t__resnet18", "kd")
+    assert run.test_crop is None
+    assert run.model_copy(update={"test_crop": None, "teacher": None}) == only_run(
+        paper, "cifar100", "swin_t__resnet18", "kd"
+    ).model_copy(update={"test_crop": None, "teacher": None})
+
+
+def test_swins_drop_path_is_ofas(copy, paper):
+    """timm's 0.1 for teachers and students on CIFAR-100, 0 on ImageNet and in the other recipe set."""
+
+    def rates(plan: Plan) -> set[tuple[str, str, float]]:
+        networks = [
+            (run.dataset.name, network)
+            for run in plan.runs.values()
+            for network in (run.student, run.teacher)
+        ]
+        return {
+            (dataset, network.architecture, network.options["drop_path_rate"])
+            for dataset, network in networks
+            if network and "drop_path_rate" in network.options
+        }
+
+    expected = {("cifar100", "swin_t", 0.1), ("cifar100", "swin_p", 0.1)}
+    expected |= {("imagenet", "swin_t", 0), ("imagenet", "swin_n", 0)}
+    assert rates(paper) == expected
+    copy.replace("config.yaml", "recipes: ofa", "recipes: as_printed")
+    assert {rate for _, _, rate in rates(copy.plan("paper"))} == {0}
+
+
+def test_precision_is_that_of_the_ofa_authors_own_runs(paper):
+    precisions = {
+        (run.dataset.name, run.student.family, run.recipe.precision)
+        for run in paper.runs.values()
+        if run.student.weights == "none"
+    }
+    assert precisions == {
+        ("cifar100", "cnn", "float32"),
+        ("cifar100", "msa", "float16"),
+        ("cifar100", "mlp", "float16"),
+        ("imagenet", "cnn", "float16"),
+        ("imagenet", "msa", "float32"),
+        ("imagenet", "mlp", "float32"),
+    }
+
+
+def test_a_dataset_that_options_name_must_exist(copy):
+    copy.replace("architectures.yaml", "{ofa: {cifar100: {drop", "{ofa: {cifar10: {drop")
+    with pytest.raises(ConfigError, match=r"options_by_recipes.ofa.cifar10.*did you mean 'cifar100'"):
+        copy.plan("paper")
 
 
 def test_whole_numbers_of_a_networks_options_are_written_one_way(copy):
