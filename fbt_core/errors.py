@@ -69,3 +69,25 @@ def did_you_mean(name: object, choices: Iterable[str], count: int = 1) -> list[s
 def close_matches(name: object, choices: Iterable[str], count: int = 1) -> list[str]:
     """At most `count` of the choices that are most like the name."""
     return difflib.get_close_matches(str(name), list(choices), n=count, cutoff=0.5)
+
+
+def is_number(text: str) -> bool:
+    """Whether Python reads this text as a number."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def number_as_text(given: str) -> str:
+    """The message for a number that YAML reads as text, such as 1e-3."""
+    return f"'{given}' is read as text, not as a number; write {_with_point(given)}, without quotes"
+
+
+def _with_point(number: str) -> str:
+    mantissa, mark, exponent = number.lower().partition("e")
+    if not mark:
+        return number
+    sign = "" if exponent[:1] in "+-" else "+"
+    return f"{mantissa if '.' in mantissa else mantissa + '.0'}e{sign}{exponent}"

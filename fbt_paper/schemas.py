@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from fbt_core.files import write_text
+from fbt_core.methods.facts import MethodFacts
 from fbt_paper.config.figures import KINDS
 from fbt_paper.config.records import (
     AccuracyTable,
@@ -15,7 +16,6 @@ from fbt_paper.config.records import (
     CostTable,
     DatasetEntry,
     MainConfig,
-    MethodEntry,
     RecipesFile,
     SmokeConfig,
 )
@@ -24,7 +24,7 @@ FILES: dict[str, type[BaseModel]] = {
     "config": MainConfig,
     "dataset": DatasetEntry,
     "architecture": ArchitectureEntry,
-    "method": MethodEntry,
+    "method": MethodFacts,
     "recipes": RecipesFile,
     "smoke": SmokeConfig,
     "table": AccuracyTable,

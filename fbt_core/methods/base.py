@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fbt_core.errors import UserError
 from fbt_core.losses.labels import cross_entropy
+from fbt_core.methods.facts import method_facts
 from fbt_core.methods.parameters import read_parameters
 from fbt_core.spec import RunSpec
 from fbt_core.staged import StagedModel
@@ -77,12 +78,11 @@ class Trainable(nn.Module):
 class Method(TrainingTask):
     """A distillation method: `method(batch, teacher)` gives the loss, its terms and the student's logits.
 
-    A subclass states `Parameters` (a frozen dataclass without defaults), adds its modules in `build_extras`
-    and gives its weighted loss terms in `terms`. The teacher stays in eval mode and never changes.
+    A subclass adds its modules in `build_extras` and gives its weighted loss terms in `terms`; it reads the
+    parameters that config/methods.yaml states for it as attributes of `settings`. The teacher stays in eval
+    mode and never changes.
     """
 
-    Parameters: type
-    needs_teacher = True
     unused_parameters = False
     """True where a step may leave a trainable parameter without gradient (DDP must know)."""
     needs_whole_batch: str | None = None
@@ -96,7 +96,7 @@ class Method(TrainingTask):
         context: Context,
     ) -> None:
         super().__init__(verbose=False)
-        self.settings = read_parameters(self.Parameters, parameters, self.name)
+        self.settings = read_parameters(self.name, method_facts(self.name), parameters)
         self.context, self.epoch = context, 0
         self.trainable_module = Trainable(student)
         self.teacher = self._frozen(teacher)
@@ -188,7 +188,7 @@ class Method(TrainingTask):
 
     def _frozen(self, teacher: StagedModel | None) -> StagedModel | None:
         """The teacher in eval mode without gradients; a missing one is an error where it is needed."""
-        if not self.needs_teacher:
+        if not method_facts(self.name).needs_teacher:
             return None
         if teacher is None:
             raise UserError(f"method '{self.name}' needs a teacher", hint="name one, or use method 'scratch'")

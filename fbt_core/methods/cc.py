@@ -7,8 +7,6 @@ takes the feature that enters the classifier, which differs where that is a clas
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
 
 import torch.nn.functional as functional
 from torch import Tensor, nn
@@ -18,34 +16,6 @@ from fbt_core.losses.numerics import in_float32, unit_rows
 from fbt_core.methods.base import COMPARES, Batch, Method, Terms
 from fbt_core.methods.modules import project
 from fbt_core.staged.base import StagedOutput
-
-REVISION = 1
-TRAITS = {
-    "title": "CC",
-    "transfers": "relations",
-    "levels": 2,
-    "losses": ["correlation congruence"],
-    "generic": True,
-    "extra_parameters": True,
-    "needs_teacher": True,
-    "uses_fusion": False,
-    "citation": "B. Peng et al., Correlation Congruence for Knowledge Distillation, ICCV 2019",
-}
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """correlation: between neighbours in the batch (as CRD's and OFA's codes have it), or the paper's kernel.
-
-    kernel_gamma and kernel_order (of the Taylor series) act with the kernel only.
-    """
-
-    label_weight: float
-    relation_weight: float
-    width: int
-    correlation: Literal["neighbours", "kernel"]
-    kernel_gamma: float
-    kernel_order: int
 
 
 @in_float32
@@ -78,9 +48,12 @@ def _gaussian_kernel(features: Tensor, gamma: float, order: int) -> Tensor:
 
 
 class CC(Method):
-    """Cross-entropy and the congruence of the embedded final features of both networks."""
+    """Cross-entropy and the congruence of the embedded final features of both networks.
 
-    Parameters = Parameters
+    `correlation`: between neighbours in the batch, as CRD's and OFA's codes have it, or the paper's kernel with
+    its `kernel_gamma` and the order of its Taylor series, `kernel_order`.
+    """
+
     needs_whole_batch = COMPARES
 
     def build_extras(self) -> dict[str, nn.Module]:

@@ -9,7 +9,6 @@ feature that enters the classifier, which differs where that is a class token.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as functional
@@ -22,32 +21,8 @@ from fbt_core.methods.base import COMPARES, Batch, Method, Terms
 from fbt_core.methods.modules import project
 from fbt_core.staged.base import StagedOutput
 
-REVISION = 2
-TRAITS = {
-    "title": "CRD",
-    "transfers": "relations",
-    "levels": 2,
-    "losses": ["noise contrast"],
-    "generic": True,
-    "extra_parameters": True,
-    "needs_teacher": True,
-    "uses_fusion": False,
-    "citation": "Y. Tian, D. Krishnan, P. Isola, Contrastive Representation Distillation, ICLR 2020",
-}
 SORTED = ("ordered", "positions", "ranks")
 UNKNOWN = -1  # the class of an image that was not seen yet
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """`negatives` per image, drawn with replacement; at most as many as images of other classes there are."""
-
-    label_weight: float
-    contrast_weight: float
-    width: int
-    negatives: int
-    momentum: float
-    temperature: float
 
 
 @in_float32
@@ -166,7 +141,6 @@ def sort_by_class(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 class CRD(Method):
     """Cross-entropy and the contrast of both embeddings with the other network's memory bank."""
 
-    Parameters = Parameters
     needs_whole_batch = COMPARES
 
     def build_extras(self) -> dict[str, nn.Module]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -12,30 +10,8 @@ from fbt_core.losses.numerics import in_float32
 from fbt_core.methods.base import COMPARES, Batch, Method, Terms
 from fbt_core.staged.base import StagedOutput
 
-REVISION = 1
-TRAITS = {
-    "title": "DIST",
-    "transfers": "relations",
-    "levels": 2,
-    "losses": ["Pearson"],
-    "generic": True,
-    "extra_parameters": False,
-    "needs_teacher": True,
-    "uses_fusion": False,
-    "citation": "T. Huang et al., Knowledge Distillation from A Stronger Teacher, NeurIPS 2022",
-}
 SMALLEST = 1e-8  # as released
 ROUNDING = 1e-6  # a row that varies less, relative to its size, is constant
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """beta weighs the relation between classes, gamma that between images; tau softens both."""
-
-    label_weight: float
-    beta: float
-    gamma: float
-    tau: float
 
 
 @in_float32
@@ -65,9 +41,11 @@ def image_relation(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
 
 
 class DIST(Method):
-    """Cross-entropy and the two relations; images are related across all processes."""
+    """Cross-entropy and the two relations; images are related across all processes.
 
-    Parameters = Parameters
+    `beta` weighs the relation between classes, `gamma` that between images; `tau` softens both.
+    """
+
     needs_whole_batch = COMPARES
 
     def terms(self, student: StagedOutput, teacher: StagedOutput, batch: Batch) -> Terms:

@@ -5,8 +5,6 @@ For one image KD = TCKD + (1 - p_target) NCKD with the teacher's p_target; DKD =
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as functional
 from torch import Tensor
@@ -15,29 +13,6 @@ from fbt_core.losses.labels import target_class
 from fbt_core.losses.numerics import in_float32
 from fbt_core.methods.base import Batch, Method, Terms
 from fbt_core.staged.base import StagedOutput
-
-REVISION = 1
-TRAITS = {
-    "title": "DKD",
-    "transfers": "logits",
-    "levels": 2,
-    "losses": ["TCKD", "NCKD"],
-    "generic": True,
-    "extra_parameters": False,
-    "needs_teacher": True,
-    "uses_fusion": False,
-    "citation": "B. Zhao et al., Decoupled Knowledge Distillation, CVPR 2022",
-}
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """alpha and beta weigh the target's and the other classes' part; both are softened by the temperature."""
-
-    label_weight: float
-    alpha: float
-    beta: float
-    temperature: float
 
 
 @in_float32
@@ -82,9 +57,7 @@ def _without_target(logits: Tensor, target: Tensor) -> Tensor:
 
 
 class DKD(Method):
-    """Cross-entropy, and the two parts of KD with weights of their own."""
-
-    Parameters = Parameters
+    """Cross-entropy, and the two parts of KD with weights of their own: `alpha` TCKD's, `beta` NCKD's."""
 
     def terms(self, student: StagedOutput, teacher: StagedOutput, batch: Batch) -> Terms:
         s, inputs = self.settings, (student.logits, teacher.logits, batch.target)

@@ -15,69 +15,19 @@ student with class tokens ends the fused model, `class_token: gradient` lets it 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
 from fbt_core.distributed import gather_with_gradient
 from fbt_core.fusion import FusedModel, choose_direction
-from fbt_core.losses.contrast import Direction, info_nce
+from fbt_core.losses.contrast import info_nce
 from fbt_core.losses.logits import kl_divergence, ofa_loss
 from fbt_core.methods.base import COMPARES, Batch, Method, Terms
 from fbt_core.methods.modules import Temperature, project
 from fbt_core.staged.base import StagedOutput
 
-REVISION = 2
-TRAITS = {
-    "title": "FBT",
-    "transfers": "logits and features",
-    "levels": 3,
-    "losses": ["InfoNCE", "OFA"],
-    "generic": True,
-    "extra_parameters": True,
-    "needs_teacher": True,
-    "uses_fusion": True,
-    "citation": "G. Li et al., Fuse Before Transfer: Knowledge Fusion for Heterogeneous Distillation",
-}
 MSA_AND_MLP = {"msa", "mlp"}
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """Which of the three transfers, the two losses and the fused model's parts are on, and their numbers.
-
-    projection: a linear map on the learner's feature where the widths differ, or in every pair.
-    fused_cross_entropy: the weight of the fused model's labels, used where its head is trainable.
-    msa_mlp_direction: whose stage 4 ends the fused model where one network is an MSA and the other an MLP.
-    """
-
-    teacher_to_student: bool
-    teacher_to_fused: bool
-    fused_to_student: bool
-    logit_loss: Literal["ofa", "kl", "none"]
-    feature_loss: Literal["infonce", "none"]
-    gamma: float
-    logit_temperature: float
-    logit_weight: float
-    feature_weight: float
-    student_cross_entropy: float
-    fused_cross_entropy: float
-    detach_fused: bool
-    block: Literal["swin", "swinv2", "vit", "none"]
-    block_heads: int
-    block_window: int
-    block_mlp_ratio: float
-    class_token: Literal["gradient", "detached"]
-    stage4: Literal["fused", "none"]
-    msa_mlp_direction: Literal["teacher_head", "student_head"]
-    projection: Literal["unlike_widths", "always"]
-    direction: Direction
-    temperature_initial: float
-    temperature_min: float
-    temperature_max: float
-    learnable_temperature: bool
-    split: Literal["even", "ofa"]
 
 
 class Knowledge(NamedTuple):
@@ -88,9 +38,13 @@ class Knowledge(NamedTuple):
 
 
 class FBT(Method):
-    """Student and fused model learn from the teacher, and the student from the fused model."""
+    """Student and fused model learn from the teacher, and the student from the fused model.
 
-    Parameters = Parameters
+    `projection`: a linear map on the learner's feature if the widths differ, or in every pair.
+    `fused_cross_entropy`: the weight of the fused model's labels, used if its head is trainable.
+    `msa_mlp_direction`: whose stage 4 ends the fused model if one network is an MSA and the other an MLP.
+    """
+
     unused_parameters = True  # e.g. L2G learns nothing where nobody teaches the fused model
 
     @property

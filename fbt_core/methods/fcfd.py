@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -26,34 +25,6 @@ from fbt_core.methods.modules import rectified_features, shrink
 from fbt_core.staged import StagedModel
 from fbt_core.staged.base import FeatureShape, StagedOutput
 from fbt_core.staged.layout import from_map, prefix_of, to_map
-
-REVISION = 2
-TRAITS = {
-    "title": "FCFD",
-    "transfers": "features",
-    "levels": 2,
-    "losses": ["MSE", "KL"],
-    "generic": False,
-    "extra_parameters": True,
-    "needs_teacher": True,
-    "uses_fusion": False,
-    "citation": "D. Liu et al., Function-Consistent Feature Distillation, ICLR 2023",
-}
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """Weights of the terms; `paths` mixed paths are drawn a step, from both directions or from one."""
-
-    label_weight: float
-    logit_weight: float
-    mixed_weight: float
-    feature_weight: float
-    ramp_epochs: int
-    temperature: float
-    paths: int
-    directions: Literal["both", "student_to_teacher", "teacher_to_student"]
-    split: Literal["even", "ofa"]
 
 
 @in_float32
@@ -123,9 +94,11 @@ class PathStatistics(nn.Module):
 
 
 class FCFD(Method):
-    """Cross-entropy and KL for the student, KL for mixed paths, MSE in the teacher's space in each stage."""
+    """Cross-entropy and KL for the student, KL for mixed paths, MSE in the teacher's space in each stage.
 
-    Parameters = Parameters
+    `paths` mixed paths are drawn a step, from both directions or from one.
+    """
+
     unused_parameters = True  # bridges of paths that were not drawn
     needs_whole_batch = "draws its mixed paths once for all images of a batch"
 

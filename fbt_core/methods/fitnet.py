@@ -3,48 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
 
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from fbt_core.distributed import gather_with_gradient
-from fbt_core.losses.contrast import Direction, info_nce
+from fbt_core.losses.contrast import info_nce
 from fbt_core.losses.numerics import in_float32
 from fbt_core.methods.base import COMPARES, Batch, Method, Terms
 from fbt_core.methods.modules import Aligned, Temperature, project
-from fbt_core.methods.parameters import ParameterError
 from fbt_core.staged.base import StagedOutput
-
-REVISION = 1
-TRAITS = {
-    "title": "FitNet",
-    "transfers": "features",
-    "levels": 2,
-    "losses": ["MSE", "InfoNCE"],
-    "generic": False,
-    "extra_parameters": True,
-    "needs_teacher": True,
-    "uses_fusion": False,
-    "citation": "A. Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015",
-}
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """What is matched, how, and how strongly; the temperature settings act with loss infonce only."""
-
-    features: Literal["all_stages", "final", "final_pooled"]
-    loss: Literal["mse", "infonce"]
-    label_weight: float
-    feature_weight: float
-    direction: Direction
-    temperature_initial: float
-    temperature_min: float
-    temperature_max: float
-    learnable_temperature: bool
-    split: Literal["even", "ofa"]
 
 
 @in_float32
@@ -55,8 +23,6 @@ def feature_mse(learner: Tensor, source: Tensor) -> Tensor:
 
 class FitNet(Method):
     """Cross-entropy, and a hint on all stages, on the last, or on the last after average pooling."""
-
-    Parameters = Parameters
 
     @property
     def needs_whole_batch(self) -> str | None:
@@ -81,11 +47,6 @@ class FitNet(Method):
         return terms
 
     def _build_map_projectors(self) -> dict[str, nn.Module]:
-        if self.settings.loss == "infonce":
-            raise ParameterError(
-                "loss infonce compares one vector per image, so it needs features final_pooled",
-                where="parameters of method 'fitnet'",
-            )
         return {
             f"stage{i + 1}": Aligned(self.student.shapes[i], self.teacher.shapes[i]) for i in self._stages()
         }

@@ -7,50 +7,16 @@ are this repository's own. A score under this name is not one of the paper's met
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
 from fbt_core.distributed import gather_with_gradient
-from fbt_core.losses.contrast import Direction, info_nce
+from fbt_core.losses.contrast import info_nce
 from fbt_core.losses.logits import kl_divergence
 from fbt_core.methods.base import COMPARES, Batch, Method, Terms
 from fbt_core.methods.modules import Grid, Temperature, common_grid, shrink
 from fbt_core.staged.base import FeatureShape, StagedOutput
 from fbt_core.staged.layout import to_map
-
-REVISION = 1
-TRAITS = {
-    "title": "LFCC (adapted)",
-    "transfers": "features",
-    "levels": 2,
-    "losses": ["InfoNCE", "KL"],
-    "generic": True,
-    "extra_parameters": True,
-    "needs_teacher": True,
-    "uses_fusion": False,
-    "citation": "H. Wu et al., Aligning in a Compact Space, arXiv:2405.18524",
-}
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """`scales` low-pass filters average a map of `width` channels to 1x1, 2x2, ... 2^(scales-1) positions."""
-
-    label_weight: float
-    logit_weight: float
-    feature_weight: float
-    logit_temperature: float
-    width: int
-    scales: int
-    direction: Direction
-    temperature_initial: float
-    temperature_min: float
-    temperature_max: float
-    learnable_temperature: bool
-    split: Literal["even", "ofa"]
 
 
 class LowPass(nn.Module):
@@ -72,9 +38,11 @@ class LowPass(nn.Module):
 
 
 class LowFrequencyContrast(Method):
-    """Cross-entropy, KD and the contrast of both networks' low frequencies in every stage."""
+    """Cross-entropy, KD and the contrast of both networks' low frequencies in every stage.
 
-    Parameters = Parameters
+    `scales` low-pass filters average a map of `width` channels to 1x1, 2x2, ... 2^(scales-1) positions.
+    """
+
     needs_whole_batch = COMPARES
 
     def build_extras(self) -> dict[str, nn.Module]:

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from fbt_core.methods.parameters import ParameterError
 from fbt_core.staged import StagedModel
 from fbt_core.staged.base import FeatureShape
 from fbt_core.staged.layout import to_map
@@ -23,8 +22,6 @@ class Temperature(nn.Module):
 
     def __init__(self, initial: float, lowest: float, highest: float, learnable: bool) -> None:
         super().__init__()
-        if not 0 < lowest <= initial <= highest:
-            raise ParameterError(f"temperature_initial {initial} is not between {lowest} and {highest}")
         self.bounds = (math.log(lowest), math.log(highest))
         self.logarithm = nn.Parameter(torch.tensor(math.log(initial)), requires_grad=learnable)
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 from torch import nn
 
 from fbt_core.branches import PAPER_DEPTHS, RELEASED_DEPTHS, ofa_branch
@@ -12,37 +9,12 @@ from fbt_core.losses.logits import ofa_loss
 from fbt_core.methods.base import Batch, Method, Terms
 from fbt_core.staged.base import StagedOutput
 
-REVISION = 1
-TRAITS = {
-    "title": "OFA",
-    "transfers": "logits",
-    "levels": 2,
-    "losses": ["OFA"],
-    "generic": True,
-    "extra_parameters": True,
-    "needs_teacher": True,
-    "uses_fusion": False,
-    "citation": "Z. Hao et al., One-for-All: Bridge the Gap Between Architectures in KD, NeurIPS 2023",
-}
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """Weights of the three kinds of terms; branch_depth: as the FBT paper counts them, or as released."""
-
-    label_weight: float
-    logit_weight: float
-    branch_weight: float
-    gamma: float
-    temperature: float
-    branch_depth: Literal["released", "paper"]
-    split: Literal["even", "ofa"]
-
 
 class OFA(Method):
-    """Cross-entropy, and the OFA loss on the logits and on the branches of all four stages."""
+    """Cross-entropy, and the OFA loss on the logits and on the branches of all four stages.
 
-    Parameters = Parameters
+    `branch_depth`: blocks of the branches as the FBT paper counts them, or as released.
+    """
 
     def build_extras(self) -> dict[str, nn.Module]:
         depths = PAPER_DEPTHS if self.settings.branch_depth == "paper" else RELEASED_DEPTHS

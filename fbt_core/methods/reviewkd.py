@@ -6,9 +6,6 @@ compared on the smaller of the two grids.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
@@ -19,31 +16,8 @@ from fbt_core.methods.modules import Grid, common_grid, shrink
 from fbt_core.staged.base import FeatureShape, StagedOutput
 from fbt_core.staged.layout import to_map
 
-REVISION = 1
-TRAITS = {
-    "title": "ReviewKD",
-    "transfers": "features",
-    "levels": 2,
-    "losses": ["hierarchical context loss"],
-    "generic": False,
-    "extra_parameters": True,
-    "needs_teacher": True,
-    "uses_fusion": False,
-    "citation": "P. Chen et al., Distilling Knowledge via Knowledge Review, CVPR 2021",
-}
 PYRAMID = (4, 2, 1)
 LEVELS = ("stage1", "stage2", "stage3", "stage4", "pooled")
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """`width` of the fused features; the review's weight rises linearly over `ramp_epochs`."""
-
-    label_weight: float
-    review_weight: float
-    ramp_epochs: int
-    width: int
-    split: Literal["even", "ofa"]
 
 
 @in_float32
@@ -88,9 +62,10 @@ class AttentionFusion(nn.Module):
 
 
 class ReviewKD(Method):
-    """Cross-entropy and the review of five levels: four stages and the pooled feature."""
+    """Cross-entropy and the review of five levels: four stages and the pooled feature.
 
-    Parameters = Parameters
+    `width` of the fused features; the review's weight rises linearly over `ramp_epochs`.
+    """
 
     def build_extras(self) -> dict[str, nn.Module]:
         pairs = zip(LEVELS, self._widths(self.student), self._widths(self.teacher), strict=True)

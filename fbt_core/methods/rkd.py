@@ -6,8 +6,6 @@ feature that enters the classifier, which differs where that is a class token.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as functional
 from torch import Tensor
@@ -18,29 +16,8 @@ from fbt_core.losses.numerics import in_float32
 from fbt_core.methods.base import COMPARES, Batch, Method, Terms
 from fbt_core.staged.base import StagedOutput
 
-REVISION = 1
-TRAITS = {
-    "title": "RKD",
-    "transfers": "relations",
-    "levels": 2,
-    "losses": ["distances", "angles"],
-    "generic": True,
-    "extra_parameters": False,
-    "needs_teacher": True,
-    "uses_fusion": False,
-    "citation": "W. Park et al., Relational Knowledge Distillation, CVPR 2019",
-}
 SMALLEST = 1e-12  # squared distances below it count as zero
 CHUNK = 2**24  # angles held at once
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """Weights of the cross-entropy, of the distances and of the angles."""
-
-    label_weight: float
-    distance_weight: float
-    angle_weight: float
 
 
 @in_float32
@@ -97,7 +74,6 @@ def _cosines(features: Tensor, vertices: slice) -> Tensor:
 class RKD(Method):
     """Cross-entropy and the two relations of the pooled final features, across all processes."""
 
-    Parameters = Parameters
     needs_whole_batch = COMPARES
 
     def terms(self, student: StagedOutput, teacher: StagedOutput, batch: Batch) -> Terms:

@@ -9,8 +9,8 @@ pooled feature.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as functional
@@ -22,30 +22,6 @@ from fbt_core.methods.modules import common_grid, rectified_features, shrink
 from fbt_core.staged import StagedModel
 from fbt_core.staged.base import FeatureShape, StagedOutput
 from fbt_core.staged.layout import from_map, prefix_of, to_map
-
-REVISION = 1
-TRAITS = {
-    "title": "SimKD",
-    "transfers": "features",
-    "levels": 2,
-    "losses": ["MSE"],
-    "generic": False,
-    "extra_parameters": True,
-    "needs_teacher": True,
-    "uses_fusion": False,
-    "citation": "D. Chen et al., Knowledge Distillation with the Reused Teacher Classifier, CVPR 2022",
-    "score": "student, projector and the teacher's classifier",
-    "exports": "the student without a trained classifier",
-}
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """The projector's inner width is the teacher's divided by `reduction`."""
-
-    feature_weight: float
-    reduction: int
-    split: Literal["even", "ofa"]
 
 
 @in_float32
@@ -100,7 +76,6 @@ class ReusedClassifier(nn.Module):
 class SimKD(Method):
     """The features before the teacher's classifier alone; no labels, no logits."""
 
-    Parameters = Parameters
     unused_parameters = True  # the student's own classifier
 
     def build_extras(self) -> dict[str, nn.Module]:

@@ -17,7 +17,7 @@ Count = Annotated[int, Field(ge=8)]
 
 
 class TaxonomyFigure(Strict):
-    """Figure 1, from the traits that the method files state."""
+    """Figure 1, from what config/methods.yaml states of each method."""
 
     kind: Literal["taxonomy"]
     title: Text

@@ -17,7 +17,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from fbt_core.errors import nearest
+from fbt_core.errors import is_number, nearest, number_as_text
+from fbt_core.methods.facts import MethodFacts
 from fbt_core.spec import NetworkSpec
 from fbt_paper.config.names import check_names
 from fbt_paper.config.problems import (
@@ -25,8 +26,6 @@ from fbt_paper.config.problems import (
     ConfigError,
     Problem,
     dotted,
-    is_number,
-    number_as_text,
     unknown,
 )
 from fbt_paper.config.records import (
@@ -35,7 +34,6 @@ from fbt_paper.config.records import (
     CostTable,
     DatasetEntry,
     MainConfig,
-    MethodEntry,
     RecipesFile,
     ReferenceRow,
     SmokeConfig,
@@ -65,7 +63,7 @@ class Config:
     main: MainConfig
     datasets: Mapping[str, DatasetEntry]
     architectures: Mapping[str, ArchitectureEntry]
-    methods: Mapping[str, MethodEntry]
+    methods: Mapping[str, MethodFacts]
     recipes: RecipesFile
     smoke: SmokeConfig
     tables: Mapping[str, Table]
@@ -219,7 +217,7 @@ def _members(annotation: Any) -> list[Any]:
 ENTRIES: dict[str, type[BaseModel]] = {
     "datasets": DatasetEntry,
     "architectures": ArchitectureEntry,
-    "methods": MethodEntry,
+    "methods": MethodFacts,
 }
 
 

@@ -9,10 +9,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from fbt_core.errors import nearest
-from fbt_core.methods.registry import method_names
-from fbt_paper.config.parameters import entry_problems, fault
+from fbt_core.methods.facts import MethodFacts
+from fbt_core.methods.registry import method_files
+from fbt_paper.config.parameters import entry_problems
 from fbt_paper.config.problems import Problem, dotted, unknown
-from fbt_paper.config.records import MethodEntry, ReferenceRow
+from fbt_paper.config.records import ReferenceRow
 from fbt_paper.config.timm_names import is_unknown, near_names
 
 COST_COLUMNS = tuple(
@@ -24,7 +25,7 @@ Path = Sequence[object]
 
 
 def check_names(
-    content: Content, methods: Mapping[str, MethodEntry], references: References
+    content: Content, methods: Mapping[str, MethodFacts], references: References
 ) -> list[Problem]:
     """All problems of names in config/; `content` maps a file's name to what it holds, None if unreadable."""
     names = _Names(content, methods)
@@ -52,8 +53,8 @@ def lines(table: Content, group: str) -> list[tuple[int, Mapping[str, Any]]]:
 class _Names:
     """The names that each file defines, and the checks of each file against them."""
 
-    def __init__(self, content: Content, methods: Mapping[str, MethodEntry]) -> None:
-        self.content, self.entries, self.files = content, methods, method_names()
+    def __init__(self, content: Content, methods: Mapping[str, MethodFacts]) -> None:
+        self.content, self.entries, self.files = content, methods, method_files()
         self.known: dict[str, list[str] | None] = {
             "dataset": self._keys("datasets"),
             "architecture": self._keys("architectures"),
@@ -169,16 +170,15 @@ class _Names:
         entry = self.entries.get(method) if isinstance(method, str) else None
         for name, value in mapping(settings.get("parameters")).items() if entry else ():
             where = [*path, "parameters", name]
-            message = parameter_problem(str(method), entry, name, value) if entry else None
+            message = _parameter_fault(str(method), entry, name, value) if entry else None
             if message:
                 yield Problem(file, dotted(where), message)
 
 
-def parameter_problem(method: str, entry: MethodEntry, name: str, value: Any) -> str | None:
-    """What is wrong with a parameter that a table sets; None when nothing is."""
-    if name not in entry.parameters:
-        return f"unknown parameter of {method}; {nearest(name, entry.parameters)}"
-    return fault(entry.parameters[name], value) if not isinstance(value, list | dict) else None
+def _parameter_fault(method: str, entry: MethodFacts, name: str, value: Any) -> str | None:
+    """What is wrong with a parameter that a table sets; a list or a mapping is reported with the types."""
+    is_known = name in entry.parameters
+    return None if is_known and isinstance(value, list | dict) else entry.fault(method, name, value)
 
 
 def _doubled_keys(file: str, group: str, keys: Sequence[Any]) -> Iterator[Problem]:

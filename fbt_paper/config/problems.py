@@ -63,25 +63,3 @@ def dotted(path: Sequence[object]) -> str:
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
     return text
-
-
-def number_as_text(given: str) -> str:
-    """The message for a number that YAML reads as text, such as 1e-3."""
-    return f"'{given}' is read as text, not as a number; write {_with_point(given)}, without quotes"
-
-
-def _with_point(given: str) -> str:
-    mantissa, mark, exponent = given.lower().partition("e")
-    if not mark:
-        return given
-    sign = "" if exponent[:1] in "+-" else "+"
-    return f"{mantissa if '.' in mantissa else mantissa + '.0'}e{sign}{exponent}"
-
-
-def is_number(text: str) -> bool:
-    """Whether Python reads this text as a number."""
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
 
+from fbt_core.methods.facts import Scale, Text
 from fbt_core.spec import (
     CropSpec,
     Family,
@@ -16,12 +17,10 @@ from fbt_core.spec import (
     Value,
 )
 
-Scale = Literal["smoke", "paper"]
 Score = Literal["best", "last", "ema"]
 RecipeRole = Literal["cnn", "msa", "mlp", "teacher"]
 Seed = Annotated[int, Field(ge=0)]
 Seeds = Annotated[tuple[Seed, ...], Field(min_length=1)]
-Text = Annotated[str, StringConstraints(min_length=1)]
 TimmName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.]*(:[A-Za-z_][A-Za-z0-9_]*)?$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
@@ -123,40 +122,6 @@ class TwinEntry(Strict):
 
     create: TimmName
     options: dict[str, Value]
-
-
-class ParameterEntry(Strict):
-    """config/methods.yaml: one parameter's value, what else it may be, and where the value comes from."""
-
-    value: Value
-    choices: tuple[Value, ...] | None = None
-    minimum: float | None = None
-    maximum: float | None = None
-    by_dataset: dict[Key, Value] | None = None
-    by_scale: dict[Scale, Value] | None = None
-    source: Text
-
-
-class Demand(Strict):
-    """Values that a parameter's value asks of others, and why: what the method refuses to train otherwise."""
-
-    when: dict[Key, Value]
-    then: dict[Key, Value]
-    because: Text
-
-
-class MethodEntry(Strict):
-    """config/methods.yaml: one method's parameters and its citation."""
-
-    title: Text
-    citation: Text
-    source: Text
-    adapted: bool = Field(description="true: changed here so that it works on any pair")
-    parameters: dict[Key, ParameterEntry]
-    ordered: tuple[tuple[Key, ...], ...] = Field(
-        default=(), description="parameters whose values may not fall from one to the next"
-    )
-    demands: tuple[Demand, ...] = ()
 
 
 Recipes = Annotated[

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fbt_core.methods.registry import method_names, method_traits
 from fbt_paper.config.figures import FeaturesFigure
 from fbt_paper.config.load import ConfigError, Problem
 from fbt_paper.figures import curves, dots, features, similarity, taxonomy
@@ -66,11 +65,10 @@ def _numbers(stem: Path) -> Path:
 
 
 def paint_taxonomy(plan: FigurePlan, drawing: Drawing) -> list[Path]:
-    """Figure 1 from the traits of all method files."""
+    """Figure 1 from the facts of all methods."""
     (stem,) = stems(plan, drawing)
-    traits = {name: method_traits(name) for name in method_names()}
-    written = _save({stem: [taxonomy.draw_taxonomy(traits)]})
-    return [*written, write_numbers(_numbers(stem), taxonomy.HEADER, taxonomy.taxonomy_rows(traits))]
+    written = _save({stem: [taxonomy.draw_taxonomy(plan.flow.config.methods)]})
+    return [*written, write_numbers(_numbers(stem), taxonomy.HEADER, taxonomy.taxonomy_rows(plan.flow.config.methods))]
 
 
 def paint_features(plan: FigurePlan, drawing: Drawing) -> list[Path]:

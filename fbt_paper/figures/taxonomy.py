@@ -1,21 +1,20 @@
-"""Figure 1: how the methods differ, drawn from what each method's own file declares in its TRAITS."""
+"""Figure 1: how the methods differ, drawn from what config/methods.yaml states of each."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Circle, FancyArrowPatch, Rectangle
 from matplotlib.textpath import TextPath
 
+from fbt_core.methods.facts import MethodFacts
 from fbt_paper.figures.canvas import OURS, PAPER, QUIET, new_panels, pyplot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-Traits = Mapping[str, Any]
 
 HEADER = ("method", "transfers", "levels", "losses", "generic", "extra_parameters", "uses_fusion", "citation")
 TITLES = ("method", "levels", "transfers", "losses", "any pair", "adds")
@@ -25,24 +24,24 @@ TAKES_ANY_PAIR = "takes any pair as published"
 ADAPTED = "made for similar architectures, adapted here"
 
 
-def list_methods(traits: Mapping[str, Traits]) -> list[tuple[str, Traits]]:
+def list_methods(facts: Mapping[str, MethodFacts]) -> list[tuple[str, MethodFacts]]:
     """Distillation methods in drawing order: by levels, then by what they transfer, then by name."""
-    methods = [(name, entry) for name, entry in traits.items() if entry.get("needs_teacher", True)]
-    return sorted(methods, key=lambda item: (item[1]["levels"], str(item[1]["transfers"]), item[0]))
+    methods = [(name, entry) for name, entry in facts.items() if entry.needs_teacher]
+    return sorted(methods, key=lambda item: (item[1].levels, item[1].transfers, item[0]))
 
 
-def taxonomy_rows(traits: Mapping[str, Traits]) -> list[tuple[object, ...]]:
+def taxonomy_rows(facts: Mapping[str, MethodFacts]) -> list[tuple[object, ...]]:
     """The figure as rows of a table, in drawing order (HEADER names the columns)."""
-    return [(name, *(_plain(entry.get(key)) for key in HEADER[1:])) for name, entry in list_methods(traits)]
+    return [(name, *(_plain(getattr(entry, key)) for key in HEADER[1:])) for name, entry in list_methods(facts)]
 
 
 def _plain(value: object) -> object:
     return "; ".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
-def draw_taxonomy(traits: Mapping[str, Traits]) -> Figure:
+def draw_taxonomy(facts: Mapping[str, MethodFacts]) -> Figure:
     """One line per method: its levels as a chain of nodes, what it transfers, its losses, generic or not."""
-    methods = [entry for _, entry in list_methods(traits)]
+    methods = [entry for _, entry in list_methods(facts)]
     cells = [_cells(entry) for entry in methods]
     columns, width = _place_columns(cells)
     places = _place_lines(methods)
@@ -58,21 +57,21 @@ def draw_taxonomy(traits: Mapping[str, Traits]) -> Figure:
     return figure
 
 
-def _place_lines(methods: Sequence[Traits]) -> list[float]:
+def _place_lines(methods: Sequence[MethodFacts]) -> list[float]:
     """Where each line's middle is, in inches from the top; below a chain of three is room for an arrow."""
     places, y = [], 1.8 * ROW_HEIGHT
     for entry in methods:
         places.append(y)
-        y += ROW_HEIGHT + (EXTRA_HEIGHT if int(entry["levels"]) >= 3 else 0)
+        y += ROW_HEIGHT + (EXTRA_HEIGHT if entry.levels >= 3 else 0)
     return places
 
 
-def _cells(entry: Traits) -> dict[str, str]:
+def _cells(entry: MethodFacts) -> dict[str, str]:
     return {
-        "method": str(entry["title"]),
-        "transfers": str(entry["transfers"]),
-        "losses": ", ".join(map(str, entry["losses"])),
-        "adds": "parameters" if entry["extra_parameters"] else "nothing",
+        "method": entry.title,
+        "transfers": entry.transfers,
+        "losses": ", ".join(entry.losses),
+        "adds": "parameters" if entry.extra_parameters else "nothing",
     }
 
 
@@ -100,16 +99,16 @@ def _draw_header(axes: Axes, columns: Mapping[str, float], width: float) -> None
 
 
 def _draw_method(
-    axes: Axes, y: float, entry: Traits, cells: Mapping[str, str], columns: Mapping[str, float], shade: float
+    axes: Axes, y: float, entry: MethodFacts, cells: Mapping[str, str], columns: Mapping[str, float], shade: float
 ) -> None:
-    levels = int(entry["levels"])
+    levels = entry.levels
     if shade:
         corner, height = (0.03, y - ROW_HEIGHT / 2), ROW_HEIGHT + (EXTRA_HEIGHT if levels >= 3 else 0)
         axes.add_patch(Rectangle(corner, shade - 0.06, height, color="#f3f3f3", linewidth=0))
     for title, text in cells.items():
         axes.text(columns[title], y, text, va="center", weight="bold" if levels >= 3 else "normal")
     _draw_levels(axes, columns["levels"], y, levels)
-    _draw_mark(axes, columns["any pair"] + 0.2, y, bool(entry["generic"]))
+    _draw_mark(axes, columns["any pair"] + 0.2, y, entry.generic)
 
 
 def _draw_levels(axes: Axes, x: float, y: float, levels: int) -> None:
@@ -158,18 +157,18 @@ def _draw_key(axes: Axes, y: float) -> None:
     axes.text(x, y, "T teacher, F fused model, S student", va="center", color=QUIET, fontsize=6)
 
 
-def describe(traits: Mapping[str, Traits]) -> str:
+def describe(facts: Mapping[str, MethodFacts]) -> str:
     """The figure in words, for its alternative text."""
-    methods = [entry for _, entry in list_methods(traits)]
+    methods = [entry for _, entry in list_methods(facts)]
     titles = {
-        "three-level (teacher, fused model, student)": [m for m in methods if int(m["levels"]) >= 3],
-        ADAPTED: [m for m in methods if not m["generic"]],
-        "without parameters of their own": [m for m in methods if not m["extra_parameters"]],
+        "three-level (teacher, fused model, student)": [m for m in methods if m.levels >= 3],
+        ADAPTED: [m for m in methods if not m.generic],
+        "without parameters of their own": [m for m in methods if not m.extra_parameters],
     }
-    said = "; ".join(f"{name}: {', '.join(str(m['title']) for m in found)}" for name, found in titles.items())
+    said = "; ".join(f"{name}: {', '.join(m.title for m in found)}" for name, found in titles.items())
     transfers: dict[str, list[str]] = {}
     for method in methods:
-        transfers.setdefault(str(method["transfers"]), []).append(str(method["title"]))
+        transfers.setdefault(method.transfers, []).append(method.title)
     moved = "; ".join(f"{what} by {', '.join(names)}" for what, names in transfers.items())
     return (
         f"{len(methods)} distillation methods compared. They transfer {moved}. {said[0].upper()}{said[1:]}."

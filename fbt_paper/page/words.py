@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from fbt_core.methods.registry import method_names, method_traits
+from fbt_core.methods.facts import FILE, read_facts
 from fbt_paper.figures import similarity, taxonomy
 from fbt_paper.figures.curves import say_term
 from fbt_paper.figures.draw import claims_file, read_arrays
@@ -47,7 +47,7 @@ def _say_claim(line: Line) -> str:
 
 
 def _say_taxonomy(stem: Path, figure: Path) -> str:
-    return taxonomy.describe({name: method_traits(name) for name in method_names()})
+    return taxonomy.describe(read_facts(FILE))
 
 
 def _say_maps(stem: Path, figure: Path) -> str:

@@ -5,11 +5,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from fbt_core.errors import nearest
-from fbt_core.methods.registry import FOLDER as METHODS_FOLDER
-from fbt_core.methods.registry import method_names
 from fbt_core.spec import RunSpec
 from fbt_paper.config.figures import FeaturesFigure, FigureConfig, SimilarityFigure, load_figures
 from fbt_paper.config.load import ConfigError, Problem
@@ -106,11 +103,9 @@ class FigurePlan:
     # ------------------------------------------------------------ files
 
     @property
-    def method_files(self) -> list[str]:
-        """The files whose traits make the taxonomy."""
-        here = Path.cwd()
-        files = [METHODS_FOLDER / f"{name}.py" for name in method_names()]
-        return [str(file.relative_to(here) if file.is_relative_to(here) else file) for file in files]
+    def methods_file(self) -> str:
+        """The file whose facts make the taxonomy."""
+        return str(self.flow.config.folder / "methods.yaml")
 
     def names(self, *kinds: str) -> list[str]:
         """Names of the drawings of these kinds (of all without any)."""

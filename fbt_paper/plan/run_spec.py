@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from fbt_core.errors import nearest
-from fbt_core.methods.registry import method_traits
 from fbt_core.spec import (
     ENGINE_REVISION,
     FUSION_REVISION,
@@ -25,8 +24,6 @@ from fbt_core.spec import (
     Value,
 )
 from fbt_paper.config.load import Config, validate
-from fbt_paper.config.names import parameter_problem
-from fbt_paper.config.parameters import default_values, rule_faults, typed
 from fbt_paper.config.problems import Collector, ConfigError, Problem
 from fbt_paper.config.records import ChainSettings
 from fbt_paper.plan.settings import Setting, Settings
@@ -49,7 +46,7 @@ def run_specs(config: Config, settings: Settings, seed: int) -> tuple[RunSpec, .
     method = collect.try_(method_of, config, settings, dataset)
     student: Source | None = collect.try_(student_of, config, settings, dataset, seed)
     teacher: Source | None = None
-    if method and method_traits(method.name)["needs_teacher"]:
+    if method and config.methods[method.name].needs_teacher:
         teacher = collect.try_(teacher_of, config, settings, dataset, seed)
     recipe = None
     if student:
@@ -189,15 +186,15 @@ def method_of(config: Config, settings: Settings, dataset: str) -> MethodSpec:
     entry = config.methods[name]
     problems = []
     for key, setting in changes.items():
-        message = parameter_problem(name, entry, key, setting.value)
+        message = entry.fault(name, key, setting.value)
         if message:
             problems.append(Problem(setting.file, setting.path, message))
     if problems:
         raise ConfigError(problems)
 
-    values = {key: typed(entry.parameters[key], setting.value) for key, setting in changes.items()}
+    values = {key: entry.parameters[key].typed(setting.value) for key, setting in changes.items()}
     method = method_spec(config, name, dataset, values)
-    for names, message in rule_faults(entry, method.parameters):
+    for names, message in entry.conflicts(entry.complete(method.parameters)):
         source = next((changes[key] for key in names if key in changes), None)
         source = source or Setting(None, "config/methods.yaml", name)
         problems.append(Problem(source.file, source.path, message))
@@ -208,12 +205,12 @@ def method_of(config: Config, settings: Settings, dataset: str) -> MethodSpec:
 
 def method_spec(config: Config, name: str, dataset: str, changes: Mapping[str, Value]) -> MethodSpec:
     """A method with the parameters of config/methods.yaml and these changes, and its code's revisions."""
-    traits = method_traits(name)
+    facts = config.methods[name]
     return MethodSpec(
         name=name,
-        parameters={**default_values(config.methods[name], dataset, config.main.scale), **changes},
-        revision=traits["revision"],
-        fusion_revision=FUSION_REVISION if traits["uses_fusion"] else None,
+        parameters=facts.in_spec({**facts.values_for(dataset, config.main.scale), **changes}),
+        revision=facts.revision,
+        fusion_revision=FUSION_REVISION if facts.uses_fusion else None,
     )
 
 

@@ -39,7 +39,7 @@ rule extract_features:
 
 rule plot_taxonomy:
     input:
-        FIGURES.method_files,
+        FIGURES.methods_file,
     output:
         pdf=f"{FIGURES.folder}/{{figure}}.pdf",
         png=report(
