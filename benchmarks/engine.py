@@ -31,7 +31,7 @@ from fbt_core.distributed import Place
 from fbt_core.loop import StopRequest, Training
 from fbt_core.methods.base import Batch, Context, Method
 from fbt_core.methods.fcfd import FCFD
-from fbt_core.methods.registry import build_method, method_traits
+from fbt_core.methods.registry import build_method, method_facts
 from fbt_core.optimisation import Optimisation
 from fbt_core.run_folder import RunFolder
 from fbt_core.spec import ExecutionSettings, RunSpec
@@ -64,9 +64,9 @@ def make_spec(pair: str, method: str, batch: int) -> RunSpec:
     data = {"name": "cifar100", "loader": "cifar100", "variant": "full", "classes": CLASSES}
     data |= {"train_images": 50_000, "test_images": 10_000, "image_size": SIZE}
     data |= {"mean": student["mean"], "std": student["std"]}
-    traits = method_traits(method)
-    chosen = {"name": method, "parameters": parameters, "revision": traits["revision"]}
-    chosen |= {"fusion_revision": 1} if traits["uses_fusion"] else {}
+    facts = method_facts(method)
+    chosen = {"name": method, "parameters": parameters, "revision": facts.revision}
+    chosen |= {"fusion_revision": 1} if facts.uses_fusion else {}
     content = {"dataset": data, "student": student, "teacher": {**teacher, "weights": f"file:{'0' * 64}"}}
     content |= {"method": chosen, "recipe": recipe, "seed": 0, "engine_revision": 1}
     return RunSpec.model_validate(content, strict=False)

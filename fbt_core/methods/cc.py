@@ -50,8 +50,8 @@ def _gaussian_kernel(features: Tensor, gamma: float, order: int) -> Tensor:
 class CC(Method):
     """Cross-entropy and the congruence of the embedded final features of both networks.
 
-    `correlation`: between neighbours in the batch, as CRD's and OFA's codes have it, or the paper's kernel with
-    its `kernel_gamma` and the order of its Taylor series, `kernel_order`.
+    `correlation`: between neighbours in the batch, as CRD's and OFA's codes have it, or the paper's kernel;
+    `kernel_gamma` and `kernel_order` (of its Taylor series) act with the kernel only.
     """
 
     needs_whole_batch = COMPARES

@@ -32,9 +32,7 @@ class UnknownMethodError(UserError):
 class ParameterFacts(Strict):
     """One parameter: its value, what else it may be, and where the value comes from."""
 
-    value: Value = Field(
-        description="true or false, a number or a name; no value of another kind fits"
-    )
+    value: Value = Field(description="true or false, a number or a name; no value of another kind fits")
     whole: bool = Field(default=False, description="true: only whole numbers; else 1 and 1.0 are one number")
     choices: tuple[Value, ...] | None = None
     minimum: float | None = None
@@ -50,10 +48,10 @@ class ParameterFacts(Strict):
 
     @property
     def kind(self) -> Kind:
-        """What a value must be."""
+        """What a value must be; a bound makes it a number, whatever the stated value is."""
         if isinstance(self.value, bool):
             return "true or false"
-        if isinstance(self.value, int | float):
+        if isinstance(self.value, int | float) or (self.minimum, self.maximum) != (None, None):
             return "a whole number" if self.whole else "a number"
         return "a name"
 
@@ -154,15 +152,16 @@ class MethodFacts(Strict):
 
     def in_spec(self, values: Mapping[str, Value]) -> dict[str, Value]:
         """The values that a spec holds: a parameter added later is left out at the value it had before."""
-        befores = self._befores
-        return {name: value for name, value in values.items() if name not in befores or value != befores[name]}
+        earlier = self._earlier_values()
+        return {
+            name: value for name, value in values.items() if name not in earlier or value != earlier[name]
+        }
 
     def complete(self, values: Mapping[str, Value]) -> dict[str, Value]:
         """A spec's values and, for each parameter added later that it leaves out, the value from before."""
-        return {**self._befores, **values}
+        return {**self._earlier_values(), **values}
 
-    @property
-    def _befores(self) -> dict[str, Value]:
+    def _earlier_values(self) -> dict[str, Value]:
         return {name: entry.before for name, entry in self.parameters.items() if entry.before is not None}
 
 

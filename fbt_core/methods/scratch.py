@@ -9,7 +9,6 @@ from fbt_core.staged.base import StagedOutput
 class Scratch(Method):
     """The student alone; a teacher that is given is ignored."""
 
-
     def terms(self, student: StagedOutput, teacher: StagedOutput | None, batch: Batch) -> Terms:
         return {"labels": self.label_loss(student.logits, batch)}
 

@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from fbt_core.errors import nearest
+from fbt_core.methods.facts import Text
 from fbt_core.spec import Key, Strict
 from fbt_paper.config.load import Config, ConfigError, Problem, read_yaml, validate
-from fbt_paper.config.records import Text
 
 Count = Annotated[int, Field(ge=8)]
 

@@ -67,8 +67,9 @@ def _numbers(stem: Path) -> Path:
 def paint_taxonomy(plan: FigurePlan, drawing: Drawing) -> list[Path]:
     """Figure 1 from the facts of all methods."""
     (stem,) = stems(plan, drawing)
-    written = _save({stem: [taxonomy.draw_taxonomy(plan.flow.config.methods)]})
-    return [*written, write_numbers(_numbers(stem), taxonomy.HEADER, taxonomy.taxonomy_rows(plan.flow.config.methods))]
+    methods = plan.flow.config.methods
+    written = _save({stem: [taxonomy.draw_taxonomy(methods)]})
+    return [*written, write_numbers(_numbers(stem), taxonomy.HEADER, taxonomy.taxonomy_rows(methods))]
 
 
 def paint_features(plan: FigurePlan, drawing: Drawing) -> list[Path]:

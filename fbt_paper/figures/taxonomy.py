@@ -32,7 +32,8 @@ def list_methods(facts: Mapping[str, MethodFacts]) -> list[tuple[str, MethodFact
 
 def taxonomy_rows(facts: Mapping[str, MethodFacts]) -> list[tuple[object, ...]]:
     """The figure as rows of a table, in drawing order (HEADER names the columns)."""
-    return [(name, *(_plain(getattr(entry, key)) for key in HEADER[1:])) for name, entry in list_methods(facts)]
+    columns = HEADER[1:]
+    return [(name, *(_plain(getattr(entry, key)) for key in columns)) for name, entry in list_methods(facts)]
 
 
 def _plain(value: object) -> object:
@@ -99,7 +100,12 @@ def _draw_header(axes: Axes, columns: Mapping[str, float], width: float) -> None
 
 
 def _draw_method(
-    axes: Axes, y: float, entry: MethodFacts, cells: Mapping[str, str], columns: Mapping[str, float], shade: float
+    axes: Axes,
+    y: float,
+    entry: MethodFacts,
+    cells: Mapping[str, str],
+    columns: Mapping[str, float],
+    shade: float,
 ) -> None:
     levels = entry.levels
     if shade:

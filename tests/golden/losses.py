@@ -2,7 +2,7 @@
 
     python -m tests.golden.losses METHOD...     adds the entry of a method's present revision to losses.json
 
-An entry that exists is never overwritten: a loss that changes needs a raised REVISION in the method's file
+An entry that exists is never overwritten: a loss that changes needs a raised `revision` in methods.yaml
 (for a method that uses the fused model FUSION_REVISION counts as well), and then gets an entry of its own.
 Variants that the present entry has not yet are added to it. The variant `mixed` has soft labels.
 """
@@ -18,7 +18,7 @@ import numpy
 import torch
 import yaml
 
-from fbt_core.methods import build_method, method_names, method_traits
+from fbt_core.methods import build_method, method_facts, method_names
 from fbt_core.methods.base import Batch, Context
 from fbt_core.spec import FUSION_REVISION, MethodSpec, NetworkSpec
 from fbt_core.staged import build_network, stage
@@ -48,8 +48,8 @@ PAIRS = (("msa", "cnn"), ("cnn", "msa"))
 
 def key_of(name: str) -> str:
     """The revision under which a method's golden losses stand."""
-    traits = method_traits(name)
-    return f"{traits['revision']}.{FUSION_REVISION}" if traits["uses_fusion"] else str(traits["revision"])
+    facts = method_facts(name)
+    return f"{facts.revision}.{FUSION_REVISION}" if facts.uses_fusion else str(facts.revision)
 
 
 def measure(name: str, parameters: dict, mixed: bool = False) -> dict:
@@ -128,7 +128,7 @@ def add(name: str, variants: dict[str, dict]) -> None:
     entry = entries.setdefault(name, {}).setdefault(key, {})
     missing = {variant: parameters for variant, parameters in variants.items() if variant not in entry}
     if not missing:
-        raise SystemExit(f"{name} has golden losses for revision {key}; raise its REVISION first")
+        raise SystemExit(f"{name} has golden losses for revision {key}; raise its revision first")
     for variant, parameters in missing.items():
         terms = measure(name, parameters, mixed=variant == "mixed")
         entry[variant] = {"parameters": parameters, "terms": terms}

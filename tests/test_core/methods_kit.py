@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from fbt_core.methods import build_method, method_traits
+from fbt_core.methods import build_method, method_facts
 from fbt_core.methods.base import Batch, Context
 from fbt_core.spec import MethodSpec
 from fbt_core.staged import build_network, stage
@@ -70,7 +70,7 @@ def make_method(name, pair=("swin_t", "resnet18"), seed=0, labels=None, families
     families = families or [tiny(architecture).family for architecture in pair]
     torch.manual_seed(seed)
     context = Context(CLASSES, IMAGES, 3, 0.1, SIZE, families[1], families[0], labels)
-    spec = MethodSpec(name=name, parameters=parameters, revision=method_traits(name)["revision"])
+    spec = MethodSpec(name=name, parameters=parameters, revision=method_facts(name).revision)
     return build_method(spec, student, teacher, context).train()
 
 

@@ -15,7 +15,7 @@ import yaml
 
 from fbt_core.data.order import seed_everything
 from fbt_core.loss_log import LossLog
-from fbt_core.methods.registry import method_names, method_traits
+from fbt_core.methods.registry import method_facts, method_names
 from fbt_core.run import main
 from fbt_core.spec import RunSpec
 from fbt_core.staged import build_network
@@ -50,11 +50,11 @@ def method_spec(
     **changes: Any,
 ) -> tuple[RunSpec, dict[str, str]]:
     """A run of 20 steps with a random teacher kept in a file, and where that file is."""
-    traits = method_traits(name)
-    method = {"name": name, "parameters": parameters(name), "revision": traits["revision"]}
-    method |= {"fusion_revision": 1} if traits["uses_fusion"] else {}
+    facts = method_facts(name)
+    method = {"name": name, "parameters": parameters(name), "revision": facts.revision}
+    method |= {"fusion_revision": 1} if facts.uses_fusion else {}
     teacher, files = None, {}
-    if traits["needs_teacher"]:
+    if facts.needs_teacher:
         entry = {**network("teacher"), **teacher_entry}
         draft = make_spec(student=entry).student
         seed_everything(7, 0)

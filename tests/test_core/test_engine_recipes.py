@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from fbt_core.data.order import seed_everything
-from fbt_core.methods.registry import method_traits
+from fbt_core.methods.registry import method_facts
 from fbt_core.optimisation import Optimisation, make_schedule, parameter_groups
 from fbt_core.spec import OptimizerSpec, RecipeSpec, RunSpec
 from fbt_core.staged import build_network
@@ -251,8 +251,8 @@ def teaching_spec(method: str, folder: Path, seed: int, **changes: Any) -> tuple
     path = folder / "teacher.safetensors"
     path.write_bytes(serialise(build_network(draft, CLASSES, 32).state_dict()))
     sha = file_sha256(path)
-    traits = method_traits(method)
-    entry = {"name": method, "parameters": parameters(method), "revision": traits["revision"]}
-    entry |= {"fusion_revision": 1} if traits["uses_fusion"] else {}
+    facts = method_facts(method)
+    entry = {"name": method, "parameters": parameters(method), "revision": facts.revision}
+    entry |= {"fusion_revision": 1} if facts.uses_fusion else {}
     teacher = network("teacher", weights=f"file:{sha}")
     return make_spec(seed=seed, teacher=teacher, method=entry, **changes), {sha: str(path)}

@@ -31,7 +31,7 @@ def test_the_loss_is_what_it_was(name, variant):
     entry = ENTRIES[name][golden.key_of(name)][variant]
     measured = golden.measure(name, entry["parameters"], mixed=variant == "mixed")
     message = (
-        f"the loss of '{name}' has changed: raise its REVISION, then python -m tests.golden.losses {name}"
+        f"the loss of '{name}' has changed: raise its revision, then python -m tests.golden.losses {name}"
     )
     assert measured.keys() == entry["terms"].keys()
     for pair, steps in entry["terms"].items():
@@ -41,7 +41,7 @@ def test_the_loss_is_what_it_was(name, variant):
 
 def test_an_entry_is_never_overwritten():
     before = golden.FILE.read_bytes()
-    with pytest.raises(SystemExit, match="raise its REVISION"):
+    with pytest.raises(SystemExit, match="raise its revision"):
         golden.add("kd", {"default": {}})
     assert golden.FILE.read_bytes() == before
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fbt_core.errors import UserError
-from fbt_core.methods import build_method, method_names, method_traits
+from fbt_core.methods import build_method, method_facts, method_names
 from fbt_core.methods.base import Context
 from fbt_core.spec import MethodSpec
 from fbt_core.teacher import Teacher
@@ -28,7 +28,7 @@ from tests.test_core.methods_kit import (
     take_step,
 )
 
-DISTILLING = [name for name in method_names() if method_traits(name)["needs_teacher"]]
+DISTILLING = [name for name in method_names() if method_facts(name).needs_teacher]
 EVERY_DIRECTION = pytest.mark.parametrize("direction", PAIRS, ids="_to_".join)
 EVERY_METHOD = pytest.mark.parametrize("name", method_names())
 
@@ -91,7 +91,7 @@ def test_only_the_bare_student_is_exported(name):
     assert method.student.network.state_dict().keys() == bare.state_dict().keys()
     names = {key.split(".")[0] for key in method.trainable_module.state_dict()}
     assert names <= {"student", "extras"}
-    assert bool(list(method.extras.parameters())) == method_traits(name)["extra_parameters"]
+    assert bool(list(method.extras.parameters())) == method_facts(name).extra_parameters
 
 
 @EVERY_METHOD

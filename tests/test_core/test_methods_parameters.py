@@ -1,18 +1,18 @@
-"""The registry, and config/methods.yaml in step with what the methods take."""
+"""What config/methods.yaml states of each method, and the one check of a method's parameters."""
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
+import re
 import subprocess
 import sys
-from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
-from fbt_core.methods import method_names, method_traits
+from fbt_core.errors import UserError
+from fbt_core.methods import method_facts, method_names
+from fbt_core.methods.facts import MethodFacts, UnknownMethodError, read_facts
 from fbt_core.methods.parameters import ParameterError, read_parameters
-from fbt_core.methods.registry import UnknownMethodError
+from fbt_core.methods.registry import FOLDER, method_files
 from tests.test_core.methods_kit import default_parameters, make_method, read_methods
 
 PAPER = {
@@ -20,19 +20,7 @@ PAPER = {
     "simkd",
 }  # fmt: skip
 NAMES = method_names()
-TRAITS = {
-    "title", "transfers", "levels", "losses", "generic", "extra_parameters", "needs_teacher", "uses_fusion",
-    "citation", "revision",
-}  # fmt: skip
-KINDS = {bool: bool, int: int, float: (int, float), str: str}
 EVERY_METHOD = pytest.mark.parametrize("name", NAMES)
-
-
-def take_kinds(name):
-    """The parameters a method takes and their types."""
-    record = importlib.import_module(f"fbt_core.methods.{name}").Parameters
-    hints = get_type_hints(record)
-    return {field.name: hints[field.name] for field in dataclasses.fields(record)}
 
 
 def test_the_papers_fourteen_methods_are_there():
@@ -40,145 +28,162 @@ def test_the_papers_fourteen_methods_are_there():
     assert list(NAMES) == sorted(NAMES)
 
 
-@EVERY_METHOD
-def test_traits_are_stated(name):
-    traits = method_traits(name)
-    assert traits.keys() >= TRAITS
-    assert isinstance(traits["revision"], int)
-    assert traits["revision"] >= 1
-    assert traits["levels"] in (1, 2, 3)
+def test_every_method_has_a_file_and_every_file_is_stated():
+    assert method_files() == NAMES
 
 
-def test_traits_say_what_the_score_of_simkd_means():
-    assert method_traits("simkd")["score"] == "student, projector and the teacher's classifier"
+def test_the_facts_of_simkd_say_what_its_score_means():
+    assert method_facts("simkd").score == "student, projector and the teacher's classifier"
 
 
-def test_names_and_traits_are_read_without_torch():
+def test_facts_are_read_without_torch():
     code = (
-        "import sys; from fbt_core.methods import method_names, method_traits; "
-        "[method_traits(name) for name in method_names()]; sys.exit('torch' in sys.modules)"
+        "import sys; from fbt_core.methods import method_facts, method_names; "
+        "[method_facts(name) for name in method_names()]; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_an_unknown_method_is_told_with_the_nearest_one():
+def test_an_unknown_method_is_reported_with_the_nearest_one():
     with pytest.raises(UnknownMethodError, match="no method 'fitnets'.*did you mean 'fitnet'"):
-        method_traits("fitnets")
+        method_facts("fitnets")
 
 
-def test_a_file_without_traits_is_no_method():
+def test_a_file_that_helps_is_no_method():
     with pytest.raises(UnknownMethodError):
-        method_traits("modules")
+        method_facts("modules")
+
+
+def test_a_broken_file_is_reported_in_one_line(tmp_path):
+    file = tmp_path / "methods.yaml"
+    file.write_text("kd: {title: KD}")
+    with pytest.raises(UserError, match=r"methods\.yaml: .*Field required") as caught:
+        read_facts(file)
+    assert "\n" not in str(caught.value)
 
 
 @EVERY_METHOD
-def test_the_file_states_every_parameter_and_no_other(name):
-    assert set(read_methods()[name]["parameters"]) == set(take_kinds(name))
-
-
-def test_the_file_states_every_method_and_no_other():
-    assert sorted(read_methods()) == list(NAMES)
-
-
-def every_value(entry):
-    """A parameter's value and what it becomes for a dataset or a scale."""
-    return [entry["value"], *entry.get("by_dataset", {}).values(), *entry.get("by_scale", {}).values()]
+def test_the_code_reads_every_parameter_and_no_other(name):
+    """`settings.gamma`, `s.gamma`, or a name in a text, such as those of the fused model."""
+    code = (FOLDER / f"{name}.py").read_text()
+    stated = set(method_facts(name).parameters)
+    used = set(re.findall(r"\b(?:settings|s)\.(\w+)", code))
+    assert used <= stated
+    by_engine = {"split"}  # where a network is cut is decided when it is built
+    unread = {key for key in stated - used - by_engine if not re.search(rf'"{key}"|_to_', code)}
+    assert not unread
 
 
 @EVERY_METHOD
 def test_every_value_fits_its_type_choices_and_bounds(name):
-    for key, kind in take_kinds(name).items():
-        entry = read_methods()[name]["parameters"][key]
-        for value in every_value(entry):
-            if get_origin(kind) is Literal:
-                assert value in get_args(kind), key
-            else:
-                assert isinstance(value, KINDS[kind]), key
-            assert value in entry.get("choices", [value]), key
-            assert entry.get("minimum", value) <= value <= entry.get("maximum", value), key
+    for key, entry in method_facts(name).parameters.items():
+        values = [entry.value, *(entry.by_dataset or {}).values(), *(entry.by_scale or {}).values()]
+        assert [entry.fault(value) for value in values] == [None] * len(values), key
+        if entry.kind == "true or false":
+            assert entry.choices == (True, False), key
+        assert entry.kind != "a name" or entry.choices, key
 
 
 @EVERY_METHOD
-def test_choices_are_those_of_the_code(name):
-    for key, kind in take_kinds(name).items():
-        choices = read_methods()[name]["parameters"][key].get("choices")
-        if get_origin(kind) is Literal:
-            assert tuple(choices) == get_args(kind), key
-        elif kind is bool:
-            assert choices == [True, False], key
-
-
-@EVERY_METHOD
-def test_every_number_has_a_source(name):
-    entry = read_methods()[name]
-    assert entry["citation"]
-    assert entry["source"]
-    assert all(len(parameter["source"]) > 5 for parameter in entry["parameters"].values())
-
-
-@EVERY_METHOD
-def test_numbers_have_a_lower_bound(name):
+def test_every_number_has_a_source_and_a_lower_bound(name):
     """A negative weight or a temperature of 0 is refused before anything is trained."""
-    for key, kind in take_kinds(name).items():
-        assert kind not in (int, float) or "minimum" in read_methods()[name]["parameters"][key], key
+    for key, entry in method_facts(name).parameters.items():
+        assert len(entry.source) > 5, key
+        assert "number" not in entry.kind or entry.minimum is not None, key
 
 
 @EVERY_METHOD
-def test_titles_agree(name):
-    assert read_methods()[name]["title"] == method_traits(name)["title"]
+def test_a_method_that_was_not_made_for_any_pair_says_how_it_was_adapted(name):
+    facts = method_facts(name)
+    assert facts.generic or facts.adapted
 
 
 def test_methods_that_read_stages_can_be_split_in_both_ways():
-    split = {name for name in PAPER if "split" in take_kinds(name)}
+    split = {name for name in PAPER if "split" in method_facts(name).parameters}
     assert split == {"fbt", "fcfd", "fitnet", "lowpass", "ofa", "reviewkd", "simkd"}
 
 
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """Parameters of each type."""
-
-    weight: float
-    count: int
-    on: bool
-    mode: Literal["a", "b"]
-
-
+EXAMPLE = MethodFacts.model_validate(
+    {
+        "title": "Example",
+        "citation": "none",
+        "source": "a test",
+        "transfers": "logits",
+        "levels": 2,
+        "losses": ("none",),
+        "formula": "none",
+        "generic": True,
+        "extra_parameters": False,
+        "revision": 1,
+        "parameters": {
+            "weight": {"value": 1.0, "minimum": 0.0, "source": "a test"},
+            "count": {"value": 2, "whole": True, "minimum": 1.0, "maximum": 9.0, "source": "a test"},
+            "on": {"value": True, "source": "a test"},
+            "mode": {"value": "a", "choices": ("a", "b"), "source": "a test"},
+            "added": {"value": 0.5, "before": 0.0, "source": "a test"},
+        },
+        "ordered": (("weight", "count"),),
+        "demands": ({"when": {"mode": "b"}, "then": {"on": True}, "because": "b is on"},),
+    }
+)
 GOOD = {"weight": 1, "count": 2, "on": True, "mode": "a"}
 
 
 def test_parameters_are_read():
-    record = read_parameters(Example, GOOD, "example")
-    assert record == Example(1.0, 2, True, "a")
-    assert isinstance(record.weight, float)
+    settings = read_parameters("example", EXAMPLE, GOOD)
+    assert (settings.weight, settings.count, settings.on, settings.mode) == (1.0, 2, True, "a")
+    assert isinstance(settings.weight, float)
+
+
+def test_parameters_do_not_change_and_a_name_that_is_not_stated_is_an_error():
+    settings = read_parameters("example", EXAMPLE, GOOD)
+    with pytest.raises(AttributeError, match="parameters do not change: weight stays 1.0"):
+        settings.weight = 2.0
+    with pytest.raises(AttributeError, match=r"config/methods.yaml states no parameter 'wait' of example"):
+        _ = settings.wait
+
+
+def test_a_parameter_that_was_added_later_has_the_value_from_before_if_a_spec_lacks_it():
+    assert read_parameters("example", EXAMPLE, GOOD).added == 0.0
+    assert read_parameters("example", EXAMPLE, {**GOOD, "added": 0.25}).added == 0.25
+    assert EXAMPLE.in_spec({**GOOD, "added": 0.0}) == GOOD
+    assert EXAMPLE.in_spec({**GOOD, "added": 0.25}) == {**GOOD, "added": 0.25}
 
 
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        ({"weights": 1.0}, "weights: not a parameter, did you mean 'weight'?"),
-        ({"weight": "1e-3"}, "weight: '1e-3' is not a number"),
-        ({"weight": True}, "weight: True is not a number"),
-        ({"count": 1.5}, "count: 1.5 is not a whole number"),
-        ({"count": True}, "count: True is not a whole number"),
-        ({"on": 1}, "on: 1 is not true or false"),
-        ({"mode": "c"}, "mode: 'c' is not one of a, b"),
+        ({"weights": 1.0}, "weights: unknown parameter of example; valid: added, count,"),
+        ({"weights": 1.0}, "did you mean 'weight'?"),
+        ({"weight": "1e-3"}, "weight: '1e-3' is read as text, not as a number; write 1.0e-3"),
+        ({"weight": True}, "weight: must be a number (given: True)"),
+        ({"weight": -1.0}, "weight: -1.0 is below the minimum, 0"),
+        ({"count": 1.5}, "count: must be a whole number (given: 1.5)"),
+        ({"count": True}, "count: must be a whole number (given: True)"),
+        ({"count": 10}, "count: 10 is above the maximum, 9"),
+        ({"on": 1}, "on: must be true or false (given: 1)"),
+        ({"mode": "c"}, "mode: 'c' is not a choice; valid: a, b"),
+        ({"mode": 1}, "mode: must be a name (given: 1)"),
+        ({"weight": 3.0}, "weight, 3.0, is above count, 2"),
+        ({"mode": "b", "on": False}, "mode b needs on True: b is on"),
     ],
 )
-def test_a_wrong_parameter_is_told(change, fault):
+def test_a_wrong_parameter_is_reported(change, fault):
     with pytest.raises(ParameterError) as caught:
-        read_parameters(Example, {**GOOD, **change}, "example")
+        read_parameters("example", EXAMPLE, {**GOOD, **change})
     assert fault in str(caught.value)
     assert "method 'example'" in str(caught.value)
 
 
-def test_all_faults_are_told_at_once():
+def test_all_faults_are_reported_at_once():
     with pytest.raises(ParameterError) as caught:
-        read_parameters(Example, {"weight": "x", "other": 1}, "example")
-    assert all(word in str(caught.value) for word in ("weight", "other", "count: missing", "on: missing"))
+        read_parameters("example", EXAMPLE, {"weight": "x", "other": 1})
+    expected = ("weight: must", "other: unknown", "count: is missing", "on: is missing")
+    assert all(words in str(caught.value) for words in expected)
 
 
 def test_a_method_refuses_parameters_it_does_not_take():
-    with pytest.raises(ParameterError, match="method 'kd'.*tau: not a parameter"):
+    with pytest.raises(ParameterError, match="method 'kd'.*tau: unknown parameter of kd"):
         make_method("kd", tau=4.0)
 
 

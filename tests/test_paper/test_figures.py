@@ -14,7 +14,7 @@ from matplotlib import pyplot
 from matplotlib.patches import FancyArrowPatch
 from matplotlib.text import Text
 
-from fbt_core.methods.registry import method_names, method_traits
+from fbt_core.methods.registry import method_facts, method_names
 from fbt_paper.config.load import CONFIG_FOLDER, ConfigError, load
 from fbt_paper.figures import curves, dots, draw, features, similarity, taxonomy
 from fbt_paper.figures.canvas import PAGE_WIDTH, save_figure, save_pages, styled
@@ -125,7 +125,7 @@ def made_up_matrices() -> dict[str, np.ndarray]:
 
 NOTE = "Table 4: training curves (scale smoke: tiny networks on Fashion-MNIST, not the paper's data)"
 FIGURES = {
-    "taxonomy": lambda: taxonomy.draw_taxonomy({name: method_traits(name) for name in method_names()}),
+    "taxonomy": lambda: taxonomy.draw_taxonomy({name: method_facts(name) for name in method_names()}),
     "dots": lambda: dots.draw_dots(made_up_dots(), NOTE, "gap\n(smoke)"),
     "dots of a large table": lambda: dots.draw_dots(made_up_dots() * 6, NOTE, "gap\n(smoke)"),
     "dots of one column": lambda: dots.draw_dots(made_up_dots(1), NOTE),
@@ -272,31 +272,29 @@ def test_gap_needs_both_numbers():
 
 
 def test_taxonomy_lists_every_method_with_a_teacher_and_fbt_last():
-    traits = {name: method_traits(name) for name in method_names()}
-    rows = taxonomy.taxonomy_rows(traits)
+    facts = {name: method_facts(name) for name in method_names()}
+    rows = taxonomy.taxonomy_rows(facts)
     assert {row[0] for row in rows} == set(method_names()) - {"scratch"}
     assert rows[-1][0] == "fbt" and rows[-1][2] == 3
 
 
 def test_the_direct_way_goes_round_the_fused_model():
-    traits = {"kd": method_traits("kd"), "fbt": method_traits("fbt")}
+    facts = {"kd": method_facts("kd"), "fbt": method_facts("fbt")}
     with styled():
-        figure = taxonomy.draw_taxonomy(traits)
+        figure = taxonomy.draw_taxonomy(facts)
         arrows = [patch for patch in figure.axes[0].patches if isinstance(patch, FancyArrowPatch)]
     assert len(arrows) == 1 + 3  # KD: teacher to student; FBT: to the fused model, from it, and round it
 
 
 def test_fbt_is_the_feature_method_for_any_pair_beside_the_one_that_the_appendix_names():
     """The appendix: FBT is "one of the pioneer works in feature-based generic distillation"."""
-    traits = {name: method_traits(name) for name in method_names()}
-    generic = {
-        name for name, entry in traits.items() if "features" in entry["transfers"] and entry["generic"]
-    }
+    facts = {name: method_facts(name) for name in method_names()}
+    generic = {name for name, entry in facts.items() if "features" in entry.transfers and entry.generic}
     assert generic == {"fbt", "lowpass"}
 
 
 def test_figures_in_words():
-    said = taxonomy.describe({name: method_traits(name) for name in method_names()})
+    said = taxonomy.describe({name: method_facts(name) for name in method_names()})
     assert "Three-level (teacher, fused model, student): FBT;" in said
     assert "made for similar architectures, adapted here: FCFD, FitNet, ReviewKD, SimKD" in said
     matrices = made_up_matrices()
@@ -307,9 +305,9 @@ def test_figures_in_words():
 
 
 def test_a_new_method_appears_by_itself(tmp_path):
-    traits = {**method_traits("kd"), "title": "Mine", "losses": ["my loss"]}
+    mine = method_facts("kd").model_copy(update={"title": "Mine", "losses": ("my loss",)})
     with styled():
-        figure = taxonomy.draw_taxonomy({"kd": method_traits("kd"), "mine": traits})
+        figure = taxonomy.draw_taxonomy({"kd": method_facts("kd"), "mine": mine})
         texts = {text.get_text() for text in figure.findobj(Text)}
     assert {"Mine", "my loss", "KD"} <= texts
 

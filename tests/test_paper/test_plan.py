@@ -10,7 +10,6 @@ import pytest
 
 from fbt_core.spec import parse_spec
 from fbt_paper.config.load import load
-from fbt_paper.config.parameters import default_value
 from fbt_paper.config.problems import ConfigError
 from fbt_paper.config.records import AccuracyTable
 from fbt_paper.plan.runs import Plan, plan
@@ -280,19 +279,19 @@ def test_a_new_architecture_teaches_where_it_has_pretrained_weights(copy):
 
 def test_a_method_is_one_file_and_its_numbers(copy, monkeypatch, tmp_path):
     from fbt_core.methods import registry
+    from fbt_paper.config import parameters
 
     folder = tmp_path / "methods"
     folder.mkdir()
     for path in registry.FOLDER.glob("*.py"):
         (folder / path.name).write_text(path.read_text())
-    traits = registry.method_traits("kd") | {"title": "KD2"}
-    text = f"REVISION = 1\nTRAITS = { ({k: v for k, v in traits.items() if k != 'revision'})!r}\n"
-    text += "class Parameters:\n    temperature: float\n"
-    (folder / "kd2.py").write_text(text)
+    (folder / "kd2.py").write_text("METHOD = None\n")
     monkeypatch.setattr(registry, "FOLDER", folder)
+    monkeypatch.setattr(parameters, "FILE", copy.path("methods.yaml"))
     copy.append(
         "methods.yaml",
-        "\nkd2:\n  title: KD2\n  citation: none\n  source: a test\n  adapted: false\n"
+        "\nkd2:\n  title: KD2\n  citation: none\n  source: a test\n  transfers: logits\n  levels: 2\n"
+        "  losses: [KL]\n  formula: KL\n  generic: true\n  extra_parameters: false\n  revision: 1\n"
         "  parameters:\n    temperature: {value: 4.0, minimum: 0.05, source: a test}\n",
     )
     before = copy.plan()
@@ -469,8 +468,8 @@ def test_a_cell_can_be_left_out(copy):
 
 def test_scale_comes_before_dataset_in_a_parameter():
     entry = load().methods["crd"].parameters["negatives"]
-    assert default_value(entry, "cifar100", "smoke") == 256
-    assert default_value(entry, "cifar100", "paper") == 16384
+    assert entry.value_for("cifar100", "smoke") == 256
+    assert entry.value_for("cifar100", "paper") == 16384
 
 
 def test_printed_numbers_are_where_the_tables_have_cells():

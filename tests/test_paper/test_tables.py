@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fbt_core.methods.registry import method_traits
+from fbt_core.methods.registry import method_facts
 from fbt_core.spec import ENGINE_REVISION
 from fbt_paper.config.load import ConfigError, load
 from fbt_paper.config.records import ReferenceRow
@@ -105,7 +105,7 @@ def test_a_broken_result_names_its_file(runs):
         ),
         ({"execution": {"device": "cuda"}}, "mixes devices: cpu, cuda"),
         ("engine", f"mixes revisions of the engine: {ENGINE_REVISION}, 99"),
-        ("method", f"mixes revisions of fbt: {method_traits('fbt')['revision']}, 99"),
+        ("method", f"mixes revisions of fbt: {method_facts('fbt').revision}, 99"),
     ],
 )
 def test_a_table_that_mixes_revisions_or_versions_warns(runs, change, warning):

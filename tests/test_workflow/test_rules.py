@@ -83,7 +83,12 @@ def test_what_changes_no_number_retrains_nothing(what, copy):
 
 RETRAINING = {
     "a parameter": ("config/tables/table5.yaml", "{block: vit}", "{block: vit, gamma: 1.5}", {"vit_block"}),
-    "a revision of KD": ("fbt_core/methods/kd.py", "REVISION = 1", "REVISION = 2", {"a", "d"}),
+    "a revision of KD": (
+        "config/methods.yaml",
+        "extra_parameters: false\n  revision: 1\n  parameters:\n    label_weight",
+        "extra_parameters: false\n  revision: 2\n  parameters:\n    label_weight",
+        {"a", "d"},
+    ),
 }
 
 
