@@ -121,7 +121,7 @@ def test_a_networks_test_crop_is_timms(share, interpolation, side):
     timms = transforms_imagenet_eval(
         224, interpolation=interpolation, crop_pct=share, crop_mode="center", use_prefetcher=True
     )
-    theirs = torch.stack([torch.from_numpy(timms(split.picture(i))) for i in range(8)])
+    theirs = torch.stack([torch.as_tensor(timms(split.picture(i))) for i in range(8)])
     assert timms.transforms[0].size in (side, [side, side], (side, side))
     differences = (ours.int() - theirs.int()).abs()
     assert differences.max() <= 2
