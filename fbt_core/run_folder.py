@@ -18,10 +18,10 @@ from torch import Tensor
 from fbt_core.errors import Interrupted, UserError
 from fbt_core.files import make_folder, remove_leftovers, write_bytes, write_json
 from fbt_core.provenance import now
+from fbt_core.run_files import HISTORY_FILE, LOG_FILE, METRICS_FILE, PROGRESS_FILE, SPEC_FILE, read_json
 from fbt_core.spec import RunSpec
 from fbt_core.weights import WEIGHTS_FILE, serialise
 
-METRICS_FILE = "metrics.json"
 PROGRESS_SECONDS = 2.0
 
 
@@ -44,7 +44,7 @@ class RunFolder:
         make_folder(self.path)
         self._take_lock()
         remove_leftovers(self.path)
-        write_json(self.path / "spec.json", self.spec.model_dump(mode="json"))
+        write_json(self.path / SPEC_FILE, self.spec.model_dump(mode="json"))
 
     def _take_lock(self) -> None:
         """Refuse to train a run that another process on this machine is training."""
@@ -68,27 +68,26 @@ class RunFolder:
             return
         if terminal:
             print(text, file=sys.stderr, flush=True)
-        with contextlib.suppress(OSError), (self.path / "log.txt").open("a") as file:
+        with contextlib.suppress(OSError), (self.path / LOG_FILE).open("a") as file:
             file.write(f"{now()} {text}\n")
 
     def write_history(self, history: list[dict[str, Any]]) -> None:
         """One line per finished epoch; lines of epochs that are trained again are replaced."""
         if self.writes:
             lines = "".join(json.dumps(line, allow_nan=False) + "\n" for line in history)
-            write_bytes(self.path / "history.jsonl", lines.encode())
+            write_bytes(self.path / HISTORY_FILE, lines.encode())
 
     def write_progress(self, content: Mapping[str, Any], force: bool = False) -> None:
         """Where the run stands, at most every two seconds unless forced."""
         if not self.writes or (not force and time.monotonic() - self._progress_written < PROGRESS_SECONDS):
             return
         self._progress_written = time.monotonic()
-        write_json(self.path / "progress.json", {**content, "updated": now(), "pid": os.getpid()})
+        write_json(self.path / PROGRESS_FILE, {**content, "updated": now(), "pid": os.getpid()})
 
     def change_progress(self, state: str, error: str | None = None) -> None:
         """Mark the run as interrupted or failed; never raises, it is called on the way out."""
         with contextlib.suppress(Exception):
-            path = self.path / "progress.json"
-            content = json.loads(path.read_text()) if path.exists() else {}
+            content = read_json(self.path / PROGRESS_FILE) or {}
             self.write_progress({**content, "state": state, "error": error}, force=True)
 
     def close(self, error: Exception) -> None:

@@ -5,9 +5,9 @@
 
 They go to docs/pictures. The status is shot at the first moment at which all states of `--until` are there
 (running, queued, failed, waiting, interrupted, silent, done, requeued): nothing in it is made up. All at once
-come from a queue: start `snakemake --profile slurm --config scale=smoke` with fewer places than runs, end the
-job of one run by `scancel` (failed), send another back by `scontrol requeue` (requeued). Needs chromium and
-chromedriver.
+come from a queue: start `snakemake --profile slurm --config scale=smoke` with fewer free slots than runs,
+end the job of one run by `scancel` (failed), send another back by `scontrol requeue` (requeued). Needs
+chromium and chromedriver.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from rich.console import Console
 
 from fbt_paper.plan.targets import Flow
 from fbt_paper.status.commands import JOURNAL, choose_tables, figure_runs
-from fbt_paper.status.journal import read_jobs
+from fbt_paper.status.jobs import newest_jobs
+from fbt_paper.status.overview import Overview, observe_tables
 from fbt_paper.status.show_status import render_overview
-from fbt_paper.status.states import STATES, Overview, observe_tables
+from fbt_paper.status.states import STATES
 
 FLAGS = (
     "--headless",
@@ -69,7 +70,7 @@ def photograph(page: Path, target: Path, size: tuple[int, int], script: str = ""
 
 def observe(flow: Flow, tables: Mapping[str, Sequence[str]]) -> Overview:
     """Where the runs of these tables stand now."""
-    return observe_tables(Path(flow.runs), tables, flow.plan.runs, read_jobs(JOURNAL), datetime.now(UTC))
+    return observe_tables(Path(flow.runs), tables, flow.plan.runs, newest_jobs(JOURNAL), datetime.now(UTC))
 
 
 def states_of(overview: Overview) -> set[str]:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fbt_core.run_files import read_json
 from fbt_paper.config.figures import FeaturesFigure
 from fbt_paper.config.load import ConfigError, Problem
 from fbt_paper.figures import curves, dots, features, similarity, taxonomy
 from fbt_paper.figures.canvas import save_pages, styled, write_numbers
 from fbt_paper.plan.figures import Drawing, FigurePlan
-from fbt_paper.status.run_folder import read_json
 from fbt_paper.tables.collect import Collected, Entry, collect
 
 if TYPE_CHECKING:

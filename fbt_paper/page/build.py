@@ -9,9 +9,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from fbt_core.files import write_text
-from fbt_paper.page.content import as_json_ready, describe_page
+from fbt_paper.page.content import Record, as_json_ready, describe_page
 from fbt_paper.plan.targets import Flow
-from fbt_paper.status.run_folder import Record
 
 FOLDER = Path(__file__).parent
 

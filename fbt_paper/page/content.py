@@ -12,12 +12,12 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from fbt_core.run_files import read_json, read_tail
 from fbt_paper.figures.draw import claims_file
 from fbt_paper.page import words
 from fbt_paper.plan.figures import Drawing, FigurePlan
 from fbt_paper.plan.runs import Plan
 from fbt_paper.plan.targets import Flow
-from fbt_paper.status.run_folder import Record, read_json, read_tail
 from fbt_paper.tables.collect import Collected, Entry, collect
 from fbt_paper.tables.cost_table import Costs, collect_costs
 from fbt_paper.tables.reference import STATUS_MARKS, legend
@@ -32,6 +32,7 @@ from fbt_paper.tables.render import (
     to_latex,
 )
 
+Record = dict[str, Any]
 POINTS = 60
 """A curve on the page has at most so many points; the whole history is in the run's metrics.json."""
 LOG_LINES = 12

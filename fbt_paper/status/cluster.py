@@ -166,10 +166,10 @@ def profile_resources(profile: Mapping[str, Any], run: str, rule: Mapping[str, A
     """Resources of one training: the profile's defaults, the rule's own, then the profile's for the rule."""
     resources = dict(split_words(profile.get("default-resources", [])))
     resources.update(rule)
-    own = [
+    settings = [
         word.removeprefix("train:") for word in profile.get("set-resources", []) if word.startswith("train:")
     ]
-    resources.update(split_words(own))
+    resources.update(split_words(settings))
     wildcards = SimpleNamespace(run=run)
     return {name: evaluate(value, wildcards) for name, value in resources.items()}
 
@@ -204,8 +204,8 @@ def check_data(flow: Flow) -> list[Check]:
 
 def check_weights(flow: Flow) -> list[Check]:
     """Whether the pretrained teachers are in this home's cache: nodes often have no internet."""
-    networks = [one for run in flow.plan.runs.values() for one in (run.student, run.teacher) if one]
-    tags = sorted({one.weights.removeprefix("timm:") for one in networks if one.weights.startswith("timm:")})
+    networks = [net for run in flow.plan.runs.values() for net in (run.student, run.teacher) if net]
+    tags = sorted({net.weights.removeprefix("timm:") for net in networks if net.weights.startswith("timm:")})
     missing = [tag for tag in tags if not cached(tag)]
     if not missing:
         return [Check(True, f"{len(tags)} pretrained networks are in the local cache")] if tags else []

@@ -7,21 +7,22 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 
 from fbt_core.errors import UserError
-from fbt_core.spec import RunSpec
+from fbt_core.run_files import METRICS_FILE, SPEC_FILE, read_history, read_json
+from fbt_core.spec import ID_PATTERN
 from fbt_paper.config.load import CONFIG_FOLDER
 from fbt_paper.plan.figures import FigurePlan
 from fbt_paper.plan.runs import Plan
 from fbt_paper.plan.targets import Flow
 from fbt_paper.status import show
-from fbt_paper.status.journal import read_jobs
-from fbt_paper.status.run_folder import Record, read_history, read_json
+from fbt_paper.status.jobs import newest_jobs
+from fbt_paper.status.overview import Overview, observe_tables
 from fbt_paper.status.show_status import render_overview
-from fbt_paper.status.states import Overview, observe_tables
 
 WIDTH_OF_A_FILE = 180
 JOURNAL = Path(".snakemake/submitit")
@@ -35,29 +36,31 @@ def show_status(
     watch: float | None = None,
     as_json: bool = False,
 ) -> int:
-    """Print where every run of the tables stands; `watch`: again every so many seconds.
+    """Print the state of every run of the tables; `watch`: again every so many seconds.
 
-    Exit code 1 where a run has failed, so that scripts can ask.
+    Exit code 1 if a run has failed, so that scripts can ask.
     """
-    tables, title = choose_tables(flow.plan, names), f"scale {flow.scale}, {describe_place(flow)}"
-    tables |= {} if names else figure_runs(flow, tables)
+    tables, title = choose_tables(flow.plan, names), f"scale {flow.scale}, {results_folder(flow)}"
+    if not names:
+        tables |= figure_runs(flow, tables)
     each_run = each_run or bool(names)
 
     def look() -> Overview:
-        return observe_tables(Path(flow.runs), tables, flow.plan.runs, read_jobs(JOURNAL), datetime.now(UTC))
+        jobs = newest_jobs(JOURNAL)
+        return observe_tables(Path(flow.runs), tables, flow.plan.runs, jobs, datetime.now(UTC))
 
     if as_json:
-        print(json.dumps(as_record(overview := look()), indent=1))
-    elif watch is not None:
-        overview = _watch(look, title, each_run, watch)
+        overview = look()
+        print(json.dumps(as_values(overview), indent=1))
     else:
-        console = _console()
-        console.print(render_overview(overview := look(), title, each_run, console.width))
+        overview = look() if watch is None else watch_tables(look, title, each_run, watch)
+        console = new_console()
+        console.print(render_overview(overview, title, each_run, console.width))
     return 1 if overview.totals.get("failed") else 0
 
 
-def describe_place(flow: Flow) -> str:
-    """The folder of the results; a UserError where this is no folder that the workflow is called from."""
+def results_folder(flow: Flow) -> str:
+    """The folder of the results; a UserError if the workflow is not called from here."""
     if Path(flow.results).is_dir():
         return flow.results
     if Path("Snakefile").exists():
@@ -76,36 +79,31 @@ def choose_tables(plan: Plan, names: Sequence[str]) -> dict[str, tuple[str, ...]
 
 
 def figure_runs(flow: Flow, tables: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
-    """Runs that only figures need, as one more group; nothing where the tables have them all."""
+    """Runs that only figures need, as one more group; empty if the tables have them all."""
     figures = FigurePlan(flow)
     needed = flow.plan.needed(run for name in figures.drawn("index") for run in figures.drawings[name].runs)
     shown = {run for runs in tables.values() for run in runs}
-    own = tuple(run for run in needed if run not in shown)
-    return {"figures": own} if own else {}
+    rest = tuple(run for run in needed if run not in shown)
+    return {"figures": rest} if rest else {}
 
 
-def _watch(look: Callable[[], Overview], title: str, each_run: bool, seconds: float) -> Overview:
-    """A screen that is drawn again and again; at the end, all there is to say is left on the terminal."""
-    overview, console = look(), _console()
+def watch_tables(look: Callable[[], Overview], title: str, each_run: bool, seconds: float) -> Overview:
+    """Draw a screen again and again until all is done or Ctrl-C; returns what was seen last."""
+    overview, console = look(), new_console()
     with Live(console=console, auto_refresh=False, transient=True) as live:
         try:
             while set(overview.totals) - {"done"}:
-                size = console.size
-                shown = render_overview(overview, _stamped(title), each_run, size.width, size.height - 1)
-                live.update(shown, refresh=True)
+                size, stamp = console.size, f"{title}, {datetime.now():%H:%M:%S} (Ctrl-C ends)"
+                screen = render_overview(overview, stamp, each_run, size.width, size.height - 1)
+                live.update(screen, refresh=True)
                 time.sleep(max(seconds, 0.5))
                 overview = look()
         except KeyboardInterrupt:
             live.update("", refresh=True)
-    console.print(render_overview(overview, title, each_run, console.width))
     return overview
 
 
-def _stamped(title: str) -> str:
-    return f"{title}, {datetime.now():%H:%M:%S} (Ctrl-C ends)"
-
-
-def as_record(overview: Overview) -> Record:
+def as_values(overview: Overview) -> dict[str, Any]:
     """An overview as plain JSON values."""
     end = overview.expected_end
     return {
@@ -117,38 +115,41 @@ def as_record(overview: Overview) -> Record:
 
 
 def show_run(flow: Flow, name: str) -> int:
-    """Print spec, history and result of one run, finished or only planned."""
-    known, runs = known_runs(flow), Path(flow.runs)
-    run = show.find_run(name, known, show.name_cells(flow.plan))
-    metrics = read_json(runs / run / "metrics.json")
-    history = (metrics or {}).get("history") or read_history(runs / run)
-    _console().print(show.render_run(run, _spec_of(run, known, runs), history, metrics))
+    """Print spec, history and result of one run, finished or only planned; of a cell, those of each seed."""
+    console = new_console()
+    for run in show.find_runs(name, known_runs(flow), show.name_cells(flow.plan)):
+        console.print(show.render_run(read_run(flow, run)))
     return 0
 
 
 def show_difference(flow: Flow, first: str, second: str) -> int:
     """Print every setting in which two runs differ, then their scores and the gap."""
-    known, runs = known_runs(flow), Path(flow.runs)
-    sides = []
-    cells = show.name_cells(flow.plan)
-    for run in (show.find_run(name, known, cells) for name in (first, second)):
-        sides.append((run, _spec_of(run, known, runs), read_json(runs / run / "metrics.json")))
-    _console().print(show.render_difference(sides[0], sides[1]))
+    known, cells = known_runs(flow), show.name_cells(flow.plan)
+    sides = [read_run(flow, show.find_run(name, known, cells)) for name in (first, second)]
+    new_console().print(show.render_difference(*sides))
     return 0
 
 
-def known_runs(flow: Flow) -> Mapping[str, RunSpec | None]:
-    """Planned runs, and runs on disk that the plan no longer holds (None in place of their spec)."""
-    on_disk = {path.parent.name: None for path in sorted(Path(flow.runs).glob("*/spec.json"))}
-    return {**on_disk, **flow.plan.runs}
+def known_runs(flow: Flow) -> list[str]:
+    """Planned runs, and runs on disk that the plan no longer holds."""
+    on_disk = [path.parent.name for path in sorted(Path(flow.runs).glob(f"*/{SPEC_FILE}"))]
+    return [*flow.plan.runs, *(run for run in on_disk if ID_PATTERN.fullmatch(run))]
 
 
-def _spec_of(run: str, known: Mapping[str, RunSpec | None], runs: Path) -> Record:
-    spec = known[run]
-    return spec.model_dump(mode="json") if spec else read_json(runs / run / "spec.json") or {}
+def read_run(flow: Flow, run: str) -> show.ShownRun:
+    """What is known of a run: its spec (planned or on disk), its epochs, and its metrics if it is done."""
+    folder = Path(flow.runs, run)
+    spec = flow.plan.runs.get(run)
+    metrics = read_json(folder / METRICS_FILE)
+    return show.ShownRun(
+        run=run,
+        spec=spec.model_dump(mode="json") if spec else read_json(folder / SPEC_FILE) or {},
+        history=(metrics or {}).get("history") or read_history(folder),
+        metrics=metrics,
+    )
 
 
-def _console() -> Console:
+def new_console() -> Console:
     """The terminal; into a file or a pipe lines are not folded at 80 characters."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=WIDTH_OF_A_FILE)

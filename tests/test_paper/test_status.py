@@ -13,12 +13,19 @@ import pytest
 from rich.console import Console
 
 from fbt_core.errors import UserError
+from fbt_core.run_files import read_history, read_json, read_tail
 from fbt_paper.status import show
-from fbt_paper.status import states as status
-from fbt_paper.status.journal import read_jobs
-from fbt_paper.status.run_folder import read_history, read_tail
+from fbt_paper.status.jobs import Job, newest_jobs
+from fbt_paper.status.overview import Overview, observe_tables
 from fbt_paper.status.show_status import render_overview
-from fbt_paper.status.states import JobRecord, observe_tables
+from fbt_paper.status.states import (
+    STATE_TABLE,
+    STATES,
+    RunStatus,
+    epoch_seconds,
+    format_duration,
+    without_dataset,
+)
 from tests.test_paper.made_up_results import make_history, make_spec, write_history, write_progress, write_run
 
 NOW = datetime(2026, 11, 22, 21, 0, 0, tzinfo=UTC)
@@ -50,10 +57,10 @@ def world(tmp_path: Path) -> tuple[Path, dict[str, object]]:
     return tmp_path, specs
 
 
-def observe(world: tuple[Path, dict], jobs: dict[str, JobRecord] | None = None) -> status.Overview:
+def observe(world: tuple[Path, dict], jobs: dict[str, Job] | None = None) -> Overview:
     runs, specs = world
     tables = {"table5": [spec.id for spec in specs.values()], "table2": [specs["done"].id]}
-    jobs = jobs or {specs["queued"].id: JobRecord("17_3", "PENDING", "Resources")}
+    jobs = jobs or {specs["queued"].id: Job("17_3", "PENDING", "Resources")}
     return observe_tables(runs, tables, {spec.id: spec for spec in specs.values()}, jobs, NOW)
 
 
@@ -86,8 +93,7 @@ def test_totals_count_a_shared_run_once(world):
 def test_restarts_come_from_the_newest_source(world):
     run = world[1]["interrupted"].id
     entry = {
-        e.run: e
-        for e in observe(world, {run: JobRecord("4", "PENDING", "Priority", restarts=3)}).tables["table5"]
+        e.run: e for e in observe(world, {run: Job("4", "PENDING", "Priority", restarts=3)}).tables["table5"]
     }
     assert (entry[run].state, entry[run].restarts) == ("queued", 3)
 
@@ -110,14 +116,14 @@ def test_expected_end_shares_the_rest_among_the_running(tmp_path):
 
 def test_a_start_is_not_called_nothing(tmp_path):
     spec = make_spec()
-    jobs = {spec.id: JobRecord("9", "RUNNING")}
+    jobs = {spec.id: Job("9", "RUNNING")}
     overview = observe_tables(tmp_path, {"t": [spec.id]}, {spec.id: spec}, jobs, NOW)
     text = as_text(render_overview(overview, "smoke", each_run=True))
     assert "> running" in text and "starting" in text
-    assert "Under way; the expected end is told once every kind of run has finished an epoch." in text
+    assert "Under way; the expected end is known once every kind of run has finished an epoch." in text
 
 
-def test_no_end_is_told_while_nothing_is_known_of_an_unfinished_run(tmp_path):
+def test_no_end_is_shown_while_nothing_is_known_of_an_unfinished_run(tmp_path):
     """The first steps say nothing of evaluations to come, and runs of one dataset nothing of another's."""
     first, second = make_spec(seed=1), make_spec(seed=2)
     specs = {spec.id: spec for spec in (first, second)}
@@ -143,12 +149,12 @@ def test_an_epoch_lasts_until_the_next_one_ends(tmp_path):
     history = [{"epoch": n, "seconds": 10.0, "attempt": 0} for n in (1, 2, 3)]
     for record, minute in zip(history, (0, 1, 2), strict=True):
         record["finished"] = f"2026-11-22T21:{minute:02d}:00+00:00"
-    assert status._epoch_seconds(history) == 60.0
+    assert epoch_seconds(history) == 60.0
     history[2]["attempt"] = 1  # a restart lies between
     history[2]["finished"] = "2026-11-23T09:00:00+00:00"
-    assert status._epoch_seconds(history) == 60.0
-    assert status._epoch_seconds(history[:1]) == 10.0
-    assert status._epoch_seconds([]) is None
+    assert epoch_seconds(history) == 60.0
+    assert epoch_seconds(history[:1]) == 10.0
+    assert epoch_seconds([]) is None
 
 
 def test_nothing_running_has_no_expected_end(tmp_path):
@@ -160,7 +166,7 @@ def test_failed_job_without_a_started_engine(tmp_path):
     spec = make_spec()
     log = tmp_path / "job.err"
     log.write_text("No space left on device\n")
-    jobs = {spec.id: JobRecord("9", "OUT_OF_MEMORY", "exceeded memory limit", log=str(log))}
+    jobs = {spec.id: Job("9", "OUT_OF_MEMORY", "exceeded memory limit", log=str(log))}
     entry = observe_tables(tmp_path, {"t": [spec.id]}, {spec.id: spec}, jobs, NOW).tables["t"][0]
     assert (entry.state, entry.note, entry.last_lines) == (
         "failed",
@@ -169,7 +175,7 @@ def test_failed_job_without_a_started_engine(tmp_path):
     )
 
 
-def look_at(tmp_path: Path, spec, job: JobRecord) -> status.RunStatus:
+def look_at(tmp_path: Path, spec, job: Job) -> RunStatus:
     return observe_tables(tmp_path, {"t": [spec.id]}, {spec.id: spec}, {spec.id: job}, NOW).tables["t"][0]
 
 
@@ -178,9 +184,7 @@ def test_a_job_killed_from_outside_shows_the_jobs_own_log(tmp_path):
     write_progress(tmp_path, spec, "running", JUST_NOW)
     log = tmp_path / "17_0_log.err"
     log.write_text("slurmstepd: error: Detected 1 oom-kill event\n")
-    job = JobRecord(
-        "17", "OUT_OF_MEMORY", "exceeded its memory", log=str(log), begun=1.0, ended=NOW.timestamp()
-    )
+    job = Job("17", "OUT_OF_MEMORY", "exceeded its memory", log=str(log), begun=1.0, ended=NOW.timestamp())
     entry = look_at(tmp_path, spec, job)
     assert (entry.state, entry.log) == ("failed", str(log))
     assert entry.last_lines == ("slurmstepd: error: Detected 1 oom-kill event",)
@@ -194,7 +198,7 @@ def test_the_engines_own_failure_shows_the_runs_log(tmp_path):
     write_progress(tmp_path, spec, "failed", JUST_NOW, error="loss is not finite")
     log = tmp_path / "job.err"
     log.write_text("srun: error: task 0: Exited with exit code 1\n")
-    entry = look_at(tmp_path, spec, JobRecord("17", "FAILED", "exit code 1", log=str(log)))
+    entry = look_at(tmp_path, spec, Job("17", "FAILED", "exit code 1", log=str(log)))
     assert (entry.note, Path(entry.log).name) == ("loss is not finite", "log.txt")
     assert entry.last_lines[-1].startswith("epoch 2 top-1")
 
@@ -205,15 +209,15 @@ LATER, EARLIER = NOW.timestamp() + 5, (NOW - timedelta(hours=3)).timestamp()
 @pytest.mark.parametrize(
     ("written", "updated", "job", "expected"),
     [
-        ("failed", JUST_NOW, JobRecord("9", "PENDING", "Priority", begun=LATER), "queued"),
-        ("failed", JUST_NOW, JobRecord("9", "RUNNING", begun=LATER), "running"),
-        ("failed", JUST_NOW, JobRecord("9", "RUNNING", begun=EARLIER), "failed"),
-        ("running", LONG_AGO, JobRecord("9", "RUNNING", begun=LATER), "running"),
-        ("running", LONG_AGO, JobRecord("9", "PENDING", begun=LATER), "queued"),
-        ("interrupted", LONG_AGO, JobRecord("9", "RUNNING", begun=LATER), "running"),
-        ("running", JUST_NOW, JobRecord("9", "TIMEOUT", begun=EARLIER, ended=EARLIER), "running"),
-        ("running", JUST_NOW, JobRecord("9", "TIMEOUT", begun=EARLIER, ended=NOW.timestamp() - 9), "failed"),
-        ("running", JUST_NOW, JobRecord("9", "LOST", begun=EARLIER), "failed"),
+        ("failed", JUST_NOW, Job("9", "PENDING", "Priority", begun=LATER), "queued"),
+        ("failed", JUST_NOW, Job("9", "RUNNING", begun=LATER), "running"),
+        ("failed", JUST_NOW, Job("9", "RUNNING", begun=EARLIER), "failed"),
+        ("running", LONG_AGO, Job("9", "RUNNING", begun=LATER), "running"),
+        ("running", LONG_AGO, Job("9", "PENDING", begun=LATER), "queued"),
+        ("interrupted", LONG_AGO, Job("9", "RUNNING", begun=LATER), "running"),
+        ("running", JUST_NOW, Job("9", "TIMEOUT", begun=EARLIER, ended=EARLIER), "running"),
+        ("running", JUST_NOW, Job("9", "TIMEOUT", begun=EARLIER, ended=NOW.timestamp() - 9), "failed"),
+        ("running", JUST_NOW, Job("9", "LOST", begun=EARLIER), "failed"),
     ],
 )
 def test_the_newest_evidence_counts(tmp_path, written, updated, job, expected):
@@ -235,7 +239,7 @@ def test_half_written_files_do_not_disturb(tmp_path):
     assert (entry.state, entry.note) == ("running", "starting")
 
 
-def test_a_run_that_never_told_its_progress_is_silent_after_a_while(tmp_path):
+def test_a_run_that_never_wrote_its_progress_is_silent_after_a_while(tmp_path):
     spec = make_spec()
     folder = write_progress(tmp_path, spec, "running", JUST_NOW)
     (folder / "progress.json").unlink()
@@ -273,9 +277,9 @@ def test_no_run_loses_its_name_on_a_narrow_terminal(world, width):
     lines = text.splitlines()
     assert max(map(len, lines)) <= width
     for entry in overview.tables["table5"]:
-        name = status.without_dataset(entry.run)
-        found = [line for line in lines if line.startswith(f"{name} ")]
-        assert found and all(entry.state in line and f"{entry.epoch}/" in line for line in found)
+        name = without_dataset(entry.run)
+        shown = [line for line in lines if line.startswith(f"{name} ")]
+        assert shown and all(entry.state in line and f"{entry.epoch}/" in line for line in shown)
     running = next(line for line in lines if "> running" in line)
     assert "71.50" in running and "20 s" in running
     assert "512" in running
@@ -285,9 +289,9 @@ def test_no_run_loses_its_name_on_a_narrow_terminal(world, width):
 
 def test_the_longest_names_of_the_plan_fit_80_columns(tmp_path):
     runs = [f"cifar100-reviewkd-convnext_t-resmlp_s12-{number:010x}" for number in range(3)]
-    made = [status.RunStatus(run, "interrupted", 299, 300, best_top1=81.61, restarts=2) for run in runs]
-    made[0] = status.RunStatus(runs[0], "running", 299, 300, best_top1=81.61, seconds_left=187200)
-    overview = status.Overview({"t": tuple(made)}, {"running": 1, "interrupted": 2}, 0.0, None)
+    made = [RunStatus(run, "interrupted", 299, 300, best_top1=81.61, restarts=2) for run in runs]
+    made[0] = RunStatus(runs[0], "running", 299, 300, best_top1=81.61, seconds_left=187200)
+    overview = Overview({"t": tuple(made)}, {"running": 1, "interrupted": 2}, 0.0, None)
     lines = as_text(render_overview(overview, "paper", each_run=True, width=80), 80).splitlines()
     assert max(map(len, lines)) <= 80
     for run in runs:
@@ -296,10 +300,10 @@ def test_the_longest_names_of_the_plan_fit_80_columns(tmp_path):
     assert "    requeued 2x" in lines
 
 
-def many(failed: int, running: int, waiting: int) -> status.Overview:
+def many(failed: int, running: int, waiting: int) -> Overview:
     states = ["failed"] * failed + ["running"] * running + ["waiting"] * waiting
     runs = tuple(
-        status.RunStatus(
+        RunStatus(
             f"cifar100-fbt-swin_t-resnet18-{i:010x}",
             state,
             1,
@@ -310,8 +314,8 @@ def many(failed: int, running: int, waiting: int) -> status.Overview:
         )
         for i, state in enumerate(states)
     )
-    counts = {state: states.count(state) for state in status.STATES if state in states}
-    return status.Overview({"cifar100": runs, "table2": runs[:2]}, counts, 0.0, NOW)
+    counts = {state: states.count(state) for state in STATES if state in states}
+    return Overview({"cifar100": runs, "table2": runs[:2]}, counts, 0.0, NOW)
 
 
 @pytest.mark.parametrize(("failed", "running", "waiting"), [(0, 2, 3), (1, 2, 300), (40, 40, 300), (3, 0, 0)])
@@ -333,29 +337,30 @@ def test_a_screen_of_24_lines_shows_totals_end_and_failures(failed, running, wai
     [(None, "-"), (42, "42 s"), (400, "7 min"), (11100, "3 h 05"), (187200, "2 d 4 h"), (3599, "1 h 00")],
 )
 def test_durations(seconds, words):
-    assert status.format_duration(seconds) == words
+    assert format_duration(seconds) == words
 
 
 def test_find_run_by_any_unique_part():
     ids = ["fashion_mnist-kd-swin_t-resnet18-aaaaaaaaaa", "fashion_mnist-fbt-swin_t-resnet18-bbbbbbbbbb"]
-    assert show.find_run("bbbb", ids) == ids[1]
+    assert show.find_run("bbbb", ids, {}) == ids[1]
     with pytest.raises(UserError, match="fits 2 runs.*kd-swin_t"):
-        show.find_run("resnet18", ids)
+        show.find_run("resnet18", ids, {})
     with pytest.raises(UserError, match="nearest: fashion_mnist-kd-swin_t"):
-        show.find_run("fashion_mnist-kd-swin_t-resnet34-aaaaaaaaaa", ids)
+        show.find_run("fashion_mnist-kd-swin_t-resnet34-aaaaaaaaaa", ids, {})
 
 
 def test_diff_lists_exactly_what_differs():
     first, second = make_spec(seed=0, method="kd", weight=1.0), make_spec(seed=1, method="kd", weight=2.0)
-    differences = show.compare_records(first.model_dump(mode="json"), second.model_dump(mode="json"))
+    differences = show.compare_settings(first.model_dump(mode="json"), second.model_dump(mode="json"))
     assert differences == [("method.parameters.weight", 1.0, 2.0), ("seed", 0, 1)]
 
 
 def test_show_and_diff_print_settings_history_and_gap(tmp_path):
     specs = [make_spec(seed=seed) for seed in (0, 1)]
     runs = [write_run(tmp_path, spec) for spec in specs]
-    records = [status.read_json(run / "metrics.json") for run in runs]
-    text = as_text(show.render_run(specs[0].id, records[0]["spec"], records[0]["history"], records[0]))
+    metrics = [read_json(run / "metrics.json") for run in runs]
+    sides = [show.ShownRun(m["run"], m["spec"], m["history"], m) for m in metrics]
+    text = as_text(show.render_run(sides[0]))
     for words in (
         "recipe.optimizer.learning_rate",
         "0.001",
@@ -364,7 +369,6 @@ def test_show_and_diff_print_settings_history_and_gap(tmp_path):
         "best top-1",
     ):
         assert words in text
-    sides = [(spec.id, record["spec"], record) for spec, record in zip(specs, records, strict=True)]
     text = as_text(show.render_difference(*sides))
     assert "seed" in text and "+0.50" in text
 
@@ -379,7 +383,8 @@ FBT_TERMS = tuple(
 def test_a_run_of_fbt_can_be_read_at_80_columns(tmp_path):
     spec = make_spec("resnet18", "swin_t", "x" * 40, "fbt", learnable_temperature_of_the_loss=True)
     history = make_history(3, terms=("labels", "fused_labels", *FBT_TERMS))
-    lines = as_text(show.render_run(spec.id, spec.model_dump(mode="json"), history, None), 80).splitlines()
+    shown = show.ShownRun(spec.id, spec.model_dump(mode="json"), history, None)
+    lines = as_text(show.render_run(shown), 80).splitlines()
     assert max(map(len, lines)) <= 80
     text = "\n".join(lines)
     assert "method.parameters.learnable_temperature_of_the_loss" in text
@@ -394,15 +399,11 @@ def write_entry(folder: Path, run: str, **fields: object) -> Path:
     """One file of the executor's journal, with the fields its journal.py lists."""
     journal = folder / "journal"
     journal.mkdir(parents=True, exist_ok=True)
-    entry = {
-        "rule": "train",
-        "wildcards": {"run": run},
-        "job_id": "12_3",
-        "state": "PENDING",
-        "submitted": 1.0,
-    }
-    path = journal / f"{run}-{fields.get('submitted', 1.0)}.json"
-    path.write_text(json.dumps({**entry, **fields}))
+    job: dict[str, object] = dict.fromkeys(("key", "name", "token", "script", "record"), "")
+    job |= {"rule": "train", "wildcards": {"run": run}, "outputs": [], "cluster": "slurm"}
+    job |= {"job_id": "12_3", "state": "PENDING", "submitted": 1.0, **fields}
+    path = journal / f"{run}-{job['submitted']}.json"
+    path.write_text(json.dumps(job))
     return path
 
 
@@ -411,7 +412,7 @@ def test_journal_gives_the_newest_job_of_a_run(tmp_path):
     write_entry(tmp_path, "r", state="PENDING", submitted=9.0, reason="Resources", restarts=2)
     (tmp_path / "journal" / "broken.json").write_text('{"wild')
     (tmp_path / "journal" / "table.json").write_text(json.dumps({"rule": "build_table", "wildcards": {}}))
-    jobs = read_jobs(tmp_path)
+    jobs = newest_jobs(tmp_path)
     assert list(jobs) == ["r"]
     assert (jobs["r"].job, jobs["r"].state, jobs["r"].reason, jobs["r"].restarts) == (
         "12_3",
@@ -426,7 +427,8 @@ def test_the_jobs_own_record_beats_a_journal_nobody_keeps(tmp_path):
     record.write_text(
         json.dumps(
             {
-                "starts": [{}, {}, {}],
+                "submitted": 1.0,
+                "starts": [{"time": 2.0}, {"time": 5.0}, {"time": 9.0}],
                 "queue_wait_s": 90.0,
                 "peak_memory_mb": 512.0,
                 "ended": 3.0,
@@ -435,22 +437,62 @@ def test_the_jobs_own_record_beats_a_journal_nobody_keeps(tmp_path):
         )
     )
     write_entry(tmp_path, "r", state="RUNNING", record=str(record), error_log=str(tmp_path / "gone"))
-    job = read_jobs(tmp_path)["r"]
+    job = newest_jobs(tmp_path)["r"]
     assert (job.state, job.restarts, job.queue_wait_s, job.peak_memory_mb) == ("FAILED", 2, 90.0, 512.0)
+    assert (job.begun, job.ended) == (9.0, 3.0)  # the last start counts
 
 
 def test_no_journal_no_jobs(tmp_path):
-    assert read_jobs(tmp_path) == {}
+    assert newest_jobs(tmp_path) == {}
 
 
 def test_costs_of_a_run_are_shown(tmp_path):
     spec = make_spec()
     write_run(tmp_path, spec)
-    jobs = {
-        spec.id: JobRecord("9", "COMPLETED", restarts=3, queue_wait_s=600, gpu_hours=1.25, peak_memory_mb=900)
-    }
+    jobs = {spec.id: Job("9", "COMPLETED", restarts=3, queue_wait_s=600, gpu_hours=1.25, peak_memory_mb=900)}
     overview = observe_tables(tmp_path, {"t": [spec.id]}, {spec.id: spec}, jobs, NOW)
     text = as_text(render_overview(overview, "smoke", each_run=True))
     assert overview.gpu_hours == 1.25
     for words in ("3x", "10 min", "1.2", "900", "1.2 GPU hours used", "All done."):
         assert words in text
+
+
+def test_every_line_of_the_state_table_is_in_the_docstring():
+    """The table that people read names the same states in the same order as the one that decides."""
+    from fbt_paper.status import states
+
+    rows = states.__doc__.split("-----------\n")[1].splitlines()
+    assert [row.split()[-1] for row in rows if row.strip()] == [state for _, state, _ in STATE_TABLE]
+
+
+ESCAPE = "\x1b]0;title\x07\x1b[2J\x1b[31m\u202egnp.exe\x9b2J"
+
+
+def test_no_escape_sequence_of_a_run_reaches_the_terminal(tmp_path):
+    """Whoever writes log, progress, metrics or journal cannot move the reader's cursor."""
+    failed, done = make_spec(seed=0), make_spec(seed=1)
+    folder = write_progress(tmp_path, failed, "failed", JUST_NOW, error=f"disk {ESCAPE}")
+    (folder / "log.txt").write_text(f"first\nlast {ESCAPE}\n")
+    with (folder / "history.jsonl").open("a") as file:
+        file.write(json.dumps({"epoch": 3, "terms": {f"loss {ESCAPE}": 1.0}}) + "\n")
+    path = write_run(tmp_path, done) / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["provenance"]["git_sha"] = ESCAPE
+    metrics["provenance"][f"key {ESCAPE}"] = [ESCAPE]
+    path.write_text(json.dumps(metrics))
+    jobs = {done.id: Job(f"9{ESCAPE}", "PENDING", ESCAPE), failed.id: Job("1", "FAILED", ESCAPE, log=ESCAPE)}
+    specs = {spec.id: spec for spec in (failed, done)}
+    overview = observe_tables(tmp_path, {"t": list(specs)}, specs, jobs, NOW)
+    shown = as_text(render_overview(overview, "smoke", each_run=True))
+    metrics = read_json(path)
+    shown += as_text(show.render_run(show.ShownRun(done.id, metrics["spec"], read_history(folder), metrics)))
+    assert "\\x1b[2J" in shown and "disk" in shown and "last" in shown
+    assert all(character.isprintable() or character == "\n" for character in shown)
+
+
+def test_a_cell_with_several_seeds_shows_each_of_them():
+    ids = ["fashion_mnist-kd-a-b-aaaaaaaaaa", "fashion_mnist-kd-a-b-bbbbbbbbbb"]
+    cells = {"table4/mse/top1": tuple(ids)}
+    assert show.find_runs("table4/mse/top1", ids, cells) == tuple(ids)
+    with pytest.raises(show.UserError, match="has 2 runs, one a seed; name one: fashion_mnist-kd-a-b-a"):
+        show.find_run("table4/mse/top1", ids, cells)

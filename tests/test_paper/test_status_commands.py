@@ -28,13 +28,13 @@ def flow(tmp_path: Path) -> Flow:
     return write_results(tmp_path, pictures=False)
 
 
-def test_all_done_is_said_and_watching_ends(flow, capsys):
+def test_all_done_is_shown_and_watching_ends(flow, capsys):
     only_tables = {"table2": flow.plan.needed(flow.plan.tables["table2"].runs)}
     assert live.show_status(flow, list(only_tables), watch=60.0) == 0
     assert "All done." in capsys.readouterr().out
 
 
-def test_exit_code_tells_of_a_failed_run(flow, capsys):
+def test_exit_code_reports_a_failed_run(flow, capsys):
     run = flow.plan.tables["table5"].runs[0]
     Path(flow.runs, run, "metrics.json").unlink()
     write_progress(Path(flow.runs), flow.spec(run), "failed", datetime.now().isoformat(), error="disk full")
@@ -100,8 +100,8 @@ def test_a_run_the_plan_no_longer_holds_can_still_be_shown(flow, capsys):
 def test_neither_status_nor_figures_nor_page_import_torch():
     modules = "fbt_paper.status.commands, fbt_paper.figures.draw, fbt_paper.page.build"
     code = f"import sys, {modules}; print([m for m in ('torch', 'timm') if m in sys.modules])"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
 
 
 def test_watching_in_a_terminal_of_24_lines(flow, tmp_path):

@@ -21,7 +21,7 @@ Snakemake and asks no cluster. Fields:
     record          JSON file that the job itself keeps on its node (see record.py); newer than this one while
                     no controller runs: restarts, queue wait, peak memory
     result          file that exists when submitit's function has returned
-    submitted, started, ended     seconds since 1970, or null
+    submitted, started, last_started, ended     seconds since 1970, or null; a requeued job was started again
     reason          why the job waits, in Slurm's word (PartitionTimeLimit, ...), or null
     restarts, timeouts, queue_wait_s, peak_memory_mb, gpus, gpu_hours, node
     exit_code       of the rule's command, or null
@@ -70,6 +70,7 @@ class JournalEntry:
     error_log: str | None = None
     result: str | None = None
     started: float | None = None
+    last_started: float | None = None
     ended: float | None = None
     reason: str | None = None
     restarts: int = 0
@@ -92,6 +93,7 @@ class JournalEntry:
         """Take over what the job itself has noted on its node."""
         if record.starts:
             self.started = record.starts[0].get("time")
+            self.last_started = record.starts[-1].get("time")
             self.node = record.starts[-1].get("host")
         self.restarts, self.timeouts = record.restarts, record.timeouts
         self.queue_wait_s = round(record.queue_wait_s, 1)
