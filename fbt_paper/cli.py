@@ -51,9 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def plan_command(options: Options) -> int:
     """Per table: cells, runs, runs shared with other tables, estimated training cost."""
+    from fbt_paper.plan.figures import FigurePlan
     from fbt_paper.plan.show import render_plan, render_runs
 
     flow = open_flow(options)
+    FigurePlan(flow)  # the figures' runs and cells are looked up here, so that a wrong one is reported
     tables = choose(options.tables, flow.plan.tables, "table")
     print(render_runs(flow.plan, tables) if options.runs else render_plan(flow.plan, tables, options.tflops))
     return 0

@@ -1,33 +1,28 @@
-"""Read config/: every file is checked, every mistake reported with its file and the path inside it."""
+"""Read config/: every file is checked, every mistake reported with its file and the path inside it.
+
+Two steps: all files are read as plain values; then each is checked against its record, in one pass that also
+looks up the names that the other files define.
+"""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import re
-import types
-import typing
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel
 
-from fbt_core.errors import is_number, nearest, number_as_text
+from fbt_core.errors import nearest
 from fbt_core.methods.facts import MethodFacts
+from fbt_core.methods.registry import method_files
 from fbt_core.spec import NetworkSpec
-from fbt_paper.config.names import check_names
-from fbt_paper.config.problems import (
-    Collector,
-    ConfigError,
-    Problem,
-    dotted,
-    unknown,
-)
+from fbt_paper.config.check import validate
+from fbt_paper.config.figures import KINDS, FigureConfig
+from fbt_paper.config.parameters import entry_problems
+from fbt_paper.config.problems import Collector, ConfigError, Problem, unknown
+from fbt_paper.config.read import files_in, read_mapping, read_rows, read_yaml, shown
 from fbt_paper.config.records import (
     AccuracyTable,
     ArchitectureEntry,
@@ -52,7 +47,14 @@ __all__ = [
 ]
 
 M = TypeVar("M", bound=BaseModel)
+Content = Mapping[str, Any]
 CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "config"
+FILES = ("config", "datasets", "architectures", "methods", "recipes", "smoke")
+TABLE_KINDS: dict[str, type[BaseModel]] = {"accuracy": AccuracyTable, "cost": CostTable}
+COST_COLUMNS = tuple(
+    f"{part}_{what}" for part in ("student", "ofa_branch", "fbt_branch") for what in ("params", "flops")
+)
+REFERENCE = ".reference.csv"
 
 
 @dataclass(frozen=True)
@@ -67,213 +69,111 @@ class Config:
     recipes: RecipesFile
     smoke: SmokeConfig
     tables: Mapping[str, Table]
-    references: Mapping[str, tuple[ReferenceRow, ...]] = field(default_factory=dict)
+    references: Mapping[str, tuple[ReferenceRow, ...]]
+    figures: Mapping[str, FigureConfig]
 
 
-# ---------------------------------------------------------------- YAML
+def load(folder: Path | str = CONFIG_FOLDER, overrides: Content | None = None) -> Config:
+    """All of config/, checked; `overrides` changes keys of config.yaml (Snakemake's --config, fbt's --set).
+
+    Raises ConfigError with the problems of all files.
+    """
+    folder, collect = Path(folder), Collector()
+    files: dict[str, Any] = {name: collect.try_(read_mapping, folder / f"{name}.yaml") for name in FILES}
+    if files["config"] is not None:
+        files["config"] = merge(files["config"], overrides or {})
+    tables = _read_folder(collect, folder / "tables")
+    figures = _read_folder(collect, folder / "figures")
+
+    # The methods come first: the parameters that tables set are checked against their entries.
+    names = _names(files, tables)
+    methods = _methods(collect, files, names)
+    names["parameter_fault"] = lambda method, name, value: (
+        methods[method].fault(method, name, value) if method in methods else None
+    )
+
+    parts: dict[str, Any] = {
+        "main": _file(collect, MainConfig, files, "config", names),
+        "datasets": _entries(collect, DatasetEntry, files, "datasets", names),
+        "architectures": _entries(collect, ArchitectureEntry, files, "architectures", names),
+        "recipes": _file(collect, RecipesFile, files, "recipes", names),
+        "smoke": _file(collect, SmokeConfig, files, "smoke", names),
+        "tables": {
+            key: collect.try_(_of_kind, TABLE_KINDS, table, f"config/tables/{key}.yaml", names)
+            for key, table in tables.items()
+        },
+        "references": {
+            path.name.removesuffix(REFERENCE): collect.try_(_reference, path, tables)
+            for path in files_in(folder / "tables", REFERENCE)
+        },
+        "figures": {
+            key: collect.try_(_of_kind, KINDS, figure, f"config/figures/{key}.yaml", names)
+            for key, figure in figures.items()
+        },
+    }
+    collect.finish()
+    return Config(folder=folder, methods=methods, **parts)
 
 
-_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one is ten times as fast
+def merge(stated: Content, changes: Content) -> dict[str, Any]:
+    """The stated mapping with the changes; a mapping among these changes only the keys that it names."""
+    both = {key for key, value in changes.items() if isinstance(value, Mapping)}
+    both &= {key for key, value in stated.items() if isinstance(value, Mapping)}
+    return {**stated, **changes, **{key: merge(stated[key], changes[key]) for key in both}}
 
 
-class _UniqueKeyLoader(_SafeLoader):  # type: ignore[misc]
-    """SafeLoader that refuses a key given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            problem = _key_problem(key_node, seen)
-            if problem:
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
-            seen.add(key_node.value)
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-        return mapping
+# ---------------------------------------------------------------- names
 
 
-def _key_problem(node: yaml.Node, seen: Collection[str]) -> str | None:
-    """What is wrong with a key: it is no text (a list, a number, `yes`), or it was there before."""
-    if node.tag == "tag:yaml.org,2002:merge":
-        return None
-    if node.tag != "tag:yaml.org,2002:str":
-        given = f" (given: {node.value})" if isinstance(node, yaml.ScalarNode) else ""
-        return f"a key must be text{given}; put quotes around a word that YAML reads as something else"
-    return f"the key '{node.value}' is given twice; keep one" if node.value in seen else None
+def _names(files: Mapping[str, Content | None], tables: Mapping[str, Content | None]) -> dict[str, Any]:
+    """What each kind of name may be, for the types of records.py; None: any, as its file cannot be read."""
+    keys = {name: None if content is None else list(content) for name, content in files.items()}
+    datasets = files["datasets"] or {}
+    reading = (files["recipes"] or {}).get(str((files["config"] or {}).get("recipes")))
+    return {
+        "dataset": keys["datasets"],
+        "architecture": keys["architectures"],
+        "method": keys["methods"] and [name for name in keys["methods"] if name in method_files()],
+        "recipes": list(reading) if isinstance(reading, dict) else None,
+        "table": list(tables),
+        "needs_root": {
+            name: entry.get("needs_root") for name, entry in datasets.items() if isinstance(entry, dict)
+        },
+    }
 
 
-def read_yaml(path: Path) -> Any:
-    """A YAML file's content; raises ConfigError when it is missing, broken or has a doubled key."""
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
-    except FileNotFoundError:
-        raise ConfigError([Problem(_shown(path), "", "the file is missing")]) from None
-    except OSError as error:
-        raise ConfigError([Problem(_shown(path), "", f"cannot be read: {error.strerror}")]) from None
-    except yaml.MarkedYAMLError as error:
-        line = f"line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError([Problem(_shown(path), line, error.problem or str(error))]) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError([Problem(_shown(path), "", f"is not YAML: {error}")]) from None
+def _line_names(table: Content) -> dict[str, Any]:
+    """What a table's own settings may name: its rows, its columns, and the method that its base sets."""
+    base, names = table.get("base"), dict[str, Any]()
+    for kind in ("row", "column"):
+        lines = table.get(f"{kind}s")
+        lines = lines if isinstance(lines, list) else []
+        names[kind] = [str(line.get("key")) for line in lines if isinstance(line, dict)]
+    return {**names, "base_method": base.get("method") if isinstance(base, dict) else None}
 
 
-def _shown(path: Path) -> str:
-    """A config file's name as a reader knows it: from config/ on."""
-    parts = path.parts
-    at = max((i for i, part in enumerate(parts) if part == "config"), default=len(parts) - 1)
-    return "/".join(parts[at:])
-
-
-# ---------------------------------------------------------------- validation
-
-
-def validate(model: type[M], data: Any, file: str, prefix: Sequence[object] = ()) -> M:
-    """The record, or a ConfigError with every problem of this piece of the file."""
-    try:
-        return model.model_validate_json(json.dumps(data, default=str))
-    except ValidationError as error:
-        problems = _problems(error.errors(include_url=False), model, data, file, prefix)
-        raise ConfigError(problems) from None
-
-
-def _problems(
-    errors: Sequence[ErrorDetails], model: type[BaseModel], data: Any, file: str, prefix: Sequence[object]
-) -> list[Problem]:
-    found: dict[tuple[object, ...], Problem] = {}
-    for error in errors:
-        path = _real_path(error, data)
-        found.setdefault(path, Problem(file, dotted([*prefix, *path]), _message(error, model, path)))
-    causes = {path[:-1] for path in found}  # a list of wrong items is not also told to be too short
-    return [problem for path, problem in found.items() if path not in causes or not path]
-
-
-def _real_path(error: ErrorDetails, data: Any) -> tuple[object, ...]:
-    """The error's location without the names pydantic adds for the members of a union."""
-    path: list[object] = []
-    for part in error["loc"]:
-        inside = isinstance(data, dict) and part in data
-        inside = inside or (isinstance(data, list) and isinstance(part, int) and part < len(data))
-        if inside:
-            data = data[part]
-            path.append(part)
-        elif error["type"] == "missing" and part == error["loc"][-1]:
-            path.append(part)
-    return tuple(path)
-
-
-def _message(error: ErrorDetails, model: type[BaseModel], path: Sequence[object]) -> str:
-    kind, given = error["type"], error.get("input")
-    if kind == "extra_forbidden":
-        return f"unknown key; {nearest(path[-1], _fields_at(model, path[:-1]))}"
-    if kind == "missing":
-        return "is missing"
-    if kind == "literal_error":
-        choices = [part.strip(" '") for part in error["ctx"]["expected"].replace(" or ", ",").split(",")]
-        return f"'{given}' is not valid here; {nearest(given, choices)}"
-    if isinstance(given, str) and kind in {"float_type", "int_type"} and is_number(given):
-        return number_as_text(given)
-    if kind == "string_pattern_mismatch":
-        return f"'{given}' has a form that is not allowed here ({error['ctx']['pattern']})"
-    if kind == "value_error":
-        return str(error["ctx"]["error"])
-    return f"{error['msg'][0].lower()}{error['msg'][1:]} (given: {given!r})"
-
-
-def _fields_at(model: Any, path: Sequence[object]) -> list[str]:
-    """Names of the fields that the record at this path has."""
-    for part in path:
-        model = _step(model, part)
-    record = _record(model)
-    return list(record.model_fields) if record else []
-
-
-def _step(annotation: Any, part: object) -> Any:
-    record = _record(annotation)
-    if record and part in record.model_fields:
-        return record.model_fields[str(part)].annotation
-    arguments = [a for a in _members(annotation) if typing.get_origin(a) in (tuple, dict, list)]
-    inner = typing.get_args(arguments[0]) if arguments else ()
-    if not inner:
-        return None
-    return inner[1] if typing.get_origin(arguments[0]) is dict else inner[0]
-
-
-def _record(annotation: Any) -> type[BaseModel] | None:
-    for member in _members(annotation):
-        if isinstance(member, type) and issubclass(member, BaseModel):
-            return member
-    return None
-
-
-def _members(annotation: Any) -> list[Any]:
-    """The members of a union, unwrapped from Annotated; a plain annotation is its only member."""
-    if typing.get_origin(annotation) is typing.Annotated:
-        return _members(typing.get_args(annotation)[0])
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return [member for part in typing.get_args(annotation) for member in _members(part)]
-    return [annotation]
+def _printed_names(table: Content) -> dict[str, Any]:
+    """What a printed number may name as its row and its column."""
+    names, gain = _line_names(table), table.get("gain")
+    if table.get("kind") == "cost":
+        names["column"] = list(COST_COLUMNS)
+    if isinstance(gain, dict):
+        names["row" if gain.get("along") == "rows" else "column"].append(str(gain.get("key")))
+    return names
 
 
 # ---------------------------------------------------------------- the files
 
-ENTRIES: dict[str, type[BaseModel]] = {
-    "datasets": DatasetEntry,
-    "architectures": ArchitectureEntry,
-    "methods": MethodFacts,
-}
 
-
-def load(folder: Path | str = CONFIG_FOLDER, overrides: Mapping[str, Any] | None = None) -> Config:
-    """All of config/, checked; `overrides` replaces keys of config.yaml (Snakemake's --config).
-
-    A file with a mistake does not hide those of the others, nor a wrong key the unknown names beside it.
-    """
-    folder, collect = Path(folder), Collector()
-    content = _read_content(folder, overrides or {}, collect)
-    parts: dict[str, Any] = {
-        "main": _sound(collect, MainConfig, content["config"], "config/config.yaml"),
-        **{name: _entries(collect, model, content[name], name) for name, model in ENTRIES.items()},
-        "recipes": _sound(collect, RecipesFile, content["recipes"], "config/recipes.yaml"),
-        "smoke": _sound(collect, SmokeConfig, content["smoke"], "config/smoke.yaml"),
-        "tables": _tables(collect, content["tables"]),
-        "references": _read_references(folder / "tables", collect),
-    }
-    collect.problems += check_names(content, parts["methods"], parts["references"])
-    collect.finish()
-    return Config(folder=folder, **parts)
-
-
-def _read_content(folder: Path, overrides: Mapping[str, Any], collect: Collector) -> dict[str, Any]:
-    """What the YAML files hold, by the file's name; None for one that cannot be read."""
-    names = ("config", *ENTRIES, "recipes", "smoke")
-    content = {name: collect.try_(read_mapping, folder / f"{name}.yaml") for name in names}
-    if content["config"] is not None:
-        content["config"] = {**content["config"], **overrides}
-    tables = sorted((folder / "tables").glob("*.yaml"))
-    for path in tables:
-        collect.try_(_check_key, path.stem, _shown(path))
-    return {**content, "tables": {path.stem: collect.try_(read_mapping, path) for path in tables}}
-
-
-def read_mapping(path: Path) -> dict[str, Any]:
-    """A YAML file of keys with values."""
-    content = read_yaml(path)
-    if not isinstance(content, dict):
-        raise ConfigError([Problem(_shown(path), "", "must be keys with values")])
-    return content
-
-
-def _sound(collect: Collector, model: type[M], content: Any, file: str) -> M | None:
-    """The record of a file that could be read; None, and its problems collected, where it is not sound."""
-    record: M | None = None if content is None else collect.try_(validate, model, content, file)
-    return record
-
-
-def _entries(collect: Collector, model: type[M], content: Any, name: str) -> dict[str, M]:
-    """The sound entries of a file of named entries."""
-    file, found = f"config/{name}.yaml", {}
-    for key, entry in (content or {}).items():
-        collect.try_(_check_key, key, file)
-        found[key] = collect.try_(validate, model, entry, file, [key])
-    return {key: entry for key, entry in found.items() if entry is not None}
+def _read_folder(collect: Collector, folder: Path) -> dict[str, Content | None]:
+    """What the YAML files of a folder hold, by name; None for one that cannot be read."""
+    for path in files_in(folder, ".yml"):
+        message = f"is not read, because its name ends in .yml; call it {path.stem}.yaml"
+        collect.problems.append(Problem(shown(path), "", message))
+    paths = files_in(folder, ".yaml")
+    for path in paths:
+        collect.try_(_check_key, path.stem, shown(path))
+    return {path.stem: collect.try_(read_mapping, path) for path in paths}
 
 
 def _check_key(key: str, file: str) -> None:
@@ -282,52 +182,72 @@ def _check_key(key: str, file: str) -> None:
         raise ConfigError([Problem(file, key, message)])
 
 
-def _tables(collect: Collector, content: Mapping[str, Any]) -> dict[str, Table]:
-    found = {key: collect.try_(_table, key, table) for key, table in content.items() if table is not None}
-    return {key: table for key, table in found.items() if table is not None}
+def _file(
+    collect: Collector, model: type[M], files: Mapping[str, Content | None], name: str, names: Content
+) -> M | None:
+    """The record of a file; None, with its problems collected, if it is not sound."""
+    content, file = files[name], f"config/{name}.yaml"
+    record: M | None = None if content is None else collect.try_(validate, model, content, file, (), names)
+    return record
 
 
-def _table(key: str, content: Mapping[str, Any]) -> Table:
-    kind, file = content.get("kind"), f"config/tables/{key}.yaml"
-    kinds: dict[Any, type[Table]] = {"accuracy": AccuracyTable, "cost": CostTable}
-    if not isinstance(kind, str) or kind not in kinds:
+def _entries(
+    collect: Collector, model: type[M], files: Mapping[str, Content | None], name: str, names: Content
+) -> dict[str, M]:
+    """The sound entries of a file of named entries."""
+    file, entries = f"config/{name}.yaml", dict[str, M]()
+    for key, content in (files[name] or {}).items():
+        collect.try_(_check_key, key, file)
+        entry = collect.try_(validate, model, content, file, [key], names)
+        if entry is not None:
+            entries[key] = entry
+    return entries
+
+
+def _methods(
+    collect: Collector, files: Mapping[str, Content | None], names: Content
+) -> dict[str, MethodFacts]:
+    """The sound entries of methods.yaml, each checked against its method's code as well."""
+    for name in files["methods"] or {}:
+        if name not in method_files():
+            message = f"there is no file fbt_core/methods/{name}.py; {nearest(name, method_files())}"
+            collect.problems.append(Problem("config/methods.yaml", name, message))
+    methods = _entries(collect, MethodFacts, files, "methods", names)
+    for name, method in methods.items():
+        if name in method_files():
+            collect.problems += entry_problems(name, method, names["dataset"])
+    return methods
+
+
+def _of_kind(
+    kinds: Mapping[str, type[BaseModel]], content: Content | None, file: str, names: Content
+) -> BaseModel | None:
+    """The record of a file that says of which kind it is."""
+    if content is None:
+        return None
+    kind = str(content.get("kind"))
+    if kind not in kinds:
         raise ConfigError([Problem(file, "kind", f"'{kind}' is not valid here; {nearest(kind, kinds)}")])
-    return validate(kinds[kind], content, file)
+    return validate(kinds[kind], content, file, names={**names, **_line_names(content)})
 
 
-# ---------------------------------------------------------------- printed numbers
-
-
-def _read_references(folder: Path, collect: Collector) -> dict[str, tuple[ReferenceRow, ...]]:
-    paths = sorted(folder.glob("*.reference.csv"))
-    found = {path.name.removesuffix(".reference.csv"): collect.try_(read_reference, path) for path in paths}
-    return {name: rows for name, rows in found.items() if rows is not None}
-
-
-def read_reference(path: Path) -> tuple[ReferenceRow, ...]:
+def _reference(path: Path, tables: Mapping[str, Content | None]) -> tuple[ReferenceRow, ...]:
     """The printed numbers of one table, with their source and status."""
-    collect, rows = Collector(), []
-    try:
-        reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
-        for line in reader:
-            rows.append(collect.try_(_reference_row, line, path, reader.line_num))
-    except UnicodeDecodeError as error:
-        raise ConfigError([Problem(_shown(path), "", f"is not UTF-8 text: {error}")]) from None
-    except csv.Error as error:
-        raise ConfigError([Problem(_shown(path), "", f"is not CSV: {error}")]) from None
+    collect, file, table = Collector(), shown(path), path.name.removesuffix(REFERENCE)
+    if table not in tables:
+        message = f"there is no table '{table}'; {nearest(table, tables)}"
+        collect.problems.append(Problem(file, "", message))
+    names = _printed_names(tables.get(table) or {}) if tables.get(table) else None
+    rows: dict[tuple[str, str], ReferenceRow] = {}
+    for number, line in read_rows(path):
+        row: ReferenceRow | None = collect.try_(validate, ReferenceRow, line, file, [f"line {number}"], names)
+        if row and (row.row, row.column) in rows:
+            message = f"{row.row}, {row.column} is given twice"
+            collect.problems.append(Problem(file, f"line {number}", message))
+        elif row:
+            rows[row.row, row.column] = row
     collect.finish()
-    return tuple(rows)
-
-
-def _reference_row(line: dict[Any, Any], path: Path, number: int) -> ReferenceRow:
-    if None in line:
-        count = len(line) - 1
-        message = f"has more values than the first line has names ({count}); quote a text that holds a comma"
-        raise ConfigError([Problem(_shown(path), f"line {number}", message)])
-    data: dict[str, Any] = {key: value for key, value in line.items() if value is not None}
-    if is_number(data.get("value", "")):
-        data["value"] = float(data["value"])
-    return validate(ReferenceRow, data, _shown(path), [f"line {number}"])
+    return tuple(rows.values())
 
 
 # ---------------------------------------------------------------- the engine's tests

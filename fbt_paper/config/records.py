@@ -1,11 +1,28 @@
-"""What may stand in each file of config/: strict records that refuse unknown keys and wrong types."""
+"""What may stand in each file of config/: strict records that refuse unknown keys, types and names.
+
+A name that another file defines has a type of its own (DatasetName, MethodName, ...). It looks the name up in
+pydantic's validation context, where load.py puts the names of all files; without a context any name passes.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from fbt_core.errors import nearest
 from fbt_core.methods.facts import Scale, Text
 from fbt_core.spec import (
     CropSpec,
@@ -16,13 +33,74 @@ from fbt_core.spec import (
     Triple,
     Value,
 )
+from fbt_paper.config.timm_names import is_unknown, near_names
 
 Score = Literal["best", "last", "ema"]
 RecipeRole = Literal["cnn", "msa", "mlp", "teacher"]
 Seed = Annotated[int, Field(ge=0)]
-Seeds = Annotated[tuple[Seed, ...], Field(min_length=1)]
 TimmName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.]*(:[A-Za-z_][A-Za-z0-9_]*)?$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+# ---------------------------------------------------------------- names
+
+
+class Among:
+    """Refuses a name that is not among those of its kind in the validation context."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def __call__(self, name: str, info: ValidationInfo) -> str:
+        choices = (info.context or {}).get(self.kind)
+        if choices is not None and name not in choices:
+            raise ValueError(f"unknown {self.kind} '{name}'; {nearest(name, choices)}")
+        return name
+
+
+DatasetName = Annotated[Key, AfterValidator(Among("dataset"))]
+ArchitectureName = Annotated[Key, AfterValidator(Among("architecture"))]
+MethodName = Annotated[Key, AfterValidator(Among("method"))]
+TableName = Annotated[Key, AfterValidator(Among("table"))]
+RecipesName = Annotated[Key, AfterValidator(Among("recipes"))]
+RowName = Annotated[Key, AfterValidator(Among("row"))]
+ColumnName = Annotated[Key, AfterValidator(Among("column"))]
+
+
+def _check_network(create: str) -> str:
+    if is_unknown(create):
+        raise ValueError(f"timm has no '{create}'; {near_names(create)}")
+    return create
+
+
+NetworkName = Annotated[TimmName, AfterValidator(_check_network)]
+
+
+def refuse(faults: Iterable[tuple[tuple[int | str, ...], str]]) -> None:
+    """Raise one error for each fault: its path inside the value that is being checked, and its message."""
+    errors = [
+        InitErrorDetails(type=PydanticCustomError("fault", "{text}", {"text": message}), loc=path, input=None)
+        for path, message in faults
+    ]
+    if errors:
+        raise ValidationError.from_exception_data("", errors)
+
+
+def _refuse_doubled(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    refuse(((i,), f"{value} is given twice") for i, value in enumerate(values) if value in values[:i])
+    return values
+
+
+def _refuse_doubled_keys(lines: tuple[Any, ...]) -> tuple[Any, ...]:
+    keys = [line.key for line in lines]
+    refuse(((i, "key"), f"the key '{key}' is given twice") for i, key in enumerate(keys) if key in keys[:i])
+    return lines
+
+
+Seeds = Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_refuse_doubled)]
+
+
+# ---------------------------------------------------------------- config.yaml
 
 
 class Execution(Strict):
@@ -60,11 +138,25 @@ class MainConfig(Strict):
     recipes: Literal["ofa", "as_printed"]
     seeds: Seeds = Field(description="one run per seed at scale paper")
     score: Score = Field(description="which top-1 the tables show: of the best epoch, the last, or the EMA's")
-    data_roots: dict[Key, str | None] = Field(description="dataset -> folder on this machine")
-    teacher_files: dict[Key, dict[Key, WeightFile]] = Field(
+    data_roots: dict[DatasetName, str | None] = Field(description="dataset -> folder on this machine")
+    teacher_files: dict[DatasetName, dict[ArchitectureName, WeightFile]] = Field(
         description="dataset -> architecture -> weights file"
     )
     execution: Execution
+
+    @field_validator("data_roots")
+    @classmethod
+    def _check_roots(cls, roots: dict[str, str | None], info: ValidationInfo) -> dict[str, str | None]:
+        """A dataset whose images are shipped takes no folder."""
+        needing: Mapping[str, bool] = (info.context or {}).get("needs_root", {})
+        choices = [name for name, needed in needing.items() if needed]
+        message = "its images are shipped with the package, so it takes no folder"
+        refuse(
+            ((name,), f"{message}; {nearest(name, choices)}")
+            for name, root in roots.items()
+            if root is not None and needing.get(name) is False
+        )
+        return roots
 
 
 class DatasetEntry(Strict):
@@ -84,7 +176,7 @@ class DatasetEntry(Strict):
         description="pretrained: timm's weights as they are; fine_tuned: a run that starts from them; "
         "from_scratch: a run that starts from nothing"
     )
-    recipes: Key = Field(description="whose recipes (config/recipes.yaml) its runs take")
+    recipes: RecipesName = Field(description="whose recipes (config/recipes.yaml) its runs take")
     test_crop: Literal["network"] | None = Field(
         default=None,
         description="network: a student is tested with its own `test_crop` (architectures.yaml); left out: "
@@ -105,9 +197,9 @@ class ArchitectureEntry(Strict):
 
     title: Text
     family: Family
-    create: TimmName = Field(description="a timm model name, or module:Class")
+    create: NetworkName = Field(description="a timm model name, or module:Class")
     options: dict[str, Value]
-    options_by_recipes: dict[Literal["ofa", "as_printed"], dict[Key, dict[str, Value]]] = Field(
+    options_by_recipes: dict[Literal["ofa", "as_printed"], dict[DatasetName, dict[str, Value]]] = Field(
         default={}, description="recipe set -> whose recipes (a dataset) -> options that differ there"
     )
     test_crop: CropSpec = Field(
@@ -120,12 +212,12 @@ class ArchitectureEntry(Strict):
 class TwinEntry(Strict):
     """config/smoke.yaml, architectures: the tiny twin of an architecture."""
 
-    create: TimmName
+    create: NetworkName
     options: dict[str, Value]
 
 
 Recipes = Annotated[
-    dict[Key, Annotated[dict[RecipeRole, RecipeSpec], Field(min_length=1)]], Field(min_length=1)
+    dict[DatasetName, Annotated[dict[RecipeRole, RecipeSpec], Field(min_length=1)]], Field(min_length=1)
 ]
 """dataset -> the student's family, or teacher (fine-tuning) -> recipe."""
 
@@ -145,10 +237,21 @@ class RecipesFile(Strict):
 class SmokeConfig(Strict):
     """config/smoke.yaml: the overlay that makes the whole paper tiny."""
 
-    datasets: dict[Key, Key] = Field(description="which dataset stands in for which")
+    datasets: dict[DatasetName, DatasetName] = Field(description="which dataset stands in for which")
     seeds: Seeds
     recipes: dict[Family, RecipeSpec]
-    architectures: dict[Key, TwinEntry]
+    architectures: dict[ArchitectureName, TwinEntry]
+
+    @field_validator("recipes")
+    @classmethod
+    def _check_families(cls, recipes: dict[str, RecipeSpec]) -> dict[str, RecipeSpec]:
+        missing = [family for family in ("cnn", "msa", "mlp") if family not in recipes]
+        if missing:
+            raise ValueError(f"{', '.join(missing)} is missing")
+        return recipes
+
+
+Parameters = dict[str, Value] | None
 
 
 def _teacher_kind(value: Any) -> str:
@@ -158,8 +261,8 @@ def _teacher_kind(value: Any) -> str:
 class RunSettings(Strict):
     """What the base, a row or a column of a table may set about the run behind a cell."""
 
-    dataset: Key | None = None
-    student: Key | None = None
+    dataset: DatasetName | None = None
+    student: ArchitectureName | None = None
     teacher: Teacher | None = Field(
         default=None,
         description="an architecture, or the settings of the run whose student teaches here (TAKD)",
@@ -167,7 +270,7 @@ class RunSettings(Strict):
     start: ChainSettings | None = Field(
         default=None, description="settings of the run whose student's weights this run starts from (MTPD)"
     )
-    method: Key | None = None
+    method: MethodName | None = None
     parameters: dict[Key, Value] | None = None
     recipe: dict[str, Any] | None = Field(
         default=None, description="changes to the recipe, e.g. {epochs: 50}"
@@ -176,20 +279,45 @@ class RunSettings(Strict):
         default=None, description="teacher: the cell shows the teacher's own accuracy"
     )
 
+    @field_validator("parameters")
+    @classmethod
+    def _check_parameters(cls, values: Parameters, info: ValidationInfo) -> Parameters:
+        """Against the method set here or in the table's base; if both set one, planning reports that."""
+        context = info.context or {}
+        method, base = info.data.get("method"), context.get("base_method")
+        if "method" in info.data and (method is None or base in (None, method)):
+            _check_values(method or base, values, context)
+        return values
+
 
 class ChainSettings(Strict):
     """The run before in a chain; what it leaves out it takes from the run after it."""
 
-    student: Key | None = None
+    student: ArchitectureName | None = None
     teacher: Teacher | None = None
     start: ChainSettings | None = None
-    method: Key | None = None
+    method: MethodName | None = None
     parameters: dict[Key, Value] | None = None
     recipe: dict[str, Any] | None = None
 
+    @field_validator("parameters")
+    @classmethod
+    def _check_parameters(cls, values: Parameters, info: ValidationInfo) -> Parameters:
+        _check_values(info.data.get("method"), values, info.context or {})
+        return values
+
+
+def _check_values(method: str | None, values: Parameters, context: Mapping[str, Any]) -> None:
+    """Refuse parameters that the method does not take, and values that they cannot have."""
+    fault = context.get("parameter_fault")
+    if fault and method:
+        faults = {name: fault(method, name, value) for name, value in (values or {}).items()}
+        refuse(((name,), message) for name, message in faults.items() if message)
+
 
 Teacher = Annotated[
-    Annotated[Key, Tag("<name>")] | Annotated[ChainSettings, Tag("<run>")], Discriminator(_teacher_kind)
+    Annotated[ArchitectureName, Tag("<name>")] | Annotated[ChainSettings, Tag("<run>")],
+    Discriminator(_teacher_kind),
 ]
 RunSettings.model_rebuild()
 ChainSettings.model_rebuild()
@@ -207,8 +335,15 @@ class Gain(Strict):
 
     key: Key
     label: Text
-    over: Key = Field(description="key of the row or column that is subtracted")
     along: Literal["rows", "columns"] = Field(description="average along the rows or along the columns")
+    over: Key = Field(description="key of the row or column that is subtracted")
+
+    @field_validator("over")
+    @classmethod
+    def _check_over(cls, over: str, info: ValidationInfo) -> str:
+        """A column where the gain is averaged along the rows, and the other way round."""
+        kind = {"rows": "column", "columns": "row"}.get(info.data.get("along", ""))
+        return Among(kind)(over, info) if kind else over
 
 
 class AccuracyTable(Strict):
@@ -221,9 +356,11 @@ class AccuracyTable(Strict):
     corner: str = Field(description="heading above the row labels")
     seeds: dict[Scale, Seeds] | None = Field(default=None, description="instead of config's, for this table")
     base: RunSettings
-    rows: Annotated[tuple[Line, ...], Field(min_length=1)]
-    columns: Annotated[tuple[Line, ...], Field(min_length=1)]
-    skip: tuple[tuple[Key, Key], ...] = Field(default=(), description="[row, column] pairs without a cell")
+    rows: Annotated[tuple[Line, ...], Field(min_length=1), AfterValidator(_refuse_doubled_keys)]
+    columns: Annotated[tuple[Line, ...], Field(min_length=1), AfterValidator(_refuse_doubled_keys)]
+    skip: tuple[tuple[RowName, ColumnName], ...] = Field(
+        default=(), description="[row, column] pairs without a cell"
+    )
     gain: Gain | None = None
 
 
@@ -232,8 +369,8 @@ class CostPair(Strict):
 
     key: Key
     label: Text
-    teacher: Key
-    student: Key
+    teacher: ArchitectureName
+    student: ArchitectureName
 
 
 class CostTable(Strict):
@@ -250,7 +387,7 @@ class CostTable(Strict):
     paper_block: Literal["swin", "swinv2", "vit"] = Field(
         description="the block whose counts match the paper's digits"
     )
-    rows: Annotated[tuple[CostPair, ...], Field(min_length=1)]
+    rows: Annotated[tuple[CostPair, ...], Field(min_length=1), AfterValidator(_refuse_doubled_keys)]
     footnotes: tuple[Text, ...] = ()
 
 
@@ -260,8 +397,8 @@ Table = AccuracyTable | CostTable
 class ReferenceRow(Strict):
     """One line of <table>.reference.csv: a printed number and where it was printed."""
 
-    row: Key
-    column: Key
+    row: RowName
+    column: ColumnName
     value: float
     source: Text
     status: Literal["primary", "secondary", "other"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fbt_core.errors import nearest
 from fbt_core.spec import RunSpec
-from fbt_paper.config.figures import FeaturesFigure, FigureConfig, SimilarityFigure, load_figures
+from fbt_paper.config.figures import FeaturesFigure, FigureConfig, SimilarityFigure
 from fbt_paper.config.load import ConfigError, Problem
 from fbt_paper.config.records import AccuracyTable
 from fbt_paper.plan.targets import Flow
@@ -36,7 +36,7 @@ class FigurePlan:
     def __init__(self, flow: Flow) -> None:
         self.flow = flow
         self.folder = f"{flow.results}/figures"
-        self.config: Mapping[str, FigureConfig] = load_figures(flow.config)
+        self.config: Mapping[str, FigureConfig] = flow.config.figures
         self.drawings = {drawing.name: drawing for drawing in self._list()}
 
     # ------------------------------------------------------------ what there is

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from fbt_paper.config.load import CONFIG_FOLDER, Config, ConfigError, load
+from fbt_paper.plan.figures import FigurePlan
 from fbt_paper.plan.runs import Plan, plan
+from fbt_paper.plan.targets import Flow
 
 ARCHITECTURES = {
     "resnet18",
@@ -55,7 +57,7 @@ class ConfigCopy:
     def problems(self) -> list[str]:
         """The problems that planning reports; none where it works."""
         try:
-            plan(self.load())
+            FigurePlan(Flow({}, self.folder))
         except ConfigError as error:
             return [str(problem) for problem in error.problems]
         return []

@@ -121,7 +121,7 @@ BAD = {
     "wrong type": (
         "datasets.yaml",
         ("classes: 100", "classes: many"),
-        "config/datasets.yaml: cifar100.classes: input should be a valid integer",
+        "config/datasets.yaml: cifar100.classes: must be a whole number (given: 'many')",
     ),
     "float as text": (
         "smoke.yaml",
@@ -260,7 +260,7 @@ BAD = {
     "empty set of recipes": (
         "recipes.yaml",
         ("\nas_printed:", "\nas_printed:\n\nrest:"),
-        "config/recipes.yaml: as_printed: input should be an object (given: None)",
+        "config/recipes.yaml: as_printed: must be keys with values (given: nothing)",
     ),
     "empty dataset of recipes": (
         "recipes.yaml",
@@ -270,7 +270,7 @@ BAD = {
     "sources that are no text": (
         "recipes.yaml",
         ("  epochs: paper's Table 1", "  epochs: [1]"),
-        "config/recipes.yaml: sources.epochs: input should be a valid string",
+        "config/recipes.yaml: sources.epochs: must be a text (given: [1])",
     ),
     "key that is a list": (
         "recipes.yaml",
@@ -324,6 +324,72 @@ BAD = {
         "config/config.yaml: data_roots.fashion_mnist: its images are shipped with the package, so it "
         "takes no folder; valid: cifar100, fashion_mnist_full, imagenet; did you mean 'fashion_mnist_full'?",
     ),
+    "one wrong key of a row": (
+        "tables/table5.yaml",
+        ("label: ViT Block", "labell: ViT Block"),
+        "config/tables/table5.yaml: rows[0].labell: unknown key; valid: dataset, key, label,",
+    ),
+    "infinite number": (
+        "methods.yaml",
+        ("logit_weight: {value: 1.0", "logit_weight: {value: .inf"),
+        "config/methods.yaml: kd.parameters.logit_weight.value: must be a finite number (given: inf)",
+    ),
+    "mapping as a parameter": (
+        "tables/table5.yaml",
+        ("block: vit", "gamma: {a: 1}"),
+        "config/tables/table5.yaml: rows[0].parameters.gamma: must be a number, a text, true, false or a",
+    ),
+    "label that YAML reads as false": (
+        "tables/table5.yaml",
+        ("label: ViT Block", "label: no"),
+        "config/tables/table5.yaml: rows[0].label: must be a text, but YAML reads this as true or false "
+        "(given: False); put quotes around it",
+    ),
+    "label that YAML reads as a number": (
+        "tables/table5.yaml",
+        ("label: ViT Block", "label: 1.0"),
+        "rows[0].label: must be a text, but YAML reads this as a number (given: 1.0); put quotes around it",
+    ),
+    "mapping that holds itself": (
+        "tables/table5.yaml",
+        ("base: {", "base: &base {before: *base, "),
+        "config/tables/table5.yaml: a mapping or a list holds itself",
+    ),
+    "tab": (
+        "tables/table5.yaml",
+        ("title: Table 5\n", "title: Table 5\n\ttarget: x\n"),
+        "config/tables/table5.yaml: line 4: a tab indents this line; indent with blanks",
+    ),
+    "brace that is not closed": (
+        "tables/table5.yaml",
+        ("method: fbt}", "method: fbt"),
+        "config/tables/table5.yaml: line 7: the bracket or brace that opens here is not closed",
+    ),
+    "day that does not exist": (
+        "tables/table5.yaml",
+        ("label: ViT Block", "label: 2024-02-30"),
+        "config/tables/table5.yaml: is not YAML (day is out of range for month); put quotes around a text",
+    ),
+    "doubled seeds": (
+        "config.yaml",
+        ("seeds: [0]", "seeds: [1, 0, 1]"),
+        "config/config.yaml: seeds[2]: 1 is given twice",
+    ),
+    "key of a figure": (
+        "figures/figure2.yaml",
+        ("measure: 256", "measur: 256"),
+        "config/figures/figure2.yaml: measur: unknown key; valid: caption, dataset,",
+    ),
+    "cell of a figure": (
+        "figures/similarity.yaml",
+        ("row: fbt, column: swin_t__resnet18", "row: fbt, column: swin"),
+        "config/figures/similarity.yaml: cells[0]: table 'table2' has no cell 'fbt, swin'; valid:",
+    ),
+    "skipped cell": (
+        "tables/table5.yaml",
+        ("corner:", "skip: [[vit_bloc, swin_t__resnet18]]\ncorner:"),
+        "config/tables/table5.yaml: skip[0][0]: unknown row 'vit_bloc'; valid: swin_block, vit_block;",
+    ),
     "half a normalisation": (
         "config.yaml",
         (
@@ -356,7 +422,7 @@ BAD = {
     "printed number without a cell": (
         "tables/table5.reference.csv",
         ("vit_block,swin_t__resnet18", "vit_blockx,swin_t__resnet18"),
-        "config/tables/table5.reference.csv: line 2: unknown row 'vit_blockx'; valid:",
+        "config/tables/table5.reference.csv: line 2.row: unknown row 'vit_blockx'; valid:",
     ),
     "printed number that is none": (
         "tables/table5.reference.csv",
@@ -487,6 +553,67 @@ def test_printed_numbers_that_are_not_utf_8_are_told(copy):
     assert problem.startswith("config/tables/table5.reference.csv: is not UTF-8 text: ")
 
 
+TABLE_5 = "tables/table5.reference.csv"
+NUMBER = "vit_block,swin_t__resnet18,81.05,paper,primary,\n"
+AS_SPREADSHEETS_SAVE_IT = {
+    "mark at the beginning": f"\ufeffrow,column,value,source,status,note\n{NUMBER}",
+    "semicolons and decimal commas": "row;column;value;source;status;note\r\n"
+    "vit_block;swin_t__resnet18;81,05;paper;primary;\r\n",
+    "tabs": f"row,column,value,source,status,note\n{NUMBER}".replace(",", "\t"),
+    "blank lines": f"row,column,value,source,status,note\n,,,,,\n{NUMBER},,,,,\n\n",
+    "an empty column": f"row,column,value,source,status,note,\n{NUMBER}",
+    "no notes": "row,column,value,source,status\nvit_block,swin_t__resnet18,81.05,paper,primary\n",
+}
+
+
+@pytest.mark.parametrize("case", AS_SPREADSHEETS_SAVE_IT)
+def test_printed_numbers_saved_by_a_spreadsheet_are_read(case, copy):
+    copy.path(TABLE_5).write_text(AS_SPREADSHEETS_SAVE_IT[case], encoding="utf-8", newline="")
+    (row,) = copy.load().references["table5"]
+    assert (row.row, row.column, row.value) == ("vit_block", "swin_t__resnet18", 81.05)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (NUMBER, f"config/{TABLE_5}: line 1: must name the columns (row,column,value,source,status,note)"),
+        (
+            f"row,column,value,source,status,note\n\n{NUMBER}{NUMBER}",
+            "line 4: vit_block, swin_t__resnet",
+        ),
+        ('row,column,value,source,status\nvit_block,x,"81,05",p,primary\n', "line 2.value: must be a number"),
+    ],
+)
+def test_a_line_of_printed_numbers_is_named(text, message, copy):
+    copy.write(TABLE_5, text)
+    assert any(message in problem for problem in copy.problems()), copy.problems()
+
+
+def test_hidden_files_are_left_out_and_another_ending_is_named(copy):
+    """An editor's lock, the copies that a Mac makes: they lie in many people's folders."""
+    before = copy.load()
+    for name in ("tables/.#table5.yaml", "tables/._table5.yaml", "tables/._table5.reference.csv"):
+        copy.write(name, "\0")
+    copy.write("figures/._figure1.yaml", "\0")
+    assert copy.load() == before
+    copy.write("tables/table7.yml", TABLE)
+    (problem,) = copy.problems()
+    assert problem.startswith("config/tables/table7.yml: is not read") and "table7.yaml" in problem
+
+
+@pytest.mark.parametrize("name", ["tables/table5.yaml", "figures/figure1.yaml", "recipes.yaml"])
+def test_an_empty_file_is_named_with_its_folder(name, copy):
+    copy.write(name, "# nothing yet\n")
+    assert f"config/{name}: the file is empty; it must hold keys with values" in copy.problems()
+
+
+def test_no_message_repeats_a_whole_table(copy):
+    """One wrong key of a row once printed all rows as well."""
+    copy.replace("tables/cifar100.yaml", "label:", "labell:")
+    problems = copy.problems()
+    assert len(problems) == 2 and all(len(problem) < 400 for problem in problems)
+
+
 def test_the_names_read_from_timms_source_are_those_it_has():
     timm = pytest.importorskip("timm")
     assert set(timm.list_models()) <= timm_names()
@@ -520,7 +647,7 @@ def test_lists_given_on_the_command_line_are_typed_as_in_the_file(copy):
     given = {"seeds": ["0", "1"], "data_roots": {"cifar100": "/data", "imagenet": "null"}, "scale": "paper"}
     config = copy.load(changed_settings(given, copy.folder))
     assert config.main.seeds == (0, 1)
-    assert config.main.data_roots == {"cifar100": "/data", "imagenet": None}
+    assert config.main.data_roots == {"cifar100": "/data", "imagenet": None, "fashion_mnist_full": None}
 
 
 def test_a_list_of_wrong_items_is_told_by_its_items_only(copy):

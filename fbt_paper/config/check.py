@@ -1,0 +1,144 @@
+"""A piece of a file against its record: pydantic finds every mistake in one pass, here each gets words."""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from fbt_core.errors import is_number, nearest, number_as_text
+from fbt_paper.config.problems import ConfigError, Problem, dotted
+
+M = TypeVar("M", bound=BaseModel)
+Path = tuple[object, ...]
+EXPECTED = {
+    "bool_type": "true or false",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "string_type": "a text",
+    "tuple_type": "a list",
+    "dict_type": "keys with values",
+    "model_type": "keys with values",
+}
+
+
+def validate(
+    model: type[M],
+    data: Any,
+    file: str,
+    prefix: Sequence[object] = (),
+    names: Mapping[str, Any] | None = None,
+) -> M:
+    """The record, or a ConfigError with every problem of this piece of the file.
+
+    `names` holds what the types of records.py look names up in; without them only the form is checked.
+    """
+    try:
+        return model.model_validate_json(json.dumps(data, default=str), context=names)
+    except ValidationError as error:
+        errors = error.errors(include_url=False)
+        problems = [
+            Problem(file, dotted([*prefix, *path]), message)
+            for path, message in _messages(errors, model, data)
+        ]
+        raise ConfigError(problems) from None
+
+
+def _messages(
+    errors: Sequence[ErrorDetails], model: type[BaseModel], data: Any
+) -> Iterator[tuple[Path, str]]:
+    """Each path with what is wrong there; the members of a union give one message together."""
+    groups: dict[Path, list[ErrorDetails]] = {}
+    for error in errors:
+        groups.setdefault(_real_path(error, data), []).append(error)
+    for path, group in groups.items():
+        kinds = {error["type"] for error in group}
+        inner = any(other != path and other[: len(path)] == path for other in groups)
+        if inner and not kinds & {"value_error", "fault"}:
+            continue  # a list of wrong items is not also reported to be too short
+        if len(kinds) > 1 and kinds <= set(EXPECTED):
+            finite = "finite_number" in kinds
+            expected = "a finite number" if finite else "a number, a text, true, false or a list of these"
+            yield path, f"must be {expected} ({_given(group[0])})"
+        else:
+            yield path, _message(group[0], model, path)
+
+
+def _real_path(error: ErrorDetails, data: Any) -> Path:
+    """The error's location without the names pydantic adds for the members of a union."""
+    path: list[object] = []
+    for part in error["loc"]:
+        inside = isinstance(data, dict) and part in data
+        inside = inside or (isinstance(data, list) and isinstance(part, int) and part < len(data))
+        if inside:
+            data = data[part]
+            path.append(part)
+        elif error["type"] == "missing" and part == error["loc"][-1]:
+            path.append(part)
+    return tuple(path)
+
+
+def _message(error: ErrorDetails, model: type[BaseModel], path: Path) -> str:
+    kind, given = error["type"], error.get("input")
+    if kind == "fault":
+        return error["msg"]
+    if kind == "value_error":
+        return str(error["ctx"]["error"])
+    if kind == "extra_forbidden":
+        return f"unknown key; {nearest(path[-1], _keys_at(model, path[:-1]))}"
+    if kind == "missing":
+        return "is missing"
+    if kind == "literal_error":
+        choices = [part.strip(" '") for part in error["ctx"]["expected"].replace(" or ", ",").split(",")]
+        return f"'{given}' is not valid here; {nearest(given, choices)}"
+    if isinstance(given, str) and kind in {"float_type", "int_type"} and is_number(given):
+        return number_as_text(given)
+    if kind == "string_pattern_mismatch":
+        return f"'{given}' has a form that is not allowed here ({error['ctx']['pattern']})"
+    if kind == "string_type" and isinstance(given, bool | int | float):
+        what = "true or false" if isinstance(given, bool) else "a number"
+        return f"must be a text, but YAML reads this as {what} ({_given(error)}); put quotes around it"
+    if kind in EXPECTED:
+        return f"must be {EXPECTED[kind]} ({_given(error)})"
+    return f"{error['msg'][0].lower()}{error['msg'][1:]} ({_given(error)})"
+
+
+def _given(error: ErrorDetails) -> str:
+    """The value that was given, in short: a table of many rows is not repeated in its message."""
+    value = error.get("input")
+    if value is None:
+        return "given: nothing"
+    return f"given: {reprlib.repr(value)}" if not isinstance(value, str) else f"given: {value!r}"
+
+
+def _keys_at(model: type[BaseModel], path: Path) -> set[str]:
+    """The keys that may stand at this path of a record's file, from the record's JSON schema."""
+    schema = model.model_json_schema()
+    nodes = _members(schema, schema)
+    for part in path:
+        inner = [
+            child
+            for node in nodes
+            for child in (
+                node.get("properties", {}).get(part),
+                node.get("items"),
+                node.get("additionalProperties"),
+            )
+            if isinstance(child, dict)
+        ]
+        nodes = [member for child in inner for member in _members(child, schema)]
+    return {key for node in nodes for key in node.get("properties", {})}
+
+
+def _members(node: Mapping[str, Any], schema: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """A schema's node, or those that it refers to or chooses among."""
+    if "$ref" in node:
+        return _members(schema["$defs"][node["$ref"].rpartition("/")[2]], schema)
+    choices = node.get("anyOf") or node.get("oneOf")
+    return [member for choice in choices for member in _members(choice, schema)] if choices else [node]
