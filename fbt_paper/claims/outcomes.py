@@ -1,0 +1,130 @@
+"""What the runs of a cell measured, in the form that intervals need: per seed, the images that were right."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fbt_paper.claims.statistics import (
+    Estimate,
+    Outcomes,
+    binomial_error,
+    difference,
+    estimate,
+    unpaired_difference,
+)
+from fbt_paper.plan.runs import Plan
+
+EPOCH = "last"
+"""Verdicts use the last epoch: the best epoch was chosen on the test images, which voids an interval."""
+PREDICTIONS = "predictions.npz"
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """One run: its last epoch's top-1 (percent), its test images, and which it got right if that was kept."""
+
+    top1: float
+    images: int
+    correct: Outcomes | None
+
+
+@dataclass(frozen=True)
+class CellOutcome:
+    """A cell's runs by seed; `missing` names the runs that are planned but not finished."""
+
+    runs: Mapping[int, RunOutcome]
+    missing: tuple[str, ...] = ()
+
+
+def read_cell(plan: Plan, folder: Path, path: str) -> CellOutcome:
+    """The outcomes behind `table/row/column`; the runs lie in `folder`."""
+    table, row, column = path.split("/")
+    cell = plan.tables[table].cells.get((row, column))
+    outcomes: dict[int, RunOutcome] = {}
+    missing: list[str] = []
+    for run in cell.runs if cell is not None else ():
+        outcome = read_run(folder / run)
+        if outcome is None:
+            missing.append(run)
+        else:
+            outcomes[plan.runs[run].seed] = outcome
+    return CellOutcome(outcomes, tuple(missing))
+
+
+def read_run(folder: Path) -> RunOutcome | None:
+    """One run's outcome; None if it has not finished."""
+    try:
+        metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+    except FileNotFoundError:
+        return None
+    images = int(metrics["spec"]["dataset"]["test_images"])
+    return RunOutcome(float(metrics[EPOCH]["top1"]), images, _correct(folder / PREDICTIONS, images))
+
+
+def _correct(path: Path, images: int) -> Outcomes | None:
+    """Which test images the last epoch's weights got right; None for a run that kept no predictions."""
+    if not path.exists():
+        return None
+    with np.load(path, allow_pickle=False) as kept:
+        correct: Outcomes = kept[EPOCH] == kept["labels"]
+    return correct if len(correct) == images else None
+
+
+def compare(better: CellOutcome, than: CellOutcome) -> Estimate:
+    """The difference of two cells, paired by seed and image as far as both allow it."""
+    common = sorted(set(better.runs) & set(than.runs))
+    sides = [[cell.runs[seed] for seed in common] for cell in (better, than)]
+    first, second = (stacked(runs) for runs in sides)
+    if first is not None and second is not None and first.shape == second.shape:
+        return difference(first, second)
+    if not common:
+        sides = [list(cell.runs.values()) for cell in (better, than)]
+    images = min(run.images for runs in sides for run in runs)
+    return unpaired_difference([run.top1 for run in sides[0]], [run.top1 for run in sides[1]], images)
+
+
+def compare_means(pairs: list[tuple[CellOutcome, CellOutcome]]) -> Estimate:
+    """The mean over pairs of the differences: images and seeds that pairs share count once."""
+    parts = []
+    for better, than in pairs:
+        common = sorted(set(better.runs) & set(than.runs))
+        first = stacked([better.runs[seed] for seed in common])
+        second = stacked([than.runs[seed] for seed in common])
+        if first is None or second is None or first.shape != second.shape:
+            parts = []
+            break
+        parts.append(100.0 * (first.astype(np.float64) - second.astype(np.float64)))
+    if parts and len({part.shape for part in parts}) == 1:
+        return estimate(np.mean(parts, axis=0))
+    # Without predictions that pair: means of the pairs' estimates, as if their chances always added up.
+    estimates = [compare(better, than) for better, than in pairs]
+    return Estimate(
+        mean=float(np.mean([part.mean for part in estimates])),
+        error=float(np.mean([part.error for part in estimates])),
+        freedom=min(part.freedom for part in estimates),
+        sources=estimates[0].sources,
+    )
+
+
+def stacked(runs: list[RunOutcome]) -> Outcomes | None:
+    """The runs' outcomes as (seeds, images); None unless all kept their predictions on the same images."""
+    kept = [run.correct for run in runs if run.correct is not None]
+    if not kept or len(kept) < len(runs) or len({len(correct) for correct in kept}) > 1:
+        return None
+    return np.stack(kept)
+
+
+def uncertainty(cell: CellOutcome) -> tuple[float, str] | None:
+    """A cell's own ± in points and where it comes from: its seeds, else the size of its test set."""
+    values = [run.top1 for run in cell.runs.values()]
+    if not values:
+        return None
+    if len(values) > 1:
+        return float(np.std(values, ddof=1)), "seeds"
+    return binomial_error(values[0], next(iter(cell.runs.values())).images), "images"
