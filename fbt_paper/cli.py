@@ -118,6 +118,25 @@ def compare_command(options: Options) -> int:
     return 0
 
 
+def judge_claims_command(options: Options) -> int:
+    """Write what the results say of each claim of the paper: holds, contradicted or undecided."""
+    from fbt_paper.claims.records import load_claims
+    from fbt_paper.claims.show import to_csv, to_markdown
+    from fbt_paper.claims.verdicts import Evidence, judge_all
+
+    flow = open_flow(options)
+    judgements = judge_all(load_claims(flow.config), Evidence(flow.config, flow.plan, Path(flow.results)))
+    data = ", ".join(dict.fromkeys(spec.dataset.name for spec in flow.plan.runs.values()))
+    for kind, text in (
+        ("csv", to_csv(judgements)),
+        ("md", to_markdown(judgements, f"scale {flow.scale}, {data}")),
+    ):
+        path = Path(flow.results, f"claims.{kind}")
+        write_text(path, text)
+        print(path)
+    return 0
+
+
 def status_command(options: Options) -> int:
     """Where every run of every table stands, read from files; exit code 1 where one has failed."""
     from fbt_paper.status.commands import show_status
@@ -304,6 +323,7 @@ def _add_result_commands(commands: Any) -> None:
     diff.add_argument("second", metavar="RUN")
     table = _add(commands, "build-table", build_table_command, "fbt build-table table5")
     table.add_argument("table", metavar="TABLE")
+    _add(commands, "judge-claims", judge_claims_command, "fbt judge-claims")
     figure = _add(commands, "draw", draw_command, "fbt draw figure1")
     figure.add_argument("figure", metavar="FIGURE")
     page = _add(commands, "build-page", build_page_command, "fbt build-page index")

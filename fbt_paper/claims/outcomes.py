@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fbt_paper.claims.statistics import (
     Estimate,
@@ -91,7 +92,7 @@ def compare(better: CellOutcome, than: CellOutcome) -> Estimate:
 
 def compare_means(pairs: list[tuple[CellOutcome, CellOutcome]]) -> Estimate:
     """The mean over pairs of the differences: images and seeds that pairs share count once."""
-    parts = []
+    parts: list[NDArray[np.float64]] = []
     for better, than in pairs:
         common = sorted(set(better.runs) & set(than.runs))
         first = stacked([better.runs[seed] for seed in common])

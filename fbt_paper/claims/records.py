@@ -86,17 +86,17 @@ KINDS: dict[str, type[Claim]] = {
 def _kind(value: Any) -> str:
     """The kind of a claim: the field that only this kind has."""
     if isinstance(value, Claim):
-        return next(name for name, kind in KINDS.items() if isinstance(value, kind))
-    return next((name for name in KINDS if isinstance(value, Mapping) and name in value), "better")
+        return next(f"<{name}>" for name, kind in KINDS.items() if isinstance(value, kind))
+    return next((f"<{name}>" for name in KINDS if isinstance(value, Mapping) and name in value), "<better>")
 
 
 AnyClaim = Annotated[
-    Annotated[Above, Tag("better")]
-    | Annotated[Ordered, Tag("best_first")]
-    | Annotated[Same, Tag("same")]
-    | Annotated[Varies, Tag("rises_and_falls")]
-    | Annotated[Ratio, Tag("ratio")]
-    | Annotated[Observation, Tag("observation")],
+    Annotated[Above, Tag("<better>")]
+    | Annotated[Ordered, Tag("<best_first>")]
+    | Annotated[Same, Tag("<same>")]
+    | Annotated[Varies, Tag("<rises_and_falls>")]
+    | Annotated[Ratio, Tag("<ratio>")]
+    | Annotated[Observation, Tag("<observation>")],
     Discriminator(_kind),
 ]
 

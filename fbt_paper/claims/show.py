@@ -6,23 +6,21 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
-from fbt_core.files import write_file
 from fbt_paper.claims.verdicts import Judgement
 
 HEADER = ("key", "where", "claim", "verdict", "evidence", "chance", "note")
 ORDER = ("holds", "contradicted", "undecided", "not measured")
 RULE = """\
 A claim *holds* if the whole 95 % interval of the difference is on the claimed side, is *contradicted* if the
-whole interval is on the other side, and is *undecided* otherwise: undecided is no verdict on the paper, it says
-that these runs cannot tell. Differences are of the last epoch's top-1, paired by seed and test image. What no
-interval here holds: another teacher (each is trained once), another recipe, another data set."""
+whole interval is on the other side, and is *undecided* otherwise: undecided is no verdict on the paper, it
+means that these runs cannot decide. Differences are of the last epoch's top-1, paired by seed and test
+image. What no interval here holds: another teacher (each is trained once), another recipe, another data set."""
 
 
 def counts(judgements: Sequence[Judgement]) -> dict[str, int]:
     """How many claims hold, are contradicted, undecided, not measured."""
-    found = Counter(judgement.verdict for judgement in judgements)
+    found: Counter[str] = Counter(judgement.verdict for judgement in judgements)
     return {verdict: found[verdict] for verdict in ORDER}
 
 
@@ -64,10 +62,3 @@ def to_markdown(judgements: Sequence[Judgement], data: str) -> str:
         cells = (claim.where, says, f"**{judgement.verdict}**", judgement.words, chance(judgement))
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join([*lines, ""])
-
-
-def write(path: Path, text: str) -> Path:
-    """Write a text file in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, lambda file: file.write(text.encode()))
-    return path

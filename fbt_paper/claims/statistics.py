@@ -43,11 +43,16 @@ class Estimate:
         reach = self.error * float(stats.t.ppf(0.5 + confidence / 2, self.freedom)) if self.error else 0.0
         return self.mean - reach, self.mean + reach
 
-    def probability_above(self, threshold: float) -> float:
+    def p_above(self, threshold: float) -> float:
         """The p-value of `the mean is not above the threshold`: small means that it is above."""
         if self.error == 0:
             return 0.0 if self.mean > threshold else 1.0
         return float(stats.t.sf((self.mean - threshold) / self.error, self.freedom))
+
+    def p_below(self, threshold: float) -> float:
+        """The p-value of `the mean is not below the threshold`: small means that it is below."""
+        mirrored = Estimate(-self.mean, self.error, self.freedom, self.sources)
+        return mirrored.p_above(-threshold)
 
 
 def estimate(values: NDArray[np.float64]) -> Estimate:

@@ -134,8 +134,8 @@ def judge_varies(claim: Varies, evidence: Evidence) -> Judgement:
         cells = [cell for names in pairs(evidence.config, claim.rises_and_falls).values() for cell in names]
         return _not_measured(claim, [evidence.cell(cell) for cell in cells])
     estimates = [part.measured for part in parts if part.measured is not None]
-    above = min(holm([found.probability_above(0.0) for found in estimates]))
-    below = min(holm([1 - found.probability_above(0.0) for found in estimates]))
+    above = min(holm([part.p_above(0.0) for part in estimates]))
+    below = min(holm([part.p_below(0.0) for part in estimates]))
     # It is contradicted if no pair leaves room for the other sign.
     verdict: Verdict = "undecided"
     if above < WRONG and below < WRONG:
@@ -218,7 +218,7 @@ def _judge_each(
     verdict = _all_hold(parts)
     if verdict == "contradicted" and len(parts) > 1:
         # Having looked at all pairs, one that is below by chance must not decide.
-        below = [1 - part.measured.probability_above(threshold) for part in parts if part.measured]
+        below = [part.measured.p_below(threshold) for part in parts if part.measured]
         if min(holm(below)) >= WRONG:
             verdict = "undecided"
     words = _interval_words(parts)
