@@ -11,6 +11,7 @@ include: "workflow/rules/common.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/tables.smk"
 include: "workflow/rules/figures.smk"
+include: "workflow/rules/claims.smk"
 
 
 report: "workflow/report/workflow.rst"
@@ -21,6 +22,7 @@ rule all:
     input:
         FLOW.tables_target,
         FIGURES.target("index"),
+        CLAIMS.target("claims"),
         f"{FLOW.results}/index.html",
 
 
@@ -33,4 +35,5 @@ rule grid:
     input:
         FLOW.grid_target,
         FIGURES.target("grid"),
+        CLAIMS.target("claims_grid"),
         f"{FLOW.results}/grid.html",

@@ -120,18 +120,17 @@ def compare_command(options: Options) -> int:
 
 def judge_claims_command(options: Options) -> int:
     """Write what the results say of each claim of the paper: holds, contradicted or undecided."""
-    from fbt_paper.claims.records import load_claims
     from fbt_paper.claims.show import to_csv, to_markdown
     from fbt_paper.claims.verdicts import Evidence, judge_all
+    from fbt_paper.plan.claims import ClaimPlan
 
     flow = open_flow(options)
-    judgements = judge_all(load_claims(flow.config), Evidence(flow.config, flow.plan, Path(flow.results)))
-    data = ", ".join(dict.fromkeys(spec.dataset.name for spec in flow.plan.runs.values()))
-    for kind, text in (
-        ("csv", to_csv(judgements)),
-        ("md", to_markdown(judgements, f"scale {flow.scale}, {data}")),
-    ):
-        path = Path(flow.results, f"claims.{kind}")
+    claims = ClaimPlan(flow).of(options.claims)
+    judgements = judge_all(claims, Evidence(flow.config, flow.plan, Path(flow.results)))
+    datasets = dict.fromkeys(spec.dataset.name for spec in flow.plan.runs.values())
+    data = f"scale {flow.scale}, {', '.join(datasets)}"
+    for kind, text in (("csv", to_csv(judgements)), ("md", to_markdown(judgements, data))):
+        path = Path(flow.results, f"{options.claims}.{kind}")
         write_text(path, text)
         print(path)
     return 0
@@ -323,7 +322,8 @@ def _add_result_commands(commands: Any) -> None:
     diff.add_argument("second", metavar="RUN")
     table = _add(commands, "build-table", build_table_command, "fbt build-table table5")
     table.add_argument("table", metavar="TABLE")
-    _add(commands, "judge-claims", judge_claims_command, "fbt judge-claims")
+    claims = _add(commands, "judge-claims", judge_claims_command, "fbt judge-claims claims")
+    claims.add_argument("claims", choices=["claims", "claims_grid"], metavar="claims[_grid]")
     figure = _add(commands, "draw", draw_command, "fbt draw figure1")
     figure.add_argument("figure", metavar="FIGURE")
     page = _add(commands, "build-page", build_page_command, "fbt build-page index")

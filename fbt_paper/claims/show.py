@@ -15,13 +15,14 @@ RULE = """\
 A claim *holds* if the whole 95 % interval of the difference is on the claimed side, is *contradicted* if the
 whole interval is on the other side, and is *undecided* otherwise: undecided is no verdict on the paper, it
 means that these runs cannot decide. Differences are of the last epoch's top-1, paired by seed and test
-image. What no interval here holds: another teacher (each is trained once), another recipe, another data set."""
+image. What no interval here covers: a teacher trained again (each is trained once),
+another recipe, another data set."""
 
 
 def counts(judgements: Sequence[Judgement]) -> dict[str, int]:
     """How many claims hold, are contradicted, undecided, not measured."""
-    found: Counter[str] = Counter(judgement.verdict for judgement in judgements)
-    return {verdict: found[verdict] for verdict in ORDER}
+    verdicts: Counter[str] = Counter(judgement.verdict for judgement in judgements)
+    return {verdict: verdicts[verdict] for verdict in ORDER}
 
 
 def chance(judgement: Judgement) -> str:
@@ -45,11 +46,11 @@ def to_csv(judgements: Sequence[Judgement]) -> str:
 
 def to_markdown(judgements: Sequence[Judgement], data: str) -> str:
     """The claims as a table under a count of the verdicts; `data` says what was trained on."""
-    found = counts(judgements)
+    number = counts(judgements)
     lines = [
         "# Claims of the paper",
         "",
-        ", ".join(f"{count} {verdict}" for verdict, count in found.items()) + f". Measured on: {data}.",
+        ", ".join(f"{count} {verdict}" for verdict, count in number.items()) + f". Measured on: {data}.",
         "",
         RULE,
         "",

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Literal
 
 from fbt_paper.claims.outcomes import CellOutcome, compare, compare_means, read_cell
-from fbt_paper.claims.records import Above, Claim, Observation, Ordered, Ratio, Same, Varies, pairs
 from fbt_paper.claims.statistics import CONFIDENCE, Estimate, holm
+from fbt_paper.config.claims import Above, Claim, Observation, Ordered, Ratio, Same, Varies, pairs
 from fbt_paper.config.load import Config
 from fbt_paper.config.records import CostTable
 from fbt_paper.plan.runs import Plan
@@ -281,10 +281,10 @@ def _interval_words(parts: Sequence[Part]) -> str:
 
 def _sources(parts: Sequence[Part]) -> tuple[str, ...]:
     """What varied in all comparisons of a claim."""
-    found = [part.measured.sources for part in parts if part.measured]
-    return min(found, key=len) if found else ()
+    sources = [part.measured.sources for part in parts if part.measured]
+    return min(sources, key=len) if sources else ()
 
 
 def _short(path: str) -> str:
-    """The part of a cell's path that tells it from others of its table."""
+    """The part of a cell's path that differs from others of its table."""
     return path.split("/")[1]

@@ -8,11 +8,14 @@ import pytest
 
 from fbt_core.errors import UserError
 from fbt_paper.claims.outcomes import CellOutcome, RunOutcome, uncertainty
-from fbt_paper.claims.records import Above, load_claims, pairs
 from fbt_paper.claims.show import counts, to_csv, to_markdown
 from fbt_paper.claims.verdicts import Evidence, judge_all
+from fbt_paper.cli import main
+from fbt_paper.config.claims import Above, load_claims, pairs
 from fbt_paper.config.load import load
+from fbt_paper.plan.claims import ClaimPlan
 from fbt_paper.plan.runs import plan
+from fbt_paper.plan.targets import Flow
 from tests.test_paper.config_copy import ConfigCopy
 from tests.test_paper.made_up_results import write_costs, write_run
 
@@ -213,10 +216,35 @@ def test_tables_of_verdicts(copy, tmp_path):
 
 
 def test_a_cells_own_uncertainty_is_of_its_seeds_or_else_of_its_images():
-    one = RunOutcome(80.0, 1_000, None)
-    assert uncertainty(CellOutcome({0: one})) == (pytest.approx(1.265, abs=1e-3), "images")
-    assert uncertainty(CellOutcome({0: one, 1: RunOutcome(82.0, 1_000, None)})) == (
+    single = RunOutcome(80.0, 1_000, None)
+    assert uncertainty(CellOutcome({0: single})) == (pytest.approx(1.265, abs=1e-3), "images")
+    assert uncertainty(CellOutcome({0: single, 1: RunOutcome(82.0, 1_000, None)})) == (
         pytest.approx(2**0.5),
         "seeds",
     )
     assert uncertainty(CellOutcome({})) is None
+
+
+def test_the_verdicts_are_made_from_the_results_of_their_own_tables(copy):
+    flow = Flow({}, copy.folder)
+    claims = ClaimPlan(flow)
+    main_page, grid = ({claim.key for claim in claims.of(name)} for name in ("claims", "claims_grid"))
+    assert main_page | grid == {claim.key for claim in claims.claims} and not main_page & grid
+    inputs = claims.inputs("claims")
+    runs = {run for table in ("table2", "table3", "table4", "table5") for run in flow.plan.tables[table].runs}
+    shown = {f"results/smoke/runs/{run}/metrics.json" for run in runs}
+    assert {file for file in inputs if file.endswith("metrics.json")} < shown
+    assert {
+        "config/claims.yaml",
+        "config/tables/table2.reference.csv",
+        "results/smoke/costs/table6.json",
+    } < set(inputs)
+    assert "results/smoke/figures/figure2_claims.csv" in inputs
+
+
+def test_a_claim_is_one_item_and_its_verdict_one_command(copy, tmp_path, monkeypatch, capsys):
+    write_claims(copy, {"better": POOLED, "than": FINAL})
+    monkeypatch.chdir(tmp_path)
+    assert main(["--config", str(copy.folder), "judge-claims", "claims"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["results/smoke/claims.csv", "results/smoke/claims.md"]
+    assert "not measured" in (tmp_path / "results/smoke/claims.md").read_text()

@@ -59,17 +59,19 @@ def test_one_seed_with_chance_of_seeds_is_too_sure_and_says_that_only_images_cou
     generator = np.random.default_rng(8)
     wrong = 0
     for better, than in simulate(400, 1, 600, 0.0, 3.0, generator):
-        found = difference(better, than)
-        assert found.sources == ("images",)
-        lower, upper = found.interval()
+        measured = difference(better, than)
+        assert measured.sources == ("images",)
+        lower, upper = measured.interval()
         wrong += not lower <= 0 <= upper
     assert wrong / 400 > 0.2  # why the docs ask for more than one seed
 
 
 def test_a_large_difference_is_found():
     generator = np.random.default_rng(9)
-    found = [difference(*sides).interval()[0] > 0 for sides in simulate(200, 5, 2_000, 4.0, 0.5, generator)]
-    assert np.mean(found) > 0.95
+    measured = [
+        difference(*sides).interval()[0] > 0 for sides in simulate(200, 5, 2_000, 4.0, 0.5, generator)
+    ]
+    assert np.mean(measured) > 0.95
 
 
 def test_pairing_narrows_and_without_predictions_the_interval_is_wider_but_safe():
@@ -88,10 +90,10 @@ def test_pairing_narrows_and_without_predictions_the_interval_is_wider_but_safe(
 def test_an_estimate_worked_out_by_hand():
     values = np.array([[1.0, 2.0, 3.0], [2.0, 4.0, 3.0]])
     # means 2 and 3 of seeds, 1.5, 3, 3 of images: MS_seeds = 1.5, MS_images = 1.5, MS_rest = 0.5
-    found = estimate(values)
-    assert found.mean == pytest.approx(2.5)
-    assert found.error == pytest.approx(math.sqrt((1.5 + 1.5 - 0.5) / 6))
-    assert found.freedom == pytest.approx(2.5**2 / (1.5**2 / 1 + 1.5**2 / 2))
+    measured = estimate(values)
+    assert measured.mean == pytest.approx(2.5)
+    assert measured.error == pytest.approx(math.sqrt((1.5 + 1.5 - 0.5) / 6))
+    assert measured.freedom == pytest.approx(2.5**2 / (1.5**2 / 1 + 1.5**2 / 2))
 
 
 def test_holm_corrects_in_order_and_keeps_it():
@@ -111,8 +113,8 @@ def test_the_standard_error_of_a_cell():
 
 
 def test_more_seeds_and_images_tell_smaller_differences():
-    one = smallest_difference(1, 1_000, 0.5, 0.15)
+    single = smallest_difference(1, 1_000, 0.5, 0.15)
     five = smallest_difference(5, 1_000, 0.5, 0.15)
     many = smallest_difference(5, 4_000, 0.5, 0.15)
-    assert one > five > many > 0
-    assert one == pytest.approx((1.962 + 0.842) * math.sqrt(100**2 * 0.15 / 1_000), rel=0.01)
+    assert single > five > many > 0
+    assert single == pytest.approx((1.962 + 0.842) * math.sqrt(100**2 * 0.15 / 1_000), rel=0.01)

@@ -1,0 +1,53 @@
+"""Which claims are judged in which file, and from which results: what workflow/rules/claims.smk asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fbt_paper.config.claims import Claim, Observation, Ratio, load_claims, named_cells, pairs
+from fbt_paper.plan.targets import Flow
+
+FILES = {"claims": "index", "claims_grid": "grid"}
+"""Claims file -> the page it belongs to."""
+
+
+class ClaimPlan:
+    """All claims of one scale as files under results/<scale>/."""
+
+    def __init__(self, flow: Flow) -> None:
+        self.flow = flow
+        self.claims = load_claims(flow.config)
+
+    def of(self, name: str) -> tuple[Claim, ...]:
+        """The claims of a file: those that its tables can answer, and on the main page those of figures."""
+        return tuple(claim for claim in self.claims if self._belongs(claim, name))
+
+    def inputs(self, name: str) -> list[str]:
+        """What the verdicts of a file are made from: claims, printed numbers, results, counts, figures."""
+        files = dict.fromkeys(["config/claims.yaml"])
+        for claim in self.of(name):
+            files.update(dict.fromkeys(self._evidence(claim)))
+        return list(files)
+
+    def target(self, name: str) -> list[str]:
+        """The files of the verdicts."""
+        return [f"{self.flow.results}/{name}.{kind}" for kind in ("csv", "md")] if self.of(name) else []
+
+    def _belongs(self, claim: Claim, name: str) -> bool:
+        grid = self.flow.plan.target("grid")
+        shown = grid if FILES[name] == "grid" else self.flow.plan.all_tables
+        tables = {cell.split("/")[0] for cell in named_cells(claim).values()}
+        return tables <= set(shown) if tables else FILES[name] == "index"
+
+    def _evidence(self, claim: Claim) -> Iterator[str]:
+        if isinstance(claim, Observation):
+            yield f"{self.flow.results}/figures/{claim.figure}_claims.csv"
+        for cells in pairs(self.flow.config, tuple(named_cells(claim).values())).values():
+            for path in cells:
+                table, row, column = path.split("/")
+                if table in self.flow.config.references:
+                    yield f"config/tables/{table}.reference.csv"
+                if isinstance(claim, Ratio):
+                    yield f"{self.flow.results}/costs/{table}.json"
+                elif (cell := self.flow.plan.tables[table].cells.get((row, column))) is not None:
+                    yield from (f"{self.flow.runs}/{run}/metrics.json" for run in cell.runs)

@@ -1,0 +1,28 @@
+# From results to verdicts on the paper's claims (config/claims.yaml). How a verdict is reached: docs/claims.md.
+from fbt_paper.plan.claims import ClaimPlan
+
+CLAIMS = ClaimPlan(FLOW)
+
+
+wildcard_constraints:
+    claims="claims|claims_grid",
+
+
+localrules:
+    judge_claims,
+
+
+rule judge_claims:
+    input:
+        lambda wildcards: CLAIMS.inputs(wildcards.claims),
+    output:
+        csv=report(
+            f"{FLOW.results}/{{claims}}.csv",
+            caption="../report/claims.rst",
+            category="Claims of the paper",
+        ),
+        md=f"{FLOW.results}/{{claims}}.md",
+    log:
+        f"{FLOW.results}/logs/{{claims}}.log",
+    shell:
+        f"{FLOW.fbt} judge-claims {{wildcards.claims:q}} 2>&1 | tee {{log:q}}"
