@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from fbt_core.files import write_text
 from fbt_core.methods.facts import MethodFacts
+from fbt_paper.config.claims import ClaimsFile
 from fbt_paper.config.figures import KINDS
 from fbt_paper.config.records import (
     AccuracyTable,
@@ -29,6 +30,7 @@ FILES: dict[str, type[BaseModel]] = {
     "smoke": SmokeConfig,
     "table": AccuracyTable,
     "cost_table": CostTable,
+    "claims": ClaimsFile,
 }
 
 
