@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, StringConstraints, Tag
 
 from fbt_core.errors import nearest
+from fbt_core.methods.facts import Text
 from fbt_core.spec import Key, Strict
 from fbt_paper.config.load import Config, ConfigError, Problem, read_yaml, validate
-from fbt_paper.config.records import AccuracyTable, Text
+from fbt_paper.config.records import AccuracyTable
 
 FILE = "config/claims.yaml"
 CellPath = Annotated[
