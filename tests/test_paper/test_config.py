@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fbt_paper.cli import main
+from fbt_paper.config.claims import load_claims
 from fbt_paper.config.load import CONFIG_FOLDER, ConfigError, load, tiny_network
 from fbt_paper.config.timm_names import timm_names
 from fbt_paper.plan.targets import changed_settings
@@ -44,9 +45,9 @@ def test_every_yaml_and_csv_of_config_is_read():
     assert set(config.tables) == tables
     assert set(config.references) <= tables
     others = {path.name for path in CONFIG_FOLDER.glob("*.yaml")}
-    assert others == {
-        f"{name}.yaml" for name in ("config", "datasets", "architectures", "methods", "recipes", "smoke")
-    }
+    read = ("config", "datasets", "architectures", "methods", "recipes", "smoke", "claims")
+    assert others == {f"{name}.yaml" for name in read}
+    assert load_claims(config)
 
 
 @pytest.mark.parametrize("name", all_files())
