@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -203,7 +204,7 @@ def check_cluster_command(options: Options) -> int:
 def open_flow(options: Options) -> Flow:
     """The plan for the scale and settings given on the command line."""
     given: dict[str, Any] = json.loads(options.given)
-    for text in options.set:
+    for text in [*options.set, *options.set_here]:
         key, equals, value = text.partition("=")
         if not equals:
             raise UserError("must be KEY=VALUE, e.g. recipes=as_printed", where=f"--set {text}")
@@ -270,17 +271,40 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--scale", choices=["smoke", "paper"], help="instead of config.yaml's")
-    parser.add_argument("--config", type=Path, metavar="FOLDER", help="the configuration (default: ./config)")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="a key of config.yaml"
-    )
+    parser.set_defaults(scale=None, config=None, set=[], set_here=[])
+    _add_settings(parser, "set")
     parser.add_argument("--given", default="{}", help=argparse.SUPPRESS)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_plan_commands(commands)
     _add_result_commands(commands)
     _add_machine_commands(commands)
     return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser, name: str) -> None:
+    """The settings of the configuration, which may stand before a command or among its own options.
+
+    `name` keeps the two lists of --set apart: argparse lets the later one replace the earlier one.
+    """
+    settings = parser.add_argument_group("settings", argument_default=argparse.SUPPRESS)
+    settings.add_argument("--scale", metavar="SCALE", help="instead of config.yaml's: smoke, paper")
+    settings.add_argument(
+        "--config", type=Path, metavar="FOLDER", help="the configuration (default: ./config)"
+    )
+    settings.add_argument(
+        "--set", dest=name, action="append", metavar="KEY=VALUE", help="a key of config.yaml"
+    )
+
+
+def _above_zero(text: str) -> float:
+    """A number of the command line that must be above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0 (given: {text})")
+    return number
 
 
 def _add(
@@ -291,6 +315,7 @@ def _add(
         name, help=text, description=text, epilog=f"example: {example}"
     )
     parser.set_defaults(command=command)
+    _add_settings(parser, "set_here")
     return parser
 
 
@@ -300,7 +325,9 @@ def _add_plan_commands(commands: Any) -> None:
     plan.add_argument(
         "--runs", action="store_true", help="list the run ids instead, in an order they can be run"
     )
-    plan.add_argument("--tflops", type=float, default=40.0, help="TFLOP/s that one GPU sustains (default 40)")
+    plan.add_argument(
+        "--tflops", type=_above_zero, default=40.0, help="TFLOP/s that one GPU sustains (default 40)"
+    )
     spec = _add(commands, "spec", spec_command, f"fbt spec {CELL}")
     spec.add_argument("run", metavar="RUN", help=RUN_HELP)
     recipe = _add(commands, "recipe", recipe_command, "fbt --scale paper recipe cifar100 cnn")
@@ -313,7 +340,9 @@ def _add_result_commands(commands: Any) -> None:
     status.add_argument("tables", nargs="*", metavar="TABLE", help="only these tables")
     status.add_argument("--runs", action="store_true", help="one line for each run, of all tables")
     status.add_argument("--watch", action="store_true", help="look again and again until all is done")
-    status.add_argument("--every", type=float, default=5.0, metavar="SECONDS", help="how often (default 5)")
+    status.add_argument(
+        "--every", type=_above_zero, default=5.0, metavar="SECONDS", help="how often (default 5)"
+    )
     status.add_argument("--json", action="store_true", help="one JSON object, for scripts")
     show = _add(commands, "show", show_command, f"fbt show {CELL}")
     show.add_argument("run", metavar="RUN", help=RUN_HELP)

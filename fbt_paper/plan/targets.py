@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from fbt_core.errors import UserError
 from fbt_core.spec import ExecutionSettings, RunSpec
 from fbt_paper.config.data_roots import find_root
 from fbt_paper.config.load import CONFIG_FOLDER, Config, ConfigError, Problem, load, read_yaml
@@ -108,6 +109,8 @@ class Flow:
 
     def table_inputs(self, table: str) -> list[str]:
         """What a table is built from: its YAML, its printed numbers and its measurements."""
+        if table not in self.plan.tables:
+            raise UserError(f"there is no table '{table}'", given=table, choices=self.plan.tables)
         files = [f"config/tables/{table}.yaml"]
         if table in self.config.references:
             files.append(f"config/tables/{table}.reference.csv")

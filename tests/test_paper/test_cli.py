@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fbt_core.errors import UserError
 from fbt_paper import cli
 from fbt_paper.cli import main
 from fbt_paper.config.load import load
@@ -210,3 +211,48 @@ def test_a_folder_in_the_way_of_a_file_is_one_line(capsys, tmp_path):
     copy.path("tables/new.yaml").mkdir()
     assert main(["--config", str(copy.folder), "plan"]) == 1
     assert capsys.readouterr().err == ("fbt: config/tables/new.yaml: cannot be read: Is a directory\n")
+
+
+def test_settings_may_stand_before_and_after_the_command(capsys):
+    before = lines_of(capsys, "--scale", "paper", "--set", "seeds=[0, 1]", "plan", "table5")
+    after = lines_of(capsys, "plan", "table5", "--scale", "paper", "--set", "seeds=[0, 1]")
+    both = lines_of(capsys, "--set", "seeds=[0, 1]", "plan", "table5", "--set", "scale=paper")
+    assert before == after == both
+    assert before != lines_of(capsys, "plan", "table5")
+
+
+def test_a_mapping_given_with_set_changes_only_the_keys_it_names():
+    """As Snakemake's --config does."""
+    options = cli.make_parser().parse_args(["--set", "execution={workers: 2}", "plan"])
+    execution = cli.open_flow(options).config.main.execution
+    assert (execution.workers, execution.log_steps) == (2, load().main.execution.log_steps)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plan", "--tflops", "0"], "argument --tflops: must be a number above 0 (given: 0)"),
+        (["plan", "--tflops", "-3"], "argument --tflops: must be a number above 0 (given: -3)"),
+        (["plan", "--tflops", "fast"], "argument --tflops: must be a number above 0 (given: fast)"),
+        (["status", "--every", "0"], "argument --every: must be a number above 0 (given: 0)"),
+    ],
+)
+def test_a_number_that_must_be_above_zero(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_mistake_on_the_command_line_is_no_problem_of_the_configuration(capsys):
+    for arguments in (["plan", "tabel5"], ["--set", "recipes", "plan"], ["--set", "seeds=[", "plan"]):
+        assert main(arguments) == 1
+        assert "configuration" not in capsys.readouterr().err
+
+
+def test_a_table_that_is_not_there_is_named_with_the_nearest():
+    """What Snakemake shows for a target such as results/smoke/tables/table9.md."""
+    with pytest.raises(
+        UserError, match=r"there is no table 'table9'; valid: ablation, .*did you mean 'table"
+    ):
+        Flow({}).table_inputs("table9")
