@@ -14,6 +14,7 @@ from snakemake_executor_plugin_submitit.journal import Journal, JournalEntry
 from snakemake_executor_plugin_submitit.reattach import EarlierJobs
 from snakemake_executor_plugin_submitit.settings import ExecutorSettings
 from snakemake_executor_plugin_submitit.tracker import Tracker
+from snakemake_executor_plugin_submitit.workflow_jobs import RequestReader
 
 
 def make_entry(folder: Path, **changes: Any) -> JournalEntry:
@@ -129,6 +130,7 @@ class MadeExecutor(Executor):
         self.folder, self.logger = folder, logging.getLogger("fake")
         self.journal, self.backend, self.tracker = watched.journal, watched.backend, watched.tracker
         self.followed: dict[str, JournalEntry] = {}
+        self.requests = RequestReader(SimpleNamespace(global_resources={}), self.settings)
         self._scripts: Path | None = None
         self._failures = 0
         self._failing_since: float | None = None

@@ -242,15 +242,17 @@ def test_one_sacct_tells_how_many_cancelled_jobs_have_ended(
 ) -> None:
     now = [0.0]
     slurm.queue.clock = slurm._accounting.clock = lambda: now[0]
-    lines = "".join(f"7_{number}|CANCELLED|n1||None\n" for number in range(9))
-    calls = answering(monkeypatch, squeue=lines, sacct="7_0|CANCELLED by 0\n7_1|RUNNING\n7_2|COMPLETING\n")
+    lines = "".join(f"7_{number}|CANCELLED|n1|train||None\n" for number in range(9))
+    calls = answering(
+        monkeypatch, squeue=lines, sacct="7_0|CANCELLED by 0|train\n7_1|RUNNING|train\n7_2|COMPLETING|train\n"
+    )
     entries = [make_entry(tmp_path, job_id=f"7_{number}") for number in range(9)]
     for _ in range(2):
         slurm.refresh()
         assert all(slurm.look(entry) for entry in entries)
     assert [call[0] for call in calls] == ["squeue", "sacct"]
     assert slurm.look(entries[0]).by_whom == "0"  # type: ignore[union-attr]
-    assert slurm._accounting.end_of("7_1") == ("", ""), "only an end is kept"
+    assert slurm._accounting.end_of("7_1") == queue.End(), "only an end is kept"
     for second in range(1000):
         now[0] = float(second)
         slurm.refresh()
@@ -262,7 +264,7 @@ def test_accounting_knows_the_job_that_squeue_has_forgotten(
 ) -> None:
     now = [0.0]
     slurm.queue.clock = slurm._accounting.clock = lambda: now[0]
-    answering(monkeypatch, squeue="8|RUNNING|n1||None\n", sacct="7|NODE_FAIL\n")
+    answering(monkeypatch, squeue="8|RUNNING|n1|train||None\n", sacct="7|NODE_FAIL|train\n")
     entry, looks = make_entry(tmp_path), []
     for second in range(0, 60, 5):
         now[0] = float(second)
@@ -299,7 +301,7 @@ def test_submission_without_an_answer_is_looked_for_before_it_is_repeated(
     restored: list[str] = []
     monkeypatch.setattr(slurm, "_submit_once", submit_once)
     monkeypatch.setattr(slurm, "restore_function", lambda job_id, job, request: restored.append(job_id))
-    answering(monkeypatch, squeue=[SlurmBusyError("no"), "9_1|RUNNING|n1|snakemake-submitit:t|None\n"])
+    answering(monkeypatch, squeue=[SlurmBusyError("no"), "9_1|RUNNING|n1|train|snakemake-submitit:t|None\n"])
     jobs: Any = [None, None]
     assert slurm.submit(jobs, REQUEST, "train", "t") == restored == ["9_0", "9_1"]
     assert len(tries) == 1
@@ -308,7 +310,7 @@ def test_submission_without_an_answer_is_looked_for_before_it_is_repeated(
 def test_jobs_are_found_by_their_mark_in_the_last_answer(
     slurm: SlurmBackend, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    calls = answering(monkeypatch, squeue="9_1|RUNNING|n1|snakemake-submitit:t|None\n")
+    calls = answering(monkeypatch, squeue="9_1|RUNNING|n1|train|snakemake-submitit:t|None\n")
     with pytest.raises(SlurmBusyError):
         slurm.find(make_entry(tmp_path, index=1))
     slurm.refresh()

@@ -47,8 +47,7 @@ def test_request_reads_snakemakes_resources() -> None:
     }
     request = read_request(resources, 4, "rule train")
     assert (request.runtime, request.cpus, request.gpus_per_node, request.tasks) == (90, 4, 1, 2)
-    assert request.options() == {"ntasks": "2", "exclude": "n3", "exclusive": True}
-    assert request.parameters()["gpus_per_node"] == 1
+    assert request.options() == {"ntasks": "2", "exclude": "n3", "exclusive": True, "gpus-per-node": "1"}
     shape = "--nodes=2 --ntasks=2 --cpus-per-task=4"
     assert request.launcher == f"srun --overlap --mem=0 {shape} /bin/sh {IGNORE_SIGNALS}"
 
@@ -61,7 +60,7 @@ def test_request_reads_snakemakes_resources() -> None:
         ({"runtime": "soon"}, "'soon' is not a number"),
         ({"runtime": float("inf")}, "must be 1 or more"),
         ({"gpu": 1, "gpus": 2}, "gpus=2 contradicts gpu=1"),
-        ({"gpu": 3, "nodes": 2}, "cannot be dealt evenly"),
+        ({"gpu": 3, "nodes": 2}, "cannot be shared evenly"),
         ({"gpu_model": "a100"}, "how many?"),
         ({"mem_mb": 5, "mem_mb_per_cpu": 5}, "exclude each other"),
         ({"cpus": 2}, "less than the rule's threads=4"),
@@ -159,8 +158,8 @@ def test_busy_is_not_refused(message: str, busy: bool) -> None:
 
 def test_queue_lines() -> None:
     answer = (
-        "12_3|RUNNING|n1|snakemake-submitit:ab|None\n13_[0-2,5%4]|PENDING||x|Priority\n"
-        "14|FAILED|n2||NonZeroExitCode\n"
+        "12_3|RUNNING|n1|train|snakemake-submitit:ab|None\n13_[0-2,5%4]|PENDING||train|x|Priority\n"
+        "14|FAILED|n2|train||NonZeroExitCode\n"
     )
     lines = {line.job_id: line for line in queue.read_lines(answer)}
     assert set(lines) == {"12_3", "13_0", "13_1", "13_2", "13_5", "14"}

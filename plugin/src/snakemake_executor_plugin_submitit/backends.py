@@ -7,6 +7,7 @@ import pickle
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import tempfile
 import threading
@@ -21,9 +22,15 @@ from typing import Any
 
 from snakemake_executor_plugin_submitit.job import SnakemakeJob, family
 from snakemake_executor_plugin_submitit.journal import JournalEntry
-from snakemake_executor_plugin_submitit.queue import Accounting, Queue, read_lines, squeue_command
+from snakemake_executor_plugin_submitit.queue import (
+    Accounting,
+    Queue,
+    QueueLine,
+    read_lines,
+    squeue_command,
+)
 from snakemake_executor_plugin_submitit.record import JobRecord
-from snakemake_executor_plugin_submitit.requests import Request
+from snakemake_executor_plugin_submitit.requests import GPU_OPTIONS, Request
 from snakemake_executor_plugin_submitit.settings import ExecutorSettings
 from snakemake_executor_plugin_submitit.slurm import (
     Backoff,
@@ -34,7 +41,8 @@ from snakemake_executor_plugin_submitit.slurm import (
     ask,
     ask_patiently,
     classify,
-    outside_of_jobs,
+    clean_environment,
+    explain_environment,
     queue_full,
     read_facts,
 )
@@ -66,11 +74,29 @@ class Result:
     error: str | None
 
 
+class PlainUnpickler(pickle.Unpickler):
+    """Reads what jobs return, a word and a text or a dict of numbers; refuses everything that runs code."""
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        raise pickle.UnpicklingError(f"{module_name}.{global_name} is not expected in a result")
+
+
+def untrusted(path: Path) -> str | None:
+    """Why a result file is not read: its folder may be open to others. None if it is the user's own."""
+    status = path.lstat()
+    if status.st_uid != os.getuid():
+        return f"the result {path} belongs to another user: it is not read"
+    if not stat.S_ISREG(status.st_mode) or status.st_mode & stat.S_IWOTH:
+        return f"the result {path} is no plain file, or everybody may write to it: it is not read"
+    return None
+
+
 class Backend(ABC):
     """One of submitit's clusters."""
 
     name: str
     host: str | None = None
+    cluster_name: str | None = None
     array_limit = 1
     accounting = False
 
@@ -78,6 +104,7 @@ class Backend(ABC):
         self.settings = settings
         self.folder = folder
         self.say = say
+        self._distrusted: set[str] = set()
         folder.mkdir(parents=True, exist_ok=True)
 
     def prepare(self) -> None:
@@ -160,11 +187,21 @@ class Backend(ABC):
 
     def result(self, entry: JournalEntry) -> Result | None:
         """What the job's function has returned, if it has."""
+        path = Path(entry.result or "")
         try:
-            content = Path(entry.result or "").read_bytes() if entry.result else b""
-            return Result(None if (pair := pickle.loads(content))[0] == "success" else str(pair[1]))
-        except (OSError, EOFError, pickle.UnpicklingError):
+            if problem := untrusted(path):
+                self._distrust(problem)
+                return None
+            with path.open("rb") as stream:
+                outcome, value = PlainUnpickler(stream).load()
+        except (OSError, EOFError, ValueError, TypeError, pickle.UnpicklingError):
             return None
+        return Result(None if outcome == "success" else str(value))
+
+    def _distrust(self, problem: str) -> None:
+        if problem not in self._distrusted:
+            self._distrusted.add(problem)
+            self.say(problem)
 
     def hurry(self) -> None:
         """Make the next refresh ask at once."""
@@ -196,6 +233,7 @@ class SlurmBackend(Backend):
         super().__init__(settings, folder, say)
         self.queue = Queue(settings.poll_seconds, say)
         self.facts: ClusterFacts | None = None
+        self._gpu_option = settings.gpu_option
         self._missing: dict[str, int] = {}
         self._accounting = Accounting()
 
@@ -208,7 +246,10 @@ class SlurmBackend(Backend):
                 f"the command {missing[0]} is not on PATH: is this a login node of a Slurm cluster? "
                 "Without Slurm use --submitit-cluster local"
             )
+        for line in explain_environment():
+            self.say(line)
         self.facts = read_facts(self.say)
+        self.cluster_name = self.facts.name or None
         self.accounting = self.facts.accounting
         self.array_limit = max(1, min(self.settings.array_size, self.facts.max_array_size - 1))
 
@@ -238,7 +279,7 @@ class SlurmBackend(Backend):
 
         executor = self.executor(request, name, token, len(jobs))
         try:
-            with outside_of_jobs():
+            with clean_environment():
                 submitted = (
                     [executor.submit(jobs[0])] if len(jobs) == 1 else executor.submit_array(list(jobs))
                 )
@@ -269,7 +310,9 @@ class SlurmBackend(Backend):
             self.restore_function(job_id, job, request)
         return job_ids
 
-    def executor(self, request: Request, name: str, token: str, count: int) -> Any:
+    def executor(
+        self, request: Request, name: str, token: str, count: int, gpu_option: str | None = None
+    ) -> Any:
         """submitit's executor with all parameters of one submission."""
         from submitit.slurm.slurm import SlurmExecutor
 
@@ -283,24 +326,41 @@ class SlurmBackend(Backend):
             wckey=None,
             signal_delay_s=self.settings.signal_seconds,
             array_parallelism=self.settings.array_throttle or count,
-            setup=[self.settings.setup] if self.settings.setup else None,
-            srun_args=["--nodes=1", "--ntasks=1", f"--cpus-per-task={request.cpus}"],
-            additional_parameters={"requeue": True, **request.options()},
+            setup=setup_lines(self.settings) or None,
+            # the step keeps the job's environment, also if the site or the user asks for --export=NONE
+            srun_args=["--nodes=1", "--ntasks=1", f"--cpus-per-task={request.cpus}", "--export=ALL"],
+            additional_parameters={
+                "requeue": True,
+                **request.options(self._gpu_option_for(request, name, gpu_option)),
+            },
         )
         return executor
 
-    def try_submission(self, request: Request, name: str) -> str | None:
+    def _gpu_option_for(self, request: Request, name: str, chosen: str | None) -> str:
+        """How this cluster counts GPUs: as the settings say, else the first way that Slurm accepts."""
+        if chosen or self._gpu_option != "auto" or request.gpu == 0:
+            return chosen or self._gpu_option
+        for option in GPU_OPTIONS:
+            try:
+                if self.try_submission(request, name, option) is None:
+                    self._gpu_option = option
+                    return option
+            except SlurmBusyError:
+                break
+        return GPU_OPTIONS[0]
+
+    def try_submission(self, request: Request, name: str, gpu_option: str | None = None) -> str | None:
         """Ask Slurm whether it would take a job (sbatch --test-only); None if it would, else its answer.
 
         Raises SlurmBusyError if it gives none.
         """
-        text = self.executor(request, name, "test", 1)._make_submission_file_text("true", "test")
+        executor = self.executor(request, name, "test", 1, gpu_option)
+        text = executor._make_submission_file_text("true", "test")
         with tempfile.NamedTemporaryFile("w", suffix=".sh") as script:
             script.write(text)
             script.flush()
             try:
-                with outside_of_jobs():
-                    ask_patiently(["sbatch", "--test-only", script.name], self.say, give_up_after=120.0)
+                ask_patiently(["sbatch", "--test-only", script.name], self.say, give_up_after=120.0)
             except SlurmRefusedError as error:
                 return str(error)
         return None
@@ -316,14 +376,10 @@ class SlurmBackend(Backend):
         return self.queue.marked(mark(entry.token)).get(entry.index) or super().find(entry)
 
     def refresh(self) -> None:
-        if self.queue.refresh():
-            for job_id in self._missing.keys() & self.queue.lines.keys():
-                del self._missing[job_id]
-            if self.accounting:
-                forgotten = [
-                    job_id for job_id, since in self._missing.items() if self.queue.answers >= since + 2
-                ]
-                self._accounting.want(forgotten)
+        if self.queue.refresh() and self.accounting:
+            self._accounting.want(
+                job_id for job_id, since in self._missing.items() if self.queue.answers >= since + 2
+            )
         if self.accounting:
             self._accounting.refresh()
 
@@ -333,20 +389,22 @@ class SlurmBackend(Backend):
     def look(self, entry: JournalEntry) -> Look | None:
         job_id = entry.job_id or ""
         line = self.queue.lines.get(job_id)
-        if line is None:
-            return self._look_back(job_id)
+        if line is None or of_another(line, entry):
+            return self._look_back(entry)
+        self._missing.pop(job_id, None)
         if line.state != "CANCELLED":
             return Look(line.state, line.ended, line.reason, line.node)
         self._accounting.want([job_id])  # it knows by whom; until it is asked again, nobody
-        return Look(line.state, line.ended, line.reason, line.node, self._accounting.end_of(job_id)[1])
+        return Look(line.state, line.ended, line.reason, line.node, self._accounting.end_of(job_id).by_whom)
 
-    def _look_back(self, job_id: str) -> Look | None:
+    def _look_back(self, entry: JournalEntry) -> Look | None:
         """A job that squeue does not show: too new, or ended and forgotten."""
+        job_id = entry.job_id or ""
         since = self._missing.setdefault(job_id, self.queue.answers)
         answers = self.queue.answers - since
-        state, by_whom = self._accounting.end_of(job_id)
-        if state:
-            return Look(state, True, by_whom=by_whom)
+        end = self._accounting.end_of(job_id)
+        if end.state and end.name == entry.rule:
+            return Look(end.state, True, by_whom=end.by_whom)
         patience = 5 if self.accounting else 3
         return Look("LOST", True) if answers >= patience else None
 
@@ -378,7 +436,7 @@ class LocalBackend(Backend):
             signal_delay_s=self.settings.signal_seconds,
             gpus_per_node=request.gpu,
             tasks_per_node=1,
-            setup=[self.settings.setup] if self.settings.setup else (),
+            setup=setup_lines(self.settings),
         )
         with unheard_interrupts():
             submitted = [executor.submit(job) for job in jobs]
@@ -452,6 +510,24 @@ def make_backend(settings: ExecutorSettings, folder: Path, say: Callable[[str], 
 def mark(token: str) -> str:
     """The comment by which a job is found again in the queue."""
     return f"snakemake-submitit:{token}"
+
+
+def of_another(line: QueueLine, entry: JournalEntry) -> bool:
+    """Whether the queue shows another job under an entry's number: ids begin again on a wiped controller.
+
+    The comment is the mark of our submission; if a site replaces comments, the name must do.
+    """
+    if line.comment == mark(entry.token):
+        return False
+    return line.comment.startswith(mark("")) or line.name != entry.rule
+
+
+def setup_lines(settings: ExecutorSettings) -> list[str]:
+    """The user's line that every job runs first; the job fails with it."""
+    if not settings.setup:
+        return []
+    failed = 'echo "--submitit-setup failed with exit code $code" >&2'
+    return [f"{{ {settings.setup}\n}} || {{ code=$?; {failed}; exit $code; }}"]
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from snakemake_executor_plugin_submitit.probe import unwritable
 from snakemake_executor_plugin_submitit.requests import Request
 from snakemake_executor_plugin_submitit.settings import setting_problems
 from snakemake_executor_plugin_submitit.slurm import SlurmBusyError
-from snakemake_executor_plugin_submitit.workflow_jobs import requests_of_rules
+from snakemake_executor_plugin_submitit.workflow_jobs import RequestReader
 
 if TYPE_CHECKING:
     from snakemake_executor_plugin_submitit.settings import ExecutorSettings
@@ -57,7 +57,7 @@ def check_in_dry_runs() -> None:
         if settings is None or not settings.test_only:
             return
         remote = [job for job in jobs if not runs_here(self.workflow, job)]
-        requests, problems = requests_of_rules(remote, self.workflow.global_resources)
+        requests, problems = RequestReader(self.workflow, settings).requests_of_rules(remote)
         new = {request: rule for request, rule in requests.items() if request not in asked}
         asked.update(new)
         problems += check_requests(settings, new, self.logger.info) if new else []

@@ -8,7 +8,7 @@ import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from snakemake_executor_plugin_submitit.slurm import (
 )
 from snakemake_executor_plugin_submitit.tracker import Tracker
 from snakemake_executor_plugin_submitit.workflow_jobs import (
+    RequestReader,
     all_exist,
     asked_as_unfinished,
     fingerprint,
@@ -40,8 +41,6 @@ from snakemake_executor_plugin_submitit.workflow_jobs import (
     make_entry,
     make_submitted,
     outputs_of,
-    request_of,
-    requests_of_rules,
 )
 
 __all__ = ["Executor"]
@@ -75,6 +74,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         self.backend: Backend = make_backend(self.settings, self.folder / "jobs", self.say)
         latency_wait = float(self.workflow.execution_settings.latency_wait or 0)
         self.tracker = Tracker(self.backend, self.journal, self.say, latency_wait=latency_wait)
+        self.requests = RequestReader(self.workflow, self.settings)
         self._check()
         controller.note_controller(self.folder)
         self.earlier = EarlierJobs(self.backend, self.tracker, self.journal, self.say)
@@ -87,7 +87,9 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
     def _check(self) -> None:
         """Refuse what can never work, with one line per problem."""
         jobs = [job for job in self.workflow.dag.needrun_jobs() if not job.is_local]
-        requests, problems = requests_of_rules(jobs, self._declared())
+        requests, problems = self.requests.requests_of_rules(jobs)
+        if ignored := self.requests.explain_ignored():
+            self.say(ignored)
         try:
             self.backend.prepare()
         except (SlurmRefusedError, SlurmBusyError) as error:
@@ -106,10 +108,6 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
             problem = shared_folder_problem(self.folder, next(iter(requests)))
             return [problem] if problem else []
         return []
-
-    def _declared(self) -> Iterable[str]:
-        """Resources that the workflow limits itself."""
-        return [str(name) for name in self.workflow.global_resources]
 
     # Re-attaching to jobs of an earlier controller
 
@@ -146,7 +144,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         if not Path(entry.script).exists():
             Path(entry.script).parent.mkdir(parents=True, exist_ok=True)
             self.write_jobscript(job, entry.script)
-        request = request_of(job, self._declared())
+        request = self.requests.request_of(job)
         self.backend.restore_function(
             entry.job_id or "", make_submitted(entry, request, self.backend), request
         )
@@ -166,7 +164,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
             if self._reattach(job):
                 continue
             try:
-                groups[request_of(job, self._declared()), job.name].append(job)
+                groups[self.requests.request_of(job), job.name].append(job)
             except RequestError as error:
                 self._refuse(job, str(error))
         for (request, name), members in groups.items():

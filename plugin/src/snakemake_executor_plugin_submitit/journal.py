@@ -9,7 +9,7 @@ Snakemake and asks no cluster. Fields:
                     there are none)
     name            rule and wildcards, for people
     rule, wildcards, outputs
-    cluster         slurm | local | debug
+    cluster         slurm | local | debug;  cluster_name: the name of Slurm's cluster, or null
     state           SUBMITTING, PENDING, RUNNING, then Slurm's word for the end: COMPLETED, FAILED, TIMEOUT,
                     OUT_OF_MEMORY, NODE_FAIL, BOOT_FAIL, CANCELLED, PREEMPTED, DEADLINE; or LOST: gone from
                     the queue without a trace
@@ -64,6 +64,7 @@ class JournalEntry:
     state: str = "SUBMITTING"
     job_id: str | None = None
     index: int | None = None
+    cluster_name: str | None = None
     host: str | None = None
     submission: str | None = None
     log: str | None = None

@@ -7,7 +7,7 @@ import uuid
 from pathlib import Path
 
 from snakemake_executor_plugin_submitit.requests import Request
-from snakemake_executor_plugin_submitit.slurm import outside_of_jobs
+from snakemake_executor_plugin_submitit.slurm import client_environment
 
 __all__ = ["shared_folder_problem", "unwritable"]
 
@@ -61,8 +61,9 @@ def ask_node(probe: Path, request: Request) -> str:
                f"--immediate={WAIT_S}", "--chdir=/", "--job-name=shared-folder-check", *options,
                "sh", "-c", LOOK, str(probe)]  # fmt: skip
     try:
-        with outside_of_jobs():
-            answer = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        answer = subprocess.run(
+            command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, env=client_environment()
+        )
     except (OSError, subprocess.SubprocessError):
         return ""
     return answer.stdout

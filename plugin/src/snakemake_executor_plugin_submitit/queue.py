@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 from snakemake_executor_plugin_submitit.slurm import Backoff, SlurmBusyError, SlurmRefusedError, ask
 
-__all__ = ["ENDED_STATES", "Accounting", "QueueLine", "Queue", "read_lines", "squeue_command"]
+__all__ = ["ENDED_STATES", "Accounting", "End", "QueueLine", "Queue", "read_lines", "squeue_command"]
 
 SACCT_S, SACCT_JOBS, SACCT_TIMES = 1.5, 500, 10
 """sacct is asked no more often (and ever more slowly), for no more jobs at a time, no more times for one."""
-FORMAT = "%i|%T|%N|%k|%r"
+FORMAT = "%i|%T|%N|%j|%k|%r"
 ENDED_STATES = frozenset(
     {
         "COMPLETED",
@@ -39,6 +39,7 @@ class QueueLine:
     state: str
     reason: str
     node: str = ""
+    name: str = ""
     comment: str = ""
 
     @property
@@ -116,14 +117,17 @@ def squeue_command() -> list[str]:
 
 
 def read_lines(answer: str) -> Iterator[QueueLine]:
-    """Read squeue's lines; an array that Slurm still prints as a range counts for all its tasks."""
+    """Read squeue's lines; an array that Slurm still prints as a range counts for all its tasks.
+
+    Banners that a site prints before them are skipped.
+    """
     for text in answer.splitlines():
-        fields = text.split("|", 4)
-        if len(fields) < 5:
+        fields = [field.strip() for field in text.split("|", 5)]
+        if len(fields) < 6 or not re.match(r"\d+(_|$)", fields[0]):
             continue
-        identifiers, state, node, comment, reason = (field.strip() for field in fields)
+        identifiers, state, node, name, comment, reason = fields
         for job_id in expand(identifiers):
-            yield QueueLine(job_id, state, reason, node, comment)
+            yield QueueLine(job_id, state, reason, node, name, comment)
 
 
 def expand(identifiers: str) -> Iterable[str]:
@@ -138,13 +142,22 @@ def expand(identifiers: str) -> Iterable[str]:
     return job_ids
 
 
+@dataclass(frozen=True)
+class End:
+    """How a job has ended: Slurm's word, the user who cancelled it, and the job's name."""
+
+    state: str = ""
+    by_whom: str = ""
+    name: str = ""
+
+
 class Accounting:
     """How jobs have ended, from sacct: one question for all of them, and only final answers are kept."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self._wanted: dict[str, int] = {}
-        self._ends: dict[str, tuple[str, str]] = {}
+        self._ends: dict[str, End] = {}
         self._next = 0.0
 
     def want(self, job_ids: Iterable[str]) -> None:
@@ -153,9 +166,9 @@ class Accounting:
             if job_id not in self._ends:
                 self._wanted.setdefault(job_id, 0)
 
-    def end_of(self, job_id: str) -> tuple[str, str]:
-        """State and cancelling user of a job that has ended; empty as long as sacct does not know."""
-        return self._ends.get(job_id, ("", ""))
+    def end_of(self, job_id: str) -> End:
+        """How a job has ended; all empty as long as sacct does not know."""
+        return self._ends.get(job_id, End())
 
     def refresh(self) -> None:
         """Ask for what is wanted, a few hundred jobs at a time, unless it was just asked."""
@@ -174,13 +187,16 @@ class Accounting:
                 self._wanted[job_id] += 1
 
 
-def ended_states(job_ids: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """State and cancelling user of those jobs that the accounting knows to have ended."""
-    command = ["sacct", "--allocations", "--noheader", "--parsable2", "--format=JobID,State"]
+def ended_states(job_ids: Iterable[str]) -> dict[str, End]:
+    """The ends of those jobs that the accounting knows to have ended."""
+    command = ["sacct", "--allocations", "--noheader", "--parsable2", "--format=JobID,State,JobName"]
     ends = {}
     for text in ask([*command, f"--jobs={','.join(job_ids)}"]).splitlines():
-        job_id, _, words = text.partition("|")
+        fields = text.split("|", 2)
+        if len(fields) < 3:  # a banner
+            continue
+        job_id, words, name = fields
         state, _, rest = words.partition(" ")
         if state.rstrip("+") in ENDED_STATES:
-            ends[job_id] = (state.rstrip("+"), rest.removeprefix("by ").strip())
+            ends[job_id] = End(state.rstrip("+"), rest.removeprefix("by ").strip(), name)
     return ends

@@ -98,7 +98,11 @@ class EarlierJobs:
 
     def is_elsewhere(self, entry: JournalEntry) -> bool:
         """Whether nothing here can look at a job."""
-        return entry.cluster != self.backend.name or entry.host not in (None, self.backend.host)
+        return (
+            entry.cluster != self.backend.name
+            or entry.host not in (None, self.backend.host)
+            or entry.cluster_name not in (None, self.backend.cluster_name)
+        )
 
     def _judge_from_afar(self, entry: JournalEntry) -> None:
         """Take what the job itself has noted; one that has noted no end may still run."""
@@ -134,7 +138,10 @@ class EarlierJobs:
 
     def _explain_far(self, entry: JournalEntry) -> str:
         where, hint = f"machine {entry.host}", "run the same command there to follow it"
-        if entry.cluster != self.backend.name:
+        if entry.cluster == self.backend.name and entry.cluster_name:
+            where = f"Slurm's cluster {entry.cluster_name}"
+            hint = f"run the same command on a login node of {entry.cluster_name} to follow it"
+        elif entry.cluster != self.backend.name:
             where = f"cluster {entry.cluster}"
             hint = f"follow it with --submitit-cluster {entry.cluster}"
         return (

@@ -8,32 +8,64 @@ import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-__all__ = ["RESOURCES", "Request", "RequestError", "nearest", "read_request"]
+__all__ = [
+    "GPU_OPTIONS",
+    "IGNORE_SIGNALS",
+    "RESOURCES",
+    "Request",
+    "RequestError",
+    "ignored_resources",
+    "nearest",
+    "read_request",
+]
 
 RESOURCES: dict[str, str] = {
     "runtime": "time limit of one start, in minutes (Snakemake also takes '2h', '1d')",
-    "mem_mb": "memory per node, in MB",
+    "mem_mb": "memory per node, in MB (0: all of a node)",
     "mem_mb_per_cpu": "memory per CPU, in MB (instead of mem_mb)",
     "cpus": "CPUs per task (default: the rule's threads)",
     "cpus_per_task": "the same as cpus",
+    "cpus_per_gpu": "CPUs per GPU (instead of cpus)",
     "gpu": "GPUs of the job, over all its nodes",
     "gpus": "the same as gpu",
     "gpu_model": "type of the GPUs, as in gres.conf",
+    "gres": "GPUs per node and other generic resources in Slurm's notation, e.g. 'gpu:a100:2'",
     "nodes": "number of nodes (default 1)",
     "tasks": "number of tasks (default: one per node)",
+    "tasks_per_node": "tasks on each node (instead of tasks)",
     "slurm_partition": "partition",
     "slurm_account": "account",
     "qos": "quality of service",
     "constraint": "features the nodes must have",
-    "slurm_extra": "further options of sbatch, e.g. '--exclude=n3 --reservation=x'",
+    "reservation": "reservation",
+    "slurm_extra": "further options of sbatch, e.g. '--exclude=n3 --exclusive'",
 }
 """Every resource that reaches Slurm, and what it means."""
 
 SNAKEMAKES_OWN = frozenset(
     {"mem", "mem_mib", "disk", "disk_mb", "disk_mib", "tmpdir", "runtime_min", "runtime_minutes", "attempt"}
 )
+OTHER_EXECUTORS = {
+    "cluster": "jobs go to the cluster of this login node",
+    "clusters": "jobs go to the cluster of this login node",
+    "slurm_cluster": "jobs go to the cluster of this login node",
+    "mpi": "the command starts its processes itself, with $SNAKEMAKE_SUBMITIT_LAUNCHER",
+    "tasks_per_gpu": "say tasks",
+    "ntasks_per_gpu": "say tasks",
+    "requeue": "jobs are always requeued",
+    "slurm_requeue": "jobs are always requeued",
+    "slurm_logdir": "logs lie in .snakemake/submitit/jobs",
+    "machine_type": "it belongs to another executor",
+}
+"""Resources that other executors read, with what holds here instead."""
+OTHER_PREFIXES = ("lsf_", "pbs_", "sge_", "htcondor_", "flux_", "googlebatch_", "kubernetes_", "k8s_", "aws_")
+
+GPU_OPTIONS = ("gpus-per-node", "gres", "gpus-per-task")
+"""The ways in which clusters count GPUs, the usual one first."""
+
 OWNED_OPTIONS = {
     "time": "runtime",
     "mem": "mem_mb",
@@ -50,6 +82,7 @@ OWNED_OPTIONS = {
     "account": "slurm_account",
     "qos": "qos",
     "constraint": "constraint",
+    "reservation": "reservation",
 }
 PLUGINS_OPTIONS = frozenset(
     {
@@ -97,6 +130,7 @@ class Request:
     slurm_account: str | None = None
     qos: str | None = None
     constraint: str | None = None
+    reservation: str | None = None
     slurm_extra: tuple[tuple[str, str | bool], ...] = field(default=())
 
     @property
@@ -113,16 +147,12 @@ class Request:
         return f"srun --overlap --mem=0 {shape} /bin/sh {IGNORE_SIGNALS}"
 
     def parameters(self) -> dict[str, Any]:
-        """The request in submitit's words; None means the cluster's default."""
-        gpus: int | str = self.gpus_per_node
-        if self.gpu_model and gpus:
-            gpus = f"{self.gpu_model}:{gpus}"
+        """The request in submitit's words, but for GPUs; None means the cluster's default."""
         chosen = {
             "time": self.runtime,
             "mem": None if self.mem_mb is None else f"{self.mem_mb}M",
             "mem_per_cpu": None if self.mem_mb_per_cpu is None else f"{self.mem_mb_per_cpu}M",
             "cpus_per_task": self.cpus,
-            "gpus_per_node": gpus or None,
             "nodes": self.nodes,
             "partition": self.slurm_partition,
             "account": self.slurm_account,
@@ -131,51 +161,116 @@ class Request:
         }
         return {name: value for name, value in chosen.items() if value is not None}
 
-    def options(self) -> dict[str, str | bool]:
-        """Options of sbatch that submitit has no word for."""
-        tasks: dict[str, str | bool] = {"ntasks": str(self.tasks)} if self.tasks > 1 else {}
-        return {**tasks, **dict(self.slurm_extra)}
+    def options(self, gpu_option: str = "gpus-per-node") -> dict[str, str | bool]:
+        """Options of sbatch that submitit has no word for; GPUs in the way that the cluster counts them."""
+        options: dict[str, str | bool] = dict(self.slurm_extra)
+        if self.tasks > 1:
+            options["ntasks"] = str(self.tasks)
+        if self.reservation:
+            options["reservation"] = self.reservation
+        if not self.gpu:
+            return options
+        model = f"{self.gpu_model}:" if self.gpu_model else ""
+        if gpu_option == "gres":
+            others = [str(options["gres"])] if "gres" in options else []
+            options["gres"] = ",".join([f"gpu:{model}{self.gpus_per_node}", *others])
+        elif gpu_option == "gpus-per-task":
+            options["ntasks"] = str(self.tasks)  # without it Slurm does not know how often
+            options[gpu_option] = f"{model}{self.gpu // self.tasks}"
+        else:
+            options[gpu_option] = f"{model}{self.gpus_per_node}"
+        return options
 
 
 def read_request(
-    resources: Mapping[str, Any], threads: int, where: str, declared: Iterable[str] = ()
+    resources: Mapping[str, Any],
+    threads: int,
+    where: str,
+    declared: Iterable[str] = (),
+    *,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+    gpu_option: str = "auto",
 ) -> Request:
     """Check the resources of one job and return its request.
 
-    `declared` are further names that the workflow uses itself (`--resources`); `where` begins each error.
-    Raises RequestError with every problem at once.
+    `declared` are further names that the workflow uses itself (`--resources`); `where` begins each error;
+    `defaults` hold where the resources are silent. Raises RequestError with every problem at once.
     """
-    problems = unknown_names(resources, declared)
-    asked = {
-        name: value for name, value in resources.items() if name in RESOURCES and value not in (None, "")
-    }
+    problems = misspelt_names(resources, declared)
+    asked = {name: value for name, value in resources.items() if name in RESOURCES and is_set(value)}
+    extra = read_extra(str(asked.pop("slurm_extra", "")), problems, gpu_option)
+    extra = {**read_extra(str(defaults.get("slurm_extra", "")), []), **extra}
+    asked = {**{name: value for name, value in defaults.items() if name != "slurm_extra"}, **asked}
+    if gpu_option == "gres" and "gres" in extra:
+        asked.setdefault("gres", extra.pop("gres"))
     asked = merge_aliases(asked, problems)
+    read_gres(asked, extra, problems)
     numbers = read_numbers(asked, problems)
     texts = {name: str(asked[name]) for name in TEXTS if name in asked}
-    extra = read_extra(str(asked.get("slurm_extra", "")), problems)
-    numbers.setdefault("cpus", max(1, threads))
-    numbers.setdefault("tasks", numbers.get("nodes", 1))
+    derive_numbers(numbers, threads)
     problems += contradictions(numbers, texts, threads)
+    if gpu_option == "gpus-per-task" and numbers.get("gpu", 0) % max(1, numbers["tasks"]):
+        problems.append(f"gpu={numbers['gpu']} cannot be shared evenly by tasks={numbers['tasks']}")
     if problems:
         raise RequestError([f"{where}: {problem}" for problem in problems])
     return Request(**numbers, **texts, slurm_extra=tuple(sorted(extra.items())))  # type: ignore[arg-type]
 
 
-NUMBERS = {"runtime": 1, "mem_mb": 1, "mem_mb_per_cpu": 1, "cpus": 1, "gpu": 0, "nodes": 1, "tasks": 1}
+NUMBERS = {
+    "runtime": 1,
+    "mem_mb": 0,
+    "mem_mb_per_cpu": 1,
+    "cpus": 1,
+    "cpus_per_gpu": 1,
+    "gpu": 0,
+    "nodes": 1,
+    "tasks": 1,
+    "tasks_per_node": 1,
+}
 """Resources that are whole numbers, and the smallest that makes sense."""
 
-TEXTS = ("gpu_model", "slurm_partition", "slurm_account", "qos", "constraint")
+TEXTS = ("gpu_model", "slurm_partition", "slurm_account", "qos", "constraint", "reservation")
 
 
-def unknown_names(resources: Mapping[str, Any], declared: Iterable[str]) -> list[str]:
-    """Name resources that nothing would read, with the nearest that something would."""
-    allowed = {*RESOURCES, *SNAKEMAKES_OWN, *declared}
+def is_set(value: Any) -> bool:
+    """Whether a resource has a value."""
+    return value is not None and value != ""
+
+
+def misspelt_names(resources: Mapping[str, Any], declared: Iterable[str]) -> list[str]:
+    """Name resources that nothing reads and that look like a misspelt name of one that would be read."""
     return [
         f"resource {name!r} is unknown{nearest(name, RESOURCES)}; valid are {', '.join(sorted(RESOURCES))}; "
-        f"a resource of the workflow's own must have a limit, e.g. --resources {name}=8"
-        for name in resources
-        if name not in allowed and not name.startswith("_")
+        f"a resource of the workflow's own that looks so must have a limit, e.g. --resources {name}=8"
+        for name in unread_names(resources, declared)
+        if nearest(name, RESOURCES) and not of_another_executor(name)
     ]
+
+
+def ignored_resources(resources: Mapping[str, Any], declared: Iterable[str]) -> dict[str, str]:
+    """Resources that are passed over, each with the reason or what holds instead."""
+    ignored = {}
+    for name in unread_names(resources, declared):
+        if of_another_executor(name):
+            ignored[name] = OTHER_EXECUTORS.get(name, "it belongs to another executor")
+        elif not nearest(name, RESOURCES):
+            ignored[name] = f"it has no limit (--resources {name}=N)"
+    return ignored
+
+
+def unread_names(resources: Mapping[str, Any], declared: Iterable[str]) -> list[str]:
+    """Resources that neither this plugin nor Snakemake reads."""
+    read = {*RESOURCES, *SNAKEMAKES_OWN, *declared}
+    return [
+        name
+        for name, value in resources.items()
+        if name not in read and not name.startswith("_") and is_set(value)
+    ]
+
+
+def of_another_executor(name: str) -> bool:
+    """Whether other executors know a resource."""
+    return name in OTHER_EXECUTORS or name.startswith(OTHER_PREFIXES)
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
@@ -212,7 +307,37 @@ def read_numbers(asked: Mapping[str, Any], problems: list[str]) -> dict[str, int
     return numbers
 
 
-def read_extra(text: str, problems: list[str]) -> dict[str, str | bool]:
+def read_gres(asked: dict[str, Any], extra: dict[str, str | bool], problems: list[str]) -> None:
+    """Turn `gres` into GPUs of the job; what else it names becomes an option of sbatch."""
+    parts = [part.strip() for part in str(asked.pop("gres", "")).split(",") if part.strip()]
+    for part in parts:
+        kind, *words = part.removeprefix("gres:").removeprefix("gres/").split(":")
+        if kind != "gpu":
+            extra["gres"] = ",".join(filter(None, [str(extra.get("gres", "")), part]))
+            continue
+        count = words.pop() if words and words[-1].isdigit() else "1"
+        if len(words) > 1:
+            problems.append(f"gres={part!r} cannot be read: write gpu:2 or gpu:a100:2")
+            continue
+        nodes = str(asked.get("nodes", 1))
+        gpus = int(count) * (int(nodes) if nodes.isdigit() else 1)
+        found_in_part = {"gpu": gpus, **({"gpu_model": words[0]} if words else {})}
+        for name, value in found_in_part.items():
+            if str(asked.setdefault(name, value)) != str(value):
+                problems.append(f"gres={part} contradicts {name}={asked[name]}")
+
+
+def derive_numbers(numbers: dict[str, int], threads: int) -> None:
+    """CPUs and tasks that follow from other resources."""
+    per_gpu = numbers.pop("cpus_per_gpu", None)
+    if per_gpu and numbers.get("gpu"):
+        numbers.setdefault("cpus", per_gpu * numbers["gpu"] // numbers.get("nodes", 1))
+    numbers.setdefault("cpus", max(1, threads))
+    nodes = numbers.get("nodes", 1)
+    numbers.setdefault("tasks", nodes * numbers.pop("tasks_per_node", 1))
+
+
+def read_extra(text: str, problems: list[str], gpu_option: str = "auto") -> dict[str, str | bool]:
     """Read `slurm_extra` into option and value, refusing what the plugin or another resource sets."""
     options: dict[str, str | bool] = {}
     try:
@@ -224,7 +349,7 @@ def read_extra(text: str, problems: list[str]) -> dict[str, str | bool]:
         name, has_value, value = word.removeprefix("--").partition("=")
         if not word.startswith("--") or not name:
             problems.append(f"slurm_extra: write {word!r} as --option or --option=value")
-        elif name == "gres" and "gpu" in value:
+        elif name == "gres" and "gpu" in value and gpu_option != "gres":
             problems.append("slurm_extra sets --gres=gpu: use the resource 'gpu' for it")
         elif name in OWNED_OPTIONS:
             problems.append(f"slurm_extra sets --{name}: use the resource {OWNED_OPTIONS[name]!r} for it")
@@ -243,7 +368,7 @@ def contradictions(numbers: Mapping[str, int], texts: Mapping[str, str], threads
         <= set(numbers),
         f"cpus={numbers['cpus']} is less than the rule's threads={threads}": numbers["cpus"] < threads,
         f"tasks={numbers['tasks']} is less than nodes={nodes}": numbers["tasks"] < nodes,
-        f"gpu={gpu} cannot be dealt evenly to nodes={nodes}": nodes > 0 and gpu % nodes != 0,
+        f"gpu={gpu} cannot be shared evenly by nodes={nodes}": nodes > 0 and gpu % nodes != 0,
         "gpu_model is set but gpu is not: how many?": "gpu_model" in texts and gpu == 0,
     }
     return [problem for problem, wrong in checks.items() if wrong]

@@ -5,7 +5,7 @@ from typing import Any
 
 from snakemake_interface_executor_plugins.settings import CommonSettings, ExecutorSettingsBase  # type: ignore[import-untyped, unused-ignore]
 
-from snakemake_executor_plugin_submitit.requests import nearest
+from snakemake_executor_plugin_submitit.requests import GPU_OPTIONS, nearest
 
 __all__ = ["CLUSTERS", "ExecutorSettings", "common_settings", "setting_problems"]
 
@@ -58,6 +58,11 @@ class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc, unused-ignor
     shared_folder_check: str = setting(
         "yes", "Before the first submission look from a node whether it sees this folder: yes or no."
     )
+    gpu_option: str = setting(
+        "auto",
+        "How the cluster counts GPUs: gpus-per-node, gres or gpus-per-task; auto: the first of them that "
+        "sbatch --test-only accepts.",
+    )
     test_only: bool = setting(
         False,
         "Ask Slurm for each rule whether it would take its jobs (sbatch --test-only), also in a dry run.",
@@ -65,7 +70,12 @@ class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc, unused-ignor
 
 
 LEAST = {"signal_seconds": 1, "max_timeouts": 0, "array_size": 1, "array_throttle": 0, "poll_seconds": 1}
-CHOICES = {"cluster": CLUSTERS, "on_interrupt": ("leave", "cancel"), "shared_folder_check": ("yes", "no")}
+CHOICES = {
+    "cluster": CLUSTERS,
+    "on_interrupt": ("leave", "cancel"),
+    "shared_folder_check": ("yes", "no"),
+    "gpu_option": ("auto", *GPU_OPTIONS),
+}
 
 
 def setting_problems(settings: ExecutorSettings) -> list[str]:

@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -22,7 +22,11 @@ __all__ = [
     "SlurmRefusedError",
     "ask",
     "ask_patiently",
+    "clean_environment",
+    "client_environment",
+    "explain_environment",
     "read_facts",
+    "shell_defaults",
 ]
 
 COMMAND_TIMEOUT_S = 40.0
@@ -62,7 +66,9 @@ class QueueFullError(SlurmRefusedError):
 def ask(command: Sequence[str], timeout: float = COMMAND_TIMEOUT_S) -> str:
     """Run one of Slurm's commands and return what it prints. Raises SlurmBusyError or SlurmRefusedError."""
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+        answer = subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout, check=False, env=client_environment()
+        )
     except subprocess.TimeoutExpired:
         raise SlurmBusyError(f"{command[0]} timed out after {timeout:.0f} s") from None
     except FileNotFoundError:
@@ -118,19 +124,89 @@ def ask_patiently(command: Sequence[str], say: Callable[[str], None], give_up_af
             time.sleep(backoff.failed())
 
 
+KEPT_VARIABLES = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"})
+"""What a client of Slurm may inherit: where its configuration is, who the user is, which cluster is meant."""
+CLIENT_PREFIXES = (
+    "SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SALLOC_", "SQUEUE_", "SINFO_", "SACCT_", "SCANCEL_",
+    "SCONTROL_",
+)  # fmt: skip
+SHELL_DEFAULTS = {
+    "SBATCH_ACCOUNT": "slurm_account",
+    "SBATCH_PARTITION": "slurm_partition",
+    "SBATCH_QOS": "qos",
+    "SBATCH_CONSTRAINT": "constraint",
+    "SBATCH_RESERVATION": "reservation",
+    "SBATCH_TIMELIMIT": "runtime",
+}
+"""Variables of the submitting shell that hold where a rule and the profile are silent."""
+
+
+def client_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment for a client of Slurm: without what would change its question, its answer or a job.
+
+    A filter of the user's own (SQUEUE_PARTITION) would hide running jobs, an option of sbatch (SBATCH_WAIT)
+    override what a rule asks for, and the variables of a surrounding job describe that one.
+    """
+    kept = {name: value for name, value in environment.items() if not is_for_clients(name)}
+    if "SBATCH_CLUSTERS" in environment:
+        kept.setdefault("SLURM_CLUSTERS", environment["SBATCH_CLUSTERS"])
+    return kept
+
+
+def is_for_clients(name: str) -> bool:
+    """Whether a variable changes what Slurm's clients do, but for those that they need."""
+    return name.startswith(CLIENT_PREFIXES) and name not in KEPT_VARIABLES
+
+
 @contextmanager
-def outside_of_jobs() -> Iterator[None]:
-    """Hide the variables of the Slurm job that Snakemake itself may run in; SLURM_CONF stays."""
-    hidden = {name: os.environ.pop(name) for name in list(os.environ) if inherited(name)}
+def clean_environment() -> Iterator[None]:
+    """Give this process a client's environment, for programs that others start (submitit's sbatch)."""
+    before = dict(os.environ)
+    cleaned = client_environment(before)
+    replace_environment(cleaned)
     try:
         yield
     finally:
-        os.environ.update(hidden)
+        replace_environment(before)
 
 
-def inherited(name: str) -> bool:
-    """Whether a variable describes the surrounding Slurm job."""
-    return name.startswith(("SLURM_", "SRUN_", "SLURMD_")) and name != "SLURM_CONF"
+def replace_environment(environment: Mapping[str, str]) -> None:
+    """Make os.environ equal to a mapping."""
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
+
+
+def shell_defaults(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Resources that the submitting shell names by SBATCH_* variables, for rules and profiles that do not."""
+    defaults = {
+        resource: environment[name] for name, resource in SHELL_DEFAULTS.items() if environment.get(name)
+    }
+    if "runtime" in defaults:
+        minutes = read_minutes(defaults.pop("runtime"))
+        defaults.update({"runtime": str(minutes)} if minutes else {})
+    if export := environment.get("SBATCH_EXPORT"):
+        defaults["slurm_extra"] = f"--export={export}"
+    return defaults
+
+
+def explain_environment(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """What is made of Slurm's variables in the submitting shell, one line for each kind."""
+    used = {*SHELL_DEFAULTS, "SBATCH_EXPORT", "SBATCH_CLUSTERS"} & environment.keys()
+    dropped = [
+        name
+        for name in sorted(environment)
+        if is_for_clients(name) and name not in used and not name.startswith(("SLURM", "SRUN_"))
+    ]
+    lines = []
+    if used:
+        values = ", ".join(f"{name}={environment[name]}" for name in sorted(used))
+        lines.append(f"your shell sets {values}: used where neither rule nor profile says anything else.")
+    if dropped:
+        lines.append(f"your shell sets {', '.join(dropped)}: not passed on, the plugin decides these itself.")
+    if job := environment.get("SLURM_JOB_ID"):
+        lines.append(f"Snakemake runs inside job {job} of Slurm, whose SLURM_* variables are not passed on.")
+    return lines
 
 
 @dataclass(frozen=True)
@@ -159,6 +235,7 @@ class ClusterFacts:
     partitions: dict[str, Partition]
     max_array_size: int
     accounting: bool
+    name: str = ""
 
     def problems(self, request: Request) -> list[str]:
         """Why a request can never run here, one line each."""
@@ -230,14 +307,18 @@ def read_facts(say: Callable[[str], None]) -> ClusterFacts:
         max_array_size=int(values.get("MaxArraySize", "1001")),
         accounting="slurmdbd" in values.get("AccountingStorageType", "")
         and shutil.which("sacct") is not None,
+        name=values.get("ClusterName", ""),
     )
 
 
 def read_partitions(listing: str) -> dict[str, Partition]:
-    """Read sinfo's lines; a partition with several kinds of nodes has several."""
+    """Read sinfo's lines; a partition with several kinds of nodes has several. A banner is skipped."""
     partitions: dict[str, Partition] = {}
     for line in listing.splitlines():
-        name, minutes, usual, available, gres, cpus, memory, nodes = line.split("|")
+        fields = line.split("|")
+        if len(fields) != 8 or fields[3] not in ("up", "down", "drain", "inact"):
+            continue
+        name, minutes, usual, available, gres, cpus, memory, nodes = fields
         partition = Partition(
             name=name.rstrip("*"),
             default=name.endswith("*"),

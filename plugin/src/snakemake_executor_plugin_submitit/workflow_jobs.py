@@ -11,12 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 from snakemake_executor_plugin_submitit.job import SnakemakeJob
 from snakemake_executor_plugin_submitit.journal import JournalEntry, make_key
-from snakemake_executor_plugin_submitit.requests import Request, RequestError, read_request
+from snakemake_executor_plugin_submitit.requests import (
+    Request,
+    RequestError,
+    ignored_resources,
+    read_request,
+)
+from snakemake_executor_plugin_submitit.slurm import shell_defaults
 
 if TYPE_CHECKING:
     from snakemake_executor_plugin_submitit.backends import Backend
+    from snakemake_executor_plugin_submitit.settings import ExecutorSettings
 
 __all__ = [
+    "RequestReader",
     "all_exist",
     "asked_as_unfinished",
     "fingerprint",
@@ -24,8 +32,6 @@ __all__ = [
     "make_entry",
     "make_submitted",
     "outputs_of",
-    "request_of",
-    "requests_of_rules",
 ]
 
 
@@ -74,24 +80,63 @@ def asked_as_unfinished(workflow: Any, job: Any) -> bool:
     return not renewed and any(why.missing_output or why.incomplete_output or why.forced for why in reasons)
 
 
-def request_of(job: Any, declared: Iterable[str] = ()) -> Request:
-    """The request of a job; `declared` are resources that the workflow limits itself. Raises RequestError."""
-    # some resources have their value only when their input files exist
-    resources = {name: value for name, value in job.resources.items() if str(value) != "<TBD>"}
-    kind = "group" if job.is_group() else "rule"
-    return read_request(resources, job.threads, f"{kind} {job.name}", declared)
+class RequestReader:
+    """Reads the requests of a workflow's jobs, and remembers which of their resources nothing reads."""
+
+    def __init__(self, workflow: Any, settings: ExecutorSettings) -> None:
+        self.declared = [str(name) for name in workflow.global_resources]
+        self.defaults = shell_defaults() if settings.cluster == "slurm" else {}
+        self.gpu_option = settings.gpu_option
+        self.ignored: dict[str, str] = {}
+
+    def request_of(self, job: Any) -> Request:
+        """The request of a job. Raises RequestError."""
+        # some resources have their value only when their input files exist
+        resources = {name: value for name, value in job.resources.items() if str(value) != "<TBD>"}
+        if resources.keys() >= {"mem_mb", "mem_mb_per_cpu"}:  # Snakemake and profiles set mem_mb by default
+            for name in ("mem_mb", "mem_mb_per_cpu"):
+                if is_default(job, name):
+                    del resources[name]
+                    break
+        self.ignored.update(ignored_resources(resources, self.declared))
+        kind = "group" if job.is_group() else "rule"
+        return read_request(
+            resources,
+            job.threads,
+            f"{kind} {job.name}",
+            self.declared,
+            defaults=self.defaults,
+            gpu_option=self.gpu_option,
+        )
+
+    def requests_of_rules(self, jobs: Iterable[Any]) -> tuple[dict[Request, str], list[str]]:
+        """All different requests with the first rule that makes each, and every problem once."""
+        requests: dict[Request, str] = {}
+        problems: list[str] = []
+        for job in jobs:
+            try:
+                requests.setdefault(self.request_of(job), job.name)
+            except RequestError as error:
+                problems += [problem for problem in error.problems if problem not in problems]
+        return requests, problems
+
+    def explain_ignored(self) -> str | None:
+        """One line about the resources that are passed over; None if there are none."""
+        if not self.ignored:
+            return None
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(self.ignored.items()))
+        return f"resources that nothing here reads ({reasons})"
 
 
-def requests_of_rules(jobs: Iterable[Any], declared: Iterable[str]) -> tuple[dict[Request, str], list[str]]:
-    """All different requests with the first rule that makes each, and every problem once."""
-    requests: dict[Request, str] = {}
-    problems: list[str] = []
-    for job in jobs:
-        try:
-            requests.setdefault(request_of(job, declared), job.name)
-        except RequestError as error:
-            problems += [problem for problem in error.problems if problem not in problems]
-    return requests, problems
+def is_default(job: Any, name: str) -> bool:
+    """Whether a resource of a rule is what --default-resources says, no value of the rule's own."""
+    try:
+        rule = job.rule
+        default = rule.workflow.resource_settings._parsed_default_resources[name]
+        chosen = rule.resources[name]
+    except (AttributeError, KeyError):  # a group, or a Snakemake that keeps them elsewhere
+        return False
+    return bool(chosen.raw is not None and chosen.raw == default.raw)
 
 
 def make_entry(
@@ -106,6 +151,7 @@ def make_entry(
         wildcards=wildcards,
         outputs=sorted(outputs_of(job)),
         cluster=backend.name,
+        cluster_name=backend.cluster_name,
         host=backend.host,
         token=token,
         index=index,
