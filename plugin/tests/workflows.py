@@ -83,6 +83,7 @@ class Workflow:
     folder: Path
     cluster: Cluster | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    variables: dict[str, str] = field(default_factory=dict)
     epochs: int = 4
     steps: int = 5
     controllers: list[Controller] = field(default_factory=list)
@@ -114,7 +115,8 @@ class Workflow:
     @property
     def environment(self) -> dict[str, str]:
         environment = dict(os.environ) if self.cluster is None else self.cluster.environment
-        return {**environment, "PATH": f"{Path(sys.executable).parent}:{environment['PATH']}"}
+        path = f"{Path(sys.executable).parent}:{environment['PATH']}"
+        return {**environment, "PATH": path, **self.variables}
 
     def start(self, *arguments: str) -> Controller:
         """Start a controller and return at once."""
