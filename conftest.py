@@ -1,6 +1,6 @@
 """In CI no test is skipped silently: what it needs was installed (`make packages`), so a skip is a failure.
 
-A test that rightly skips on a machine of CI says so: `@pytest.mark.gpu` (there is none), or `@pytest.mark.may_skip`.
+A test that rightly skips there says so: `@pytest.mark.gpu` (CI has none), or `@pytest.mark.may_skip`.
 """
 
 import os
