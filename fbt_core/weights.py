@@ -250,7 +250,11 @@ def fetch(tag: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m fbt_core.weights", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m fbt_core.weights",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     actions = parser.add_subparsers(dest="action", required=True)
     fetching = actions.add_parser("fetch", help="download pretrained networks of timm into the local cache")
     fetching.add_argument("names", nargs="+", metavar="TAG", help="e.g. swin_tiny_patch4_window7_224.ms_in1k")

@@ -62,26 +62,26 @@ class Cost:
 # --- the paper's rule
 
 
-def _conv_macs(module: nn.Module, given: Tensor, result: Tensor) -> int:
+def _conv_macs(module: nn.Module, taken: Tensor, result: Tensor) -> int:
     return result.numel() * module.weight[0].numel()
 
 
-def _linear_macs(module: nn.Module, given: Tensor, result: Tensor) -> int:
+def _linear_macs(module: nn.Module, taken: Tensor, result: Tensor) -> int:
     return result.numel() * module.in_features
 
 
-def _norm_macs(module: nn.Module, given: Tensor, result: Tensor) -> int:
+def _norm_macs(module: nn.Module, taken: Tensor, result: Tensor) -> int:
     affine = getattr(module, "affine", False) or getattr(module, "elementwise_affine", False)
-    return given.numel() * (4 if affine else 2)
+    return taken.numel() * (4 if affine else 2)
 
 
-def _softmax_macs(module: nn.Module, given: Tensor, result: Tensor) -> int:
-    classes = given.shape[module.dim]
-    return given.numel() // classes * (3 * classes - 1)
+def _softmax_macs(module: nn.Module, taken: Tensor, result: Tensor) -> int:
+    classes = taken.shape[module.dim]
+    return taken.numel() // classes * (3 * classes - 1)
 
 
-def _adaptive_pool_macs(module: nn.Module, given: Tensor, result: Tensor) -> int:
-    kernel = math.prod(given.shape[2:]) / math.prod(result.shape[2:])
+def _adaptive_pool_macs(module: nn.Module, taken: Tensor, result: Tensor) -> int:
+    kernel = math.prod(taken.shape[2:]) / math.prod(result.shape[2:])
     return int((kernel + 1) * result.numel())
 
 
@@ -101,10 +101,10 @@ def paper_cost(module: nn.Module, *inputs: Tensor) -> Cost:
     macs = 0
     seen: dict[int, nn.Module] = {}
 
-    def count(part: nn.Module, given: tuple[Tensor, ...], result: Tensor) -> None:
+    def count(part: nn.Module, taken: tuple[Tensor, ...], result: Tensor) -> None:
         nonlocal macs
         seen[id(part)] = part
-        macs += next(rule for kind, rule in PAPER_RULE if isinstance(part, kind))(part, given[0], result)
+        macs += next(rule for kind, rule in PAPER_RULE if isinstance(part, kind))(part, taken[0], result)
 
     counted = [part for part in module.modules() if isinstance(part, tuple(kind for kind, _ in PAPER_RULE))]
     handles = [part.register_forward_hook(count) for part in counted]
@@ -144,7 +144,7 @@ def _measuring(module: nn.Module) -> Iterator[None]:
 def both_costs(module: nn.Module, *inputs: Tensor) -> dict[str, Cost]:
     """Cost by the paper's rule (`paper_rule`) and the true one (`true`); moves it to the meta device."""
     module = module.to("meta")
-    inputs = tuple(given.to("meta") for given in inputs)
+    inputs = tuple(value.to("meta") for value in inputs)
     return {"paper_rule": paper_cost(module, *inputs), "true": true_cost(module, *inputs)}
 
 
@@ -255,7 +255,7 @@ def _staged(spec: NetworkSpec, classes: int, image_size: int) -> StagedModel:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the costs of a table or of all architectures as JSON; exit code 1 and a line where that fails."""
+    """Write the costs of a table or of all architectures as JSON; exit code 1 for a user's mistake."""
     options = _parser().parse_args(arguments)
     try:
         report = _report(options)
@@ -269,7 +269,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "python -m fbt_core.measure.cost", description=__doc__.partition("\n")[0]
+        prog="python -m fbt_core.measure.cost",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("what", help="`networks`, or a cost table by its name in config/tables/, e.g. table6")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")

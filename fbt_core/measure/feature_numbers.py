@@ -56,7 +56,7 @@ def spatial_entropy(maps: Tensor) -> Tensor:
 def locality(standardised: Tensor) -> float:
     """How much more alike neighbouring positions are than positions at large (cosine, -2..2): local > global.
 
-    A network whose positions all say the same has 0; NaN where the grid has fewer than 2 x 2 positions.
+    A network whose positions all say the same has 0; NaN if the grid has fewer than 2 x 2 positions.
     """
     if min(standardised.shape[2:]) < 2:
         return float("nan")
@@ -71,12 +71,12 @@ def _mean_over_pairs(unit: Tensor) -> Tensor:
     """(B,): mean cosine of all pairs of different positions, from sums (no matrix of pairs)."""
     flat = unit.flatten(2)
     positions = flat.shape[2]
-    own = (flat**2).sum((1, 2))
-    return ((flat.sum(2) ** 2).sum(1) - own) / (positions * (positions - 1))
+    squares = (flat**2).sum((1, 2))
+    return ((flat.sum(2) ** 2).sum(1) - squares) / (positions * (positions - 1))
 
 
 def group_similarity(groups: Tensor) -> float:
-    """Mean correlation over positions of the group maps (B, G, H, W): 1 = all light the same places."""
+    """Mean correlation over positions of the group maps (B, G, H, W): 1 = all light the same positions."""
     flat = groups.flatten(2)
     flat = flat - flat.mean(2, keepdim=True)
     unit = F.normalize(flat, dim=2, eps=1e-8)

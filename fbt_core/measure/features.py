@@ -56,7 +56,7 @@ FUSED_FEATURES = 5  # S1-S3 of the early network, L2G, S4
 
 
 def read_spec(runs: Path, run: str) -> RunSpec:
-    """The spec that a run's folder holds; a UserError where there is none."""
+    """The spec that a run's folder holds; a UserError if there is none."""
     path = runs / run / "spec.json"
     try:
         return parse_spec(path.read_text())
@@ -93,10 +93,10 @@ def measure_stages(
     for key, spec in specs.items():
         split = load_splits(spec.dataset, settings.data_roots)[1]
         numbers = list(dict.fromkeys([*show, *spread(measure, len(split))]))
-        found, images = measure_network(trained[key], spec, split, numbers, settings, grids)
+        network_arrays, images = measure_network(trained[key], spec, split, numbers, settings, grids)
         arrays |= {
             f"{key}.{name}": values[: len(show)] if name in SHOWN else values
-            for name, values in found.items()
+            for name, values in network_arrays.items()
         }
         arrays["images"] = images[: len(show)]
     return arrays
@@ -112,7 +112,7 @@ def common_grids(networks: Iterable[StagedModel]) -> list[Grid]:
 
 
 def spread(count: int, images: int) -> list[int]:
-    """`count` image numbers spread evenly over a split (all of them where it has fewer)."""
+    """`count` image numbers spread evenly over a split (all of them if it has fewer)."""
     return sorted({i * images // count for i in range(count)}) if count < images else list(range(images))
 
 
@@ -140,18 +140,18 @@ def measure_network(
     """
     device = choose_device(settings)
     staged = staged.to(device)
-    own = SimilarityMatrix(4, 4)
+    similarity = SimilarityMatrix(4, 4)
     maps: list[list[Tensor]] = [[], [], [], []]
     pictures = []
     for raw, images in load_images(spec, split, numbers, device):
         stages = as_maps(staged, staged.features(images))
         if len(images) >= 4:
-            own.add(stages, stages)
+            similarity.add(stages, stages)
         for kept, feature in zip(maps, stages, strict=True):
             kept.append(feature.float().cpu())
         pictures.append(raw.expand(-1, 3, -1, -1).permute(0, 2, 3, 1))
     arrays = describe([torch.cat(parts) for parts in maps], grids)
-    return {**arrays, "stage_similarity": own.value().numpy()}, torch.cat(pictures).numpy()
+    return {**arrays, "stage_similarity": similarity.value().numpy()}, torch.cat(pictures).numpy()
 
 
 def as_maps(staged: StagedModel, output: StagedOutput) -> list[Tensor]:
@@ -184,8 +184,8 @@ def measure_similarity(runs: Path, run: str, measure: int, settings: ExecutionSe
     """Linear CKA of all stage pairs: `<before|after>.<first>.<second>` (4 or 5, 4 or 5).
 
     `before` are the run's initial weights (they follow from its seed), `after` those of its last checkpoint,
-    which alone holds the fused model. Models: teacher, student (S1-S4) and, where the method has one, fused
-    (S1, S2, S3, L2G, S4). A UserError where the run has no teacher or no checkpoint.
+    which alone holds the fused model. Models: teacher, student (S1-S4) and, if the method has one, fused
+    (S1, S2, S3, L2G, S4). A UserError if the run has no teacher or no checkpoint.
     """
     spec = read_spec(runs, run)
     if spec.teacher is None:
@@ -197,7 +197,7 @@ def measure_similarity(runs: Path, run: str, measure: int, settings: ExecutionSe
     load_last(method, runs / run, spec)
     after = compare_models(method, spec, test_split, numbers, settings)
     moments = {"before": before, "after": after}
-    return {f"{when}.{pair}": value for when, found in moments.items() for pair, value in found.items()}
+    return {f"{when}.{pair}": value for when, matrices in moments.items() for pair, value in matrices.items()}
 
 
 def load_last(method: Method, folder: Path, spec: RunSpec) -> None:
@@ -244,7 +244,7 @@ def observe(
 def fused_features(
     method: Method, fused: FusedModel, student: StagedOutput, teacher: StagedOutput
 ) -> list[Tensor]:
-    """S1-S3 of the network that begins the fused model, L2G's output and, where it has one, S4's output."""
+    """S1-S3 of the network that begins the fused model, L2G's output and, if it has one, S4's output."""
     begins_with_student = fused.direction == "teacher_head"
     early, last = (
         (method.student, method.teacher) if begins_with_student else (method.teacher, method.student)
@@ -282,11 +282,15 @@ def read_networks(pairs: list[str]) -> dict[str, str]:
 def build_parser() -> argparse.ArgumentParser:
     """Options of the two commands."""
     parser = argparse.ArgumentParser(
-        prog="python -m fbt_core.measure.features", description=__doc__.splitlines()[0]
+        prog="python -m fbt_core.measure.features",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
     stages = commands.add_parser("stages", help="features of the four stages of several networks")
-    stages.add_argument("--network", action="append", required=True, metavar="KEY=RUN")
+    stages.add_argument(
+        "--network", action="append", required=True, metavar="KEY=RUN", help="a run's student; repeat it"
+    )
     stages.add_argument(
         "--show", type=int, nargs="+", required=True, metavar="IMAGE", help="test images to keep"
     )

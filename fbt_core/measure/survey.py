@@ -1,10 +1,14 @@
 """Survey of timm: which networks can be cut exactly, and fused as student and as teacher.
 
 One small network of each timm model file that has `forward_intermediates`, at the smallest size it takes.
+
+    python -m fbt_core.measure.survey regnet                             # the files named
+    python -m fbt_core.measure.survey --write docs/timm-survey.md        # all of them (minutes), as Markdown
 """
 
 from __future__ import annotations
 
+import argparse
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -40,7 +44,7 @@ class _OutOfTime(BaseException):
 
 
 @dataclass
-class Finding:
+class SurveyedNetwork:
     """What the survey found about one network; `reason` says why it is not all three."""
 
     file: str
@@ -67,7 +71,7 @@ def model_files() -> list[str]:
 
 
 def surveyed_networks() -> dict[str, str]:
-    """File -> the network that stands for it: the listed one, or the smallest where none is listed."""
+    """File -> the network that stands for it: the listed one, or the smallest if none is listed."""
     listed = dict(line.split() for line in NETWORKS.read_text("utf-8").splitlines())
     return {file: listed.get(file) or smallest_network(file) for file in model_files()}
 
@@ -84,48 +88,48 @@ def smallest_network(file: str) -> str:
 
 
 def survey(
-    files: list[str] | None = None, report: Callable[[Finding], None] = lambda _: None
-) -> list[Finding]:
-    """A finding for each file (all of them when none is named); each is reported as it comes."""
+    files: list[str] | None = None, report: Callable[[SurveyedNetwork], None] = lambda _: None
+) -> list[SurveyedNetwork]:
+    """A result for each file (all of them when none is named); each is reported as it comes."""
     chosen = {file: name for file, name in surveyed_networks().items() if not files or file in files}
-    findings = []
+    networks = []
     for file, name in chosen.items():
-        findings.append(examine(file, name))
-        report(findings[-1])
-    return findings
+        networks.append(examine(file, name))
+        report(networks[-1])
+    return networks
 
 
-def examine(file: str, name: str) -> Finding:
+def examine(file: str, name: str) -> SurveyedNetwork:
     """Build the network, cut it, fuse it both ways; never raises, gives up after SECONDS."""
-    finding, started = Finding(file, name), time.monotonic()
+    result, started = SurveyedNetwork(file, name), time.monotonic()
     try:
         with _time_limit(SECONDS):
-            staged = _smallest_staged(finding)
+            staged = _smallest_staged(result)
             _check_equal(staged)
-            finding.cut = True
-            _try_fusion(finding, staged)
+            result.cut = True
+            _try_fusion(result, staged)
     except UnknownStructure as error:
-        finding.reason = error.tried or first_line(error)
+        result.reason = error.tried or first_line(error)
     except _OutOfTime:
-        finding.reason = f"takes more than {SECONDS} s"
+        result.reason = f"takes more than {SECONDS} s"
     except Exception as error:  # a survey reports whatever a network does
-        finding.reason = first_line(error)
-    finding.seconds = time.monotonic() - started
-    return finding
+        result.reason = first_line(error)
+    result.seconds = time.monotonic() - started
+    return result
 
 
-def _smallest_staged(finding: Finding) -> StagedModel:
+def _smallest_staged(result: SurveyedNetwork) -> StagedModel:
     """The network, cut at the smallest size that it takes."""
-    config, network = timm.get_pretrained_cfg(finding.network), None
+    config, network = timm.get_pretrained_cfg(result.network), None
     fixed, own_size = bool(getattr(config, "fixed_input_size", False)), int(config.input_size[-1])
     for size in [*(size for size in SIZES if size < own_size), own_size]:
         if network is None or fixed:
-            network = _build(finding.network, {"img_size": size} if fixed else {})
+            network = _build(result.network, {"img_size": size} if fixed else {})
         if size == own_size or _takes(network, size):
             break
-    finding.image_size = size
+    result.image_size = size
     staged = stage(network, size)
-    finding.adapter = staged.adapter
+    result.adapter = staged.adapter
     return staged
 
 
@@ -162,17 +166,17 @@ def _check_equal(staged: StagedModel) -> None:
             raise UnknownStructure(f"staged and bare network differ in {'train' if mode else 'eval'} mode")
 
 
-def _try_fusion(finding: Finding, staged: StagedModel) -> None:
+def _try_fusion(result: SurveyedNetwork, staged: StagedModel) -> None:
     """One forward and backward with a small ResNet on the other side, as its student and as its teacher.
 
     A ResNet's student ends the fused model if it is an MSA or MLP, and begins it if it is a CNN: structure
-    does not tell the family, so both are tried. A ResNet's teacher ends it, whatever its family.
+    does not say the family, so both are tried. A ResNet's teacher ends it, whatever its family.
     """
     for direction in get_args(Direction):
         _fuse_once(staged.train(), stage(_partner(), staged.image_size), direction)
-    finding.student = True
+    result.student = True
     _fuse_once(stage(_partner(), staged.image_size).train(), staged, "teacher_head")
-    finding.teacher = True
+    result.teacher = True
 
 
 def _partner() -> nn.Module:
@@ -209,3 +213,72 @@ def _time_limit(seconds: int) -> Iterator[None]:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+
+
+# --- what the command prints and writes
+
+YES_NO = {True: "yes", False: "no"}
+HEAD = """\
+# Which timm networks can be cut and fused
+
+Made by `python -m fbt_core.measure.survey --write docs/timm-survey.md`: one small network of each
+timm model file that has `forward_intermediates`, at the smallest image size (64 px or more) that it takes.
+*cut*: stem, four stages and head give the network's own output to the last bit, in eval and in train mode.
+*student*, *teacher*: one forward and backward of the fused model with a small ResNet on the other side; a
+student has to begin it, as a CNN does, and to end it, as an MSA or MLP does.
+
+"""
+
+
+def line(result: SurveyedNetwork) -> str:
+    """One result for the terminal."""
+    answers = " ".join(f"{YES_NO[answer]:4}" for answer in (result.cut, result.student, result.teacher))
+    size = result.image_size or "-"
+    name = f"{result.file:26}{result.network:40}{size:>5}"
+    return f"{name}  {answers} {result.seconds:5.1f} s  {result.reason[:150]}"
+
+
+def totals(networks: list[SurveyedNetwork]) -> str:
+    """How many passed each question and all three."""
+    names = ("cut", "student", "teacher", "passes")
+    counts = {name: sum(getattr(result, name) for result in networks) for name in names}
+    return (
+        f"{len(networks)} files: {counts['cut']} cut bit-exactly, {counts['student']} fusable as student, "
+        f"{counts['teacher']} fusable as teacher, {counts['passes']} all three (timm {timm.__version__})"
+    )
+
+
+def markdown(networks: list[SurveyedNetwork]) -> str:
+    """The networks as a document."""
+    rows = ["| file | network | px | adapter | cut | student | teacher | reason |", "|---" * 8 + "|"]
+    for result in networks:
+        answers = " | ".join(YES_NO[answer] for answer in (result.cut, result.student, result.teacher))
+        size, reason = result.image_size or "-", result.reason.replace("|", "/")
+        rows.append(
+            f"| {result.file} | {result.network} | {size} | {result.adapter} | {answers} | {reason} |"
+        )
+    return f"{HEAD}{totals(networks)}.\n\n" + "\n".join(rows) + "\n"
+
+
+def main() -> None:
+    """Survey timm's model files and print one line for each, then the totals."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fbt_core.measure.survey",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("files", nargs="*", help="timm model files, e.g. resnet; all if none is named")
+    parser.add_argument("--write", type=Path, help="write the result as a Markdown table")
+    options = parser.parse_args()
+    unknown = sorted(set(options.files) - set(model_files()))
+    if unknown:
+        parser.error(f"no timm model file with forward_intermediates: {', '.join(unknown)}")
+    torch.set_num_threads(1)
+    networks = survey(options.files, report=lambda network: print(line(network), flush=True))
+    print(totals(networks))
+    if options.write:
+        options.write.write_text(markdown(networks), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

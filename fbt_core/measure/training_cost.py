@@ -61,10 +61,10 @@ class MacCounter(TorchDispatchMode):
         return result
 
 
-def convolution_backward_macs(gradient: Tensor, given: Tensor, weight: Tensor, *options: Any) -> int:
+def convolution_backward_macs(gradient: Tensor, taken: Tensor, weight: Tensor, *options: Any) -> int:
     """The forward's MACs for each of the two gradients (input, weights) that are asked for."""
     transposed, wanted = options[4], options[-1]
-    positions = given if transposed else gradient
+    positions = taken if transposed else gradient
     return positions.numel() * weight[0].numel() * (wanted[0] + wanted[1])
 
 
@@ -113,12 +113,12 @@ def build_staged(architectures: Entries, name: str) -> StagedModel:
 
 def table_pairs(tables: Path) -> list[tuple[str, str]]:
     """The (teacher, student) pairs that lines of the tables name, each once."""
-    found = {}
+    pairs = {}
     for path in sorted(tables.glob("*.yaml")):
         for line in _lines(read_yaml(path)):
             if isinstance(line.get("teacher"), str) and "student" in line:
-                found[line["teacher"], line["student"]] = None
-    return list(found)
+                pairs[line["teacher"], line["student"]] = None
+    return list(pairs)
 
 
 def _lines(table: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
@@ -140,9 +140,11 @@ def measure(config: Path, pairs: Sequence[tuple[str, str]]) -> Report:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the counts as JSON; exit code 1 and one line where that fails."""
+    """Write the counts as JSON; exit code 1 for a user's mistake."""
     parser = argparse.ArgumentParser(
-        "python -m fbt_core.measure.training_cost", description=__doc__.partition("\n")[0]
+        prog="python -m fbt_core.measure.training_cost",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     parser.add_argument("--config", type=Path, default=Path("config"), help="folder of the configuration")

@@ -12,8 +12,8 @@ CIFAR, IMAGENET = "cifar100", "imagenet"
 
 def photographs(dataset: str) -> list[tuple[Path, int]]:
     """Path and label of each photograph; skips the test where the package is not installed."""
-    found = importlib.util.find_spec("foolbox")  # found, never imported: it needs packages we do not
-    if found is None or found.origin is None:
+    package = importlib.util.find_spec("foolbox")  # found, never imported: it needs packages we do not
+    if package is None or package.origin is None:
         pytest.skip("the photographs of foolbox are not installed (pip install --no-deps foolbox==3.3.4)")
-    paths = sorted((Path(found.origin).parent / "data").glob(f"{dataset}_*"))
+    paths = sorted((Path(package.origin).parent / "data").glob(f"{dataset}_*"))
     return [(path, int(path.stem.split("_")[-1])) for path in paths]

@@ -180,7 +180,7 @@ def test_the_true_count_agrees_with_the_rule_where_only_norms_and_pools_differ(a
         network = build_network(cost.network_spec(architectures, "resnet18"), 1000, 224)
     elements = 0
 
-    def count(module, given, result):
+    def count(module, taken, result):
         nonlocal elements
         elements += result.numel()
 

@@ -19,9 +19,9 @@ from tests.test_core.photographs import CIFAR, photographs
 
 def write_file(root: Path, split: str, protocol: int = 2, **changes) -> list[tuple[Path, int]]:
     """A file as the official archive has it, with 20 real images."""
-    found = photographs(CIFAR)
-    rows = [np.asarray(Image.open(path).convert("RGB")).transpose(2, 0, 1).ravel() for path, _ in found]
-    labels = [label for _, label in found]
+    originals = photographs(CIFAR)
+    rows = [np.asarray(Image.open(path).convert("RGB")).transpose(2, 0, 1).ravel() for path, _ in originals]
+    labels = [label for _, label in originals]
     content = {
         b"data": np.stack(rows),
         b"fine_labels": labels,
@@ -32,7 +32,7 @@ def write_file(root: Path, split: str, protocol: int = 2, **changes) -> list[tup
     root.mkdir(parents=True, exist_ok=True)
     with (root / split).open("wb") as file:
         pickle.dump(content, file, protocol)
-    return found
+    return originals
 
 
 SPEC = DatasetSpec(
@@ -51,10 +51,10 @@ SPEC = DatasetSpec(
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize("folder", [".", cifar.SUBFOLDER])
 def test_images_and_labels_are_the_photographs(tmp_path, folder, protocol):
-    found = write_file(tmp_path / folder, "train", protocol)
+    originals = write_file(tmp_path / folder, "train", protocol)
     split = cifar.load_split(tmp_path, "train", 100, 20)
-    assert split.labels.tolist() == [label for _, label in found]
-    for i, (path, _) in enumerate(found):
+    assert split.labels.tolist() == [label for _, label in originals]
+    for i, (path, _) in enumerate(originals):
         assert np.array_equal(np.asarray(split.picture(i)), np.asarray(Image.open(path).convert("RGB")))
 
 

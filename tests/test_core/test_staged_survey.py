@@ -7,8 +7,17 @@ from torch import Tensor, nn
 
 from fbt_core.fusion import FusedModel
 from fbt_core.measure import survey as survey_module
-from fbt_core.measure.survey import NETWORKS, Finding, examine, model_files, survey, surveyed_networks
-from fbt_core.measure.survey_command import line, markdown, totals
+from fbt_core.measure.survey import (
+    NETWORKS,
+    SurveyedNetwork,
+    examine,
+    line,
+    markdown,
+    model_files,
+    survey,
+    surveyed_networks,
+    totals,
+)
 from fbt_core.staged import UnknownStructure, stage
 
 
@@ -131,7 +140,10 @@ def test_a_network_that_fails_is_reported_with_the_reason_and_not_raised():
 
 
 def test_the_report_counts_what_passed():
-    findings = [Finding("a", "a_1", 64, "vit", True, True, True), Finding("b", "b_1", reason="x | y")]
+    findings = [
+        SurveyedNetwork("a", "a_1", 64, "vit", True, True, True),
+        SurveyedNetwork("b", "b_1", reason="x | y"),
+    ]
     assert "2 files: 1 cut bit-exactly, 1 fusable as student, 1 fusable as teacher, 1 all three" in totals(
         findings
     )
