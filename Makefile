@@ -49,6 +49,14 @@ test-all: packages lint test  ## every test: real Slurm, browser, survey of timm
 	$(PYTEST) -n $(CORES) -m "slow and not slurm"
 	$(PYTEST) -m slurm
 
+LOWEST := .venv-lowest
+.PHONY: test-lowest
+test-lowest:  ## the fast tests with the oldest versions allowed (but for torch's); not part of CI
+	@test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(PYTHON) scripts/lowest_versions.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet -c $(LOWEST)/constraints.txt -e plugin -e '.[dev]'
+	PATH="$(abspath $(LOWEST))/bin:$$PATH" $(LOWEST)/bin/python -m pytest -n $(CORES) -m "not smoke and not slow and not slurm"
+
 .PHONY: lint
 lint: install-dev  ## the checks of pre-commit
 	$(BIN)/ruff check .

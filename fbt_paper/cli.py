@@ -192,6 +192,14 @@ def fetch_weights_command(options: Options) -> int:
     return subprocess.run([sys.executable, "-m", "fbt_core.weights", "fetch", *tags], check=False).returncode
 
 
+def init_command(options: Options) -> int:
+    """Make a folder to work in: Snakefile, config, workflow and profiles (a clone is one already)."""
+    from fbt_paper.init import write_working_copy
+
+    print(write_working_copy(options.folder))
+    return 0
+
+
 def check_cluster_command(options: Options) -> int:
     """Ask Slurm whether the profile's jobs can run; defined by fbt_paper/status/cluster.py."""
     cluster = importlib.import_module("fbt_paper.status.cluster")
@@ -218,11 +226,15 @@ def open_flow(options: Options) -> Flow:
     return Flow(given, config_folder(options.config))
 
 
-def config_folder(given: Path | None) -> Path:
-    """The configuration named, or ./config, or the one this package was installed from."""
-    if given:
-        return given
-    return Path("config") if Path("config/config.yaml").exists() else CONFIG_FOLDER
+def config_folder(named: Path | None) -> Path:
+    """The configuration named, or ./config, or that of the clone this package was installed from."""
+    if named:
+        return named
+    for folder in (Path("config"), CONFIG_FOLDER):
+        if (folder / "config.yaml").exists():
+            return folder
+    hint = "make a folder to work in with `fbt init FOLDER`, or call `fbt` from one"
+    raise UserError("there is no configuration here", where=str(Path("config").absolute()), hint=hint)
 
 
 def collect_table(flow: Flow, table: str) -> Any:
@@ -367,6 +379,8 @@ def _add_machine_commands(commands: Any) -> None:
     data.add_argument("dataset", metavar="DATASET")
     data.add_argument("--out", type=Path, metavar="FILE")
     data.add_argument("--quick", action="store_true", help="only look whether the folder is there")
+    init = _add(commands, "init", init_command, "fbt init my-study")
+    init.add_argument("folder", type=Path, metavar="FOLDER")
     cluster = _add(commands, "check-cluster", check_cluster_command, "fbt check-cluster")
     cluster.add_argument("--profile", type=Path, default=Path("profiles/slurm"), metavar="FOLDER")
     fetch = _add(commands, "fetch-weights", fetch_weights_command, "fbt --scale paper fetch-weights --list")

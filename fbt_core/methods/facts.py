@@ -19,7 +19,10 @@ from pydantic import Field, StringConstraints, ValidationError
 from fbt_core.errors import UserError, is_number, nearest, number_as_text
 from fbt_core.spec import Key, Strict, Value
 
-FILE = Path(__file__).parents[2] / "config" / "methods.yaml"
+PACKAGED = Path(__file__).with_name(
+    "methods.yaml"
+)  # setup.py puts it into a wheel, which has no config folder
+FILE = PACKAGED if PACKAGED.exists() else Path(__file__).parents[2] / "config" / "methods.yaml"
 Scale = Literal["smoke", "paper"]
 Text = Annotated[str, StringConstraints(min_length=1)]
 Kind = Literal["true or false", "a number", "a whole number", "a name"]

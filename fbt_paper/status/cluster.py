@@ -65,7 +65,11 @@ def check_module(name: str) -> Check:
     try:
         importlib.import_module(name)
     except ImportError as error:
-        return Check(False, f"the Python package {name} ({error})", "run `make install` again")
+        return Check(
+            False,
+            f"the Python package {name} ({error})",
+            "`make install` in a clone, or `pip install ./plugin`",
+        )
     return Check(True, f"the Python package {name}")
 
 

@@ -65,7 +65,8 @@ def results_folder(flow: Flow) -> str:
         return flow.results
     if Path("Snakefile").exists():
         return f"{flow.results} is not there yet"
-    hint = f"call `fbt` from the folder that `snakemake` is called from, e.g. {HOME}"
+    example = f"e.g. {HOME}" if (HOME / "Snakefile").exists() else "`fbt init FOLDER` makes one"
+    hint = f"call `fbt` from the folder that `snakemake` is called from, {example}"
     raise UserError("there are no results here", where=str(Path(flow.results).absolute()), hint=hint)
 
 
