@@ -21,7 +21,7 @@ rule all:
     default_target: True
     input:
         FLOW.tables_target,
-        FIGURES.target("index"),
+        FIGURES.files("index", rules),
         CLAIMS.target("claims"),
         f"{FLOW.results}/index.html",
 
@@ -34,6 +34,6 @@ rule tables:
 rule grid:
     input:
         FLOW.grid_target,
-        FIGURES.target("grid"),
+        FIGURES.files("grid", rules),
         CLAIMS.target("claims_grid"),
         f"{FLOW.results}/grid.html",

@@ -99,22 +99,36 @@ def check_data_command(options: Options) -> int:
 def build_table_command(options: Options) -> int:
     """Write one table as CSV, Markdown and LaTeX from the results of its runs."""
     from fbt_paper.tables.render import write_table
+    from fbt_paper.tables.results import collect_tables
 
     flow = open_flow(options)
-    (table,) = choose([options.table], flow.plan.tables, "table")
-    for path in write_table(collect_table(flow, table), Path(flow.results, "tables")):
+    (table,) = collect_tables(flow, choose([options.table], flow.plan.tables, "table"))
+    for path in write_table(table, Path(flow.results, "tables")):
         print(path)
+    return 0
+
+
+def collect_results_command(options: Options) -> int:
+    """Write all results as one tidy CSV: a row per table, row, column and seed."""
+    from fbt_paper.tables.frame import as_csv
+    from fbt_paper.tables.results import collect_tables, tidy
+
+    flow = open_flow(options)
+    tables = choose(options.tables or flow.plan.all_tables, flow.plan.tables, "table")
+    path = options.out or Path(flow.results, "results.csv")
+    write_text(path, as_csv(tidy(collect_tables(flow, tables))))
+    print(path)
     return 0
 
 
 def compare_command(options: Options) -> int:
     """Write every cell as ours | paper | gap."""
     from fbt_paper.tables.compare import to_markdown
+    from fbt_paper.tables.results import collect_tables
 
     flow = open_flow(options)
-    tables = [collect_table(flow, table) for table in flow.compared(options.comparison)]
     path = options.out or Path(flow.results, f"{options.comparison}.md")
-    write_text(path, to_markdown(tables, flow.scale))
+    write_text(path, to_markdown(collect_tables(flow, flow.compared(options.comparison)), flow.scale))
     print(path)
     return 0
 
@@ -160,13 +174,19 @@ def diff_command(options: Options) -> int:
 
 
 def draw_command(options: Options) -> int:
-    """Draw one figure as PDF and PNG, with its numbers beside it."""
+    """Draw one figure into the files named: pdf=FILE png=FILE csv=FILE ..."""
     from fbt_paper.figures.draw import draw
     from fbt_paper.plan.figures import FigurePlan
 
     figures = FigurePlan(open_flow(options))
     (name,) = choose([options.figure], figures.drawings, "figure")
-    for path in draw(figures, name):
+    files = dict(text.split("=", 1) for text in options.files if "=" in text)
+    if len(files) < max(1, len(options.files)):
+        whole = f"`snakemake --cores 1 {figures.folder}/{name}.png` makes all of its files"
+        raise UserError(
+            f"takes each file as KEY=FILE, e.g. png={name}.png; {whole}", where=f"fbt draw {name}"
+        )
+    for path in draw(figures, name, {key: Path(file) for key, file in files.items()}):
         print(path)
     return 0
 
@@ -175,7 +195,7 @@ def build_page_command(options: Options) -> int:
     """Write the results page: one file with every table, figure and run."""
     from fbt_paper.page.build import write_page
 
-    print(write_page(open_flow(options), options.page))
+    print(write_page(open_flow(options), options.page, options.figures))
     return 0
 
 
@@ -235,16 +255,6 @@ def config_folder(named: Path | None) -> Path:
             return folder
     hint = "make a folder to work in with `fbt init FOLDER`, or call `fbt` from one"
     raise UserError("there is no configuration here", where=str(Path("config").absolute()), hint=hint)
-
-
-def collect_table(flow: Flow, table: str) -> Any:
-    """A table's cells from the results on disk."""
-    from fbt_paper.tables.collect import collect
-    from fbt_paper.tables.cost_table import collect_costs
-
-    if flow.plan.tables[table].kind == "cost":
-        return collect_costs(flow.config, table, Path(flow.results, "costs", f"{table}.json"))
-    return collect(flow.config, flow.plan, table, Path(flow.runs))
 
 
 def choose(names: Sequence[str], known: Iterable[str], kind: str) -> list[str]:
@@ -365,10 +375,17 @@ def _add_result_commands(commands: Any) -> None:
     table.add_argument("table", metavar="TABLE")
     claims = _add(commands, "judge-claims", judge_claims_command, "fbt judge-claims claims")
     claims.add_argument("claims", choices=["claims", "claims_grid"], metavar="claims[_grid]")
-    figure = _add(commands, "draw", draw_command, "fbt draw figure1")
+    results = _add(commands, "collect-results", collect_results_command, "fbt collect-results table5")
+    results.add_argument("tables", nargs="*", metavar="TABLE", help="only these tables")
+    results.add_argument("--out", type=Path, metavar="FILE")
+    figure = _add(commands, "draw", draw_command, "fbt draw figure1 png=figure1.png")
     figure.add_argument("figure", metavar="FIGURE")
+    figure.add_argument("files", nargs="*", metavar="KEY=FILE", help="what to write, e.g. png=figure1.png")
     page = _add(commands, "build-page", build_page_command, "fbt build-page index")
     page.add_argument("page", choices=["index", "grid"])
+    page.add_argument(
+        "--figures", nargs="*", type=Path, default=[], metavar="FILE", help="what describes them"
+    )
     compare = _add(commands, "compare", compare_command, "fbt compare comparison")
     compare.add_argument("comparison", choices=["comparison", "comparison_grid"], metavar="comparison[_grid]")
     compare.add_argument("--out", type=Path, metavar="FILE")

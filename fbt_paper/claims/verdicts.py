@@ -28,6 +28,7 @@ from fbt_paper.config.load import Config
 from fbt_paper.config.records import CostTable
 from fbt_paper.plan.runs import Plan
 from fbt_paper.tables.cost_table import collect_costs
+from fbt_paper.tables.frame import rows_of
 
 Verdict = Literal["holds", "contradicted", "undecided", "not measured"]
 WRONG = (1 - CONFIDENCE) / 2
@@ -168,11 +169,10 @@ def counted_numbers(config: Config, table: str, counted: Path) -> dict[str, floa
     """A cost table's numbers by the paper's rule, by cell path; L2G's with the block that fits the paper."""
     entry = config.tables[table]
     block = entry.paper_block if isinstance(entry, CostTable) else ""
-    numbers: dict[str, float] = {}
-    for line in collect_costs(config, table, counted).lines:
-        column = line.part.removesuffix(f"_{block}")
-        numbers.update({f"{table}/{line.row}/{column}_{what}": value for what, value in line.rule.items()})
-    return numbers
+    return {
+        f"{table}/{count.row}/{count.part.removesuffix(f'_{block}')}_{count.quantity}": count.rule
+        for count in rows_of(collect_costs(config, table, counted).frame)
+    }
 
 
 def judge_observation(claim: Observation, evidence: Evidence) -> Judgement:

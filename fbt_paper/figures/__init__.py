@@ -2,3 +2,7 @@
 
 `fbt draw NAME` draws one of them: PDF, PNG and the plotted numbers beside it.
 """
+
+import os
+
+os.environ.pop("MPLBACKEND", None)  # a notebook's terminal names one that only its kernel can load

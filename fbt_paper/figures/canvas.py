@@ -1,40 +1,25 @@
-"""What every figure shares: style, page widths, and saving with the numbers beside the picture."""
+"""What every figure shares: style, page widths, and saving with the numbers beside the picture.
+
+Figures are made without pyplot and look as style.mplstyle says, whatever a user's matplotlibrc or MPLBACKEND
+holds (a notebook's terminal sets a backend that only its own kernel can load).
+"""
 
 from __future__ import annotations
 
-import csv
 import io
+import re
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
+from matplotlib import style
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import PdfPages
+from matplotlib.figure import Figure
 
-from fbt_core.files import make_folder, write_bytes, write_text
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-__all__ = [
-    "COLUMN_WIDTH",
-    "OURS",
-    "PAGE_WIDTH",
-    "PAPER",
-    "QUIET",
-    "fit_note",
-    "new_panels",
-    "pyplot",
-    "save_figure",
-    "save_pages",
-    "styled",
-    "write_numbers",
-]
+from fbt_core.files import make_folder, write_bytes
 
 COLUMN_WIDTH = 3.3
 """Inches of one column of a two-column page."""
@@ -47,45 +32,44 @@ OURS, PAPER, QUIET = "#0072B2", "#D55E00", "#666666"
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Draw inside this block in the project's style; figures made in it are closed at its end."""
-    with pyplot.style.context(STYLE):
-        try:
-            yield
-        finally:
-            pyplot.close("all")
+    """Draw inside this block in the project's style alone."""
+    with style.context(["default", STYLE]):
+        yield
+
+
+def new_figure(size: tuple[float, float]) -> Figure:
+    """An empty figure of `size` inches."""
+    figure = Figure(figsize=size)
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def new_panels(rows: int, columns: int, size: tuple[float, float], **options: Any) -> tuple[Figure, Any]:
     """A figure of `size` inches with rows x columns axes, as a 2-D array."""
-    found: tuple[Figure, Any] = pyplot.subplots(rows, columns, figsize=size, squeeze=False, **options)
-    return found
+    figure = new_figure(size)
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def save_figure(figure: Figure, stem: Path) -> tuple[Path, Path]:
-    """Write `<stem>.pdf` and `<stem>.png`, each whole or not at all; the same figure gives the same bytes."""
-    return save_pages([figure], stem)
-
-
-def save_pages(pages: Sequence[Figure], stem: Path) -> tuple[Path, Path]:
-    """Like save_figure, with all pages in the PDF and the first one as PNG."""
-    make_folder(stem.parent)
-    for figure in pages:
-        _lay_out(figure)
-
-    pdf, png = stem.with_name(f"{stem.name}.pdf"), stem.with_name(f"{stem.name}.png")
+def save_pdf(pages: Sequence[Figure], path: Path) -> None:
+    """Write all pages as one PDF; the same figures give the same bytes."""
     content = io.BytesIO()
     with PdfPages(content, metadata={"CreationDate": None}) as file:
         for figure in pages:
             file.savefig(figure)
-    write_bytes(pdf, content.getvalue())
+    make_folder(path.parent)
+    write_bytes(path, content.getvalue())
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write the picture; the same figure gives the same bytes."""
     content = io.BytesIO()
-    pages[0].savefig(content, format="png", metadata={"Software": None})
-    write_bytes(png, content.getvalue())
-    return pdf, png
+    figure.savefig(content, format="png", metadata={"Software": None})
+    make_folder(path.parent)
+    write_bytes(path, content.getvalue())
 
 
-def _lay_out(figure: Any) -> None:
-    """Place everything once (180 panels take half a minute), rounded: the solver's last digits vary."""
+def lay_out(figure: Any) -> None:
+    """Fix all positions once (180 panels take half a minute), rounded: the solver's last digits vary."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for axes in figure.axes:
@@ -100,15 +84,8 @@ def fit_note(note: str, width: float) -> str:
     return textwrap.fill(note, int(width * NOTE_LETTERS))
 
 
-def write_numbers(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
-    """The plotted numbers as CSV, so that anyone can draw them again; None is an empty field."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([["" if value is None else _plain(value) for value in row] for row in rows])
-    write_text(path, file.getvalue())
-    return path
-
-
-def _plain(value: object) -> object:
-    return f"{value:.6g}" if isinstance(value, float) else value
+def plain(*labels: str) -> str:
+    """Labels as one line of text without mathematics, for alternative texts."""
+    return ", ".join(
+        re.sub(r"\\mathcal|[${}]", "", label).replace("_", " ").replace("→", "to") for label in labels
+    )

@@ -1,15 +1,18 @@
-"""Training curves of a table: accuracy by epoch, and every loss term by epoch; seeds as a band."""
+"""Training curves of a table: accuracy by epoch, and every loss term by epoch; seeds as a band.
+
+Drawn from a frame with a row per epoch of a run: row and column (labels), run, seed, epoch, quantity, value.
+"""
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from matplotlib import ticker
+import pandas as pd
+from matplotlib import rcParams, ticker
+from matplotlib.lines import Line2D
 
-from fbt_paper.figures.canvas import COLUMN_WIDTH, PAGE_WIDTH, fit_note, new_panels, pyplot
+from fbt_paper.figures.canvas import COLUMN_WIDTH, PAGE_WIDTH, QUIET, fit_note, new_panels, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,79 +22,28 @@ PANELS_ACROSS, PANELS_DOWN = 3, 8
 """A table with more columns or rows has no room for a panel per cell: its terms are on a page per column."""
 LEAST_TICKS, MOST_TICKS = 3, 6
 TICK_DIGITS = ((1.0, 2.0, 5.0), (1.0, 3.0), (1.0,))
-HEADER = ("row", "column", "run", "seed", "epoch", "quantity", "value")
-History = Sequence[Mapping[str, Any]]
 
 
-@dataclass(frozen=True)
-class Curve:
-    """One cell's trainings: the history of each of its runs, by (run id, seed)."""
-
-    row: str
-    column: str
-    histories: Mapping[tuple[str, int], History]
+def band_over_seeds(curves: pd.DataFrame) -> pd.DataFrame:
+    """Mean, least and largest value at every epoch that at least one seed has reached."""
+    return curves.groupby("epoch").value.agg(["mean", "min", "max"])
 
 
-@dataclass(frozen=True)
-class Band:
-    """Mean, least and largest value over seeds at every epoch that at least one seed has reached."""
-
-    epochs: tuple[int, ...]
-    mean: tuple[float, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
+def select(curves: pd.DataFrame, **values: str) -> pd.DataFrame:
+    """The rows whose columns hold these values."""
+    for column, value in values.items():
+        curves = curves[curves[column] == value]
+    return curves
 
 
-def band_over_seeds(histories: Sequence[History], quantity: str) -> Band:
-    """A quantity (top1, or term:<name>) over the seeds' histories, epoch by epoch."""
-    by_epoch: dict[int, list[float]] = {}
-    for history in histories:
-        for record in history:
-            value = read_quantity(record, quantity)
-            if value is not None:
-                by_epoch.setdefault(int(record["epoch"]), []).append(value)
-    epochs = tuple(sorted(by_epoch))
-    values = [by_epoch[epoch] for epoch in epochs]
-    return Band(
-        epochs,
-        tuple(statistics.fmean(v) for v in values),
-        tuple(min(v) for v in values),
-        tuple(max(v) for v in values),
-    )
-
-
-def read_quantity(record: Mapping[str, Any], quantity: str) -> float | None:
-    """One epoch's value of top1, loss, ..., or of a loss term as term:<name>; None where it is not there."""
-    name = quantity.removeprefix("term:")
-    value = (record.get("terms") or {}).get(name) if quantity.startswith("term:") else record.get(name)
-    return None if value is None else float(value)
-
-
-def list_terms(curves: Sequence[Curve]) -> list[str]:
+def list_terms(curves: pd.DataFrame) -> list[str]:
     """Names of all loss terms of these trainings, in the order they first appear."""
-    records = [record for curve in curves for history in curve.histories.values() for record in history]
-    return list(dict.fromkeys(term for record in records for term in record.get("terms") or {}))
-
-
-def list_quantities(curves: Sequence[Curve]) -> list[str]:
-    """Everything that these trainings have by epoch: top1, the total loss, and every term."""
-    return ["top1", "loss", *(f"term:{term}" for term in list_terms(curves))]
-
-
-def curve_rows(curves: Sequence[Curve], quantities: Sequence[str]) -> list[tuple[object, ...]]:
-    """Every value of these quantities as a row of a table (HEADER names the columns)."""
-    return [
-        (curve.row, curve.column, run, seed, record["epoch"], quantity, read_quantity(record, quantity))
-        for curve in curves
-        for (run, seed), history in curve.histories.items()
-        for record in history
-        for quantity in quantities
-        if read_quantity(record, quantity) is not None
-    ]
+    return [name for name in curves.quantity.unique() if name.startswith("term:")]
 
 
 def say_term(term: str) -> str:
     """A loss term as a person reads it: teacher -> student, logits."""
+    term = term.removeprefix("term:")
     for kind in ("logits", "features"):
         pair = term.removesuffix(f"_{kind}")
         if pair != term and "_to_" in pair:
@@ -99,29 +51,27 @@ def say_term(term: str) -> str:
     return term.replace("_", " ")
 
 
-def draw_accuracy(curves: Sequence[Curve], note: str) -> Figure:
+def draw_accuracy(curves: pd.DataFrame, note: str) -> Figure:
     """Accuracy: one panel per column of the table, one line per row; the band spans the seeds."""
     return _draw_by_column(curves, "top1", "top-1 accuracy (%)", note)
 
 
-def draw_losses(curves: Sequence[Curve], note: str) -> list[Figure]:
+def draw_losses(curves: pd.DataFrame, note: str) -> list[Figure]:
     """Loss terms, a panel per cell. Of a large table: the total loss, then a page of terms per column."""
-    rows, columns = _keys(curves)
+    rows, columns = list(curves.row.unique()), list(curves.column.unique())
     if len(columns) <= PANELS_ACROSS and len(rows) <= PANELS_DOWN:
         return [_draw_cells(curves, [[(row, column) for column in columns] for row in rows], note)]
     pages = [_draw_by_column(curves, "loss", "total loss", note, alike=False)]
     for column in columns:
         cells = [(row, column) for row in rows]
         lines = [cells[start : start + PANELS_ACROSS] for start in range(0, len(cells), PANELS_ACROSS)]
-        pages.append(_draw_cells([c for c in curves if c.column == column], lines, f"{note}: {column}"))
+        pages.append(_draw_cells(select(curves, column=column), lines, f"{note}: {column}"))
     return pages
 
 
-def _draw_by_column(
-    curves: Sequence[Curve], quantity: str, label: str, note: str, alike: bool = True
-) -> Figure:
+def _draw_by_column(curves: pd.DataFrame, quantity: str, label: str, note: str, alike: bool = True) -> Figure:
     """One panel per column, one line per row; `alike`: all panels have the same scale."""
-    rows, columns = _keys(curves)
+    rows, columns = list(curves.row.unique()), list(curves.column.unique())
     across = min(len(columns), PANELS_ACROSS)
     down = -(-len(columns) // across)
     legend_lines = -(-len(rows) // (3 if across > 1 else 1))
@@ -129,44 +79,41 @@ def _draw_by_column(
     figure, grid = new_panels(down, across, size, sharex=True, sharey=alike)
     styles = _styles(rows)
     for axes, column in zip(grid.flat, columns, strict=False):
-        for curve in (curve for curve in curves if curve.column == column):
-            _draw_band(axes, band_over_seeds(list(curve.histories.values()), quantity), styles[curve.row])
+        panel = select(curves, column=column, quantity=quantity)
+        for row, values in panel.groupby("row", sort=False):
+            _draw_band(axes, band_over_seeds(values), styles[str(row)])
         axes.set_title(column, loc="left", weight="bold")
     _label(list(grid.flat), len(columns), across, label)
     _add_legend(figure, styles, 3 if across > 1 else 1, note)
     return figure
 
 
-def _draw_cells(curves: Sequence[Curve], lines: Sequence[Sequence[tuple[str, str]]], note: str) -> Figure:
-    """A panel per cell, laid out in `lines`; one line per loss term, logarithmic where all are above zero."""
+def _draw_cells(curves: pd.DataFrame, lines: Sequence[Sequence[tuple[str, str]]], note: str) -> Figure:
+    """A panel per cell, laid out in `lines`; one line per loss term, logarithmic if all are above zero."""
     across, terms = max(map(len, lines)), list_terms(curves)
     width = COLUMN_WIDTH if across == 1 else PAGE_WIDTH
     legend = 2 if across == 1 else 4
     size = (width, 1.2 * len(lines) + 0.14 * -(-len(terms) // legend) + 0.5)
     figure, grid = new_panels(len(lines), across, size, sharex=True)
-    styles, cells = _styles(terms), {(curve.row, curve.column): curve for curve in curves}
-    shown = [place for line in lines for place in line]
-    named = len({column for _, column in shown}) > 1
-    for axes, place in zip(grid.flat, shown, strict=False):
-        _draw_terms(axes, cells.get(place), terms, styles)
-        axes.set_title("\n".join(place) if named else place[0], loc="left", fontsize=6)
-    _label(list(grid.flat), len(shown), across, "")
+    styles, cells = _styles(terms), [cell for line in lines for cell in line]
+    several_columns = len({column for _, column in cells}) > 1
+    for axes, (row, column) in zip(grid.flat, cells, strict=False):
+        _draw_terms(axes, select(curves, row=row, column=column), styles)
+        axes.set_title(f"{row}\n{column}" if several_columns else row, loc="left", fontsize=6)
+    _label(list(grid.flat), len(cells), across, "")
     figure.supylabel("weighted loss term", fontsize=7)
     _add_legend(figure, {say_term(term): style for term, style in styles.items()}, legend, note)
     return figure
 
 
-def _draw_terms(
-    axes: Axes, curve: Curve | None, terms: Sequence[str], styles: Mapping[str, Mapping[str, Any]]
-) -> None:
-    if curve is None or not any(curve.histories.values()):
-        axes.text(0.5, 0.5, "no run", ha="center", va="center", transform=axes.transAxes, color="#666666")
+def _draw_terms(axes: Axes, curves: pd.DataFrame, styles: Mapping[str, Mapping[str, Any]]) -> None:
+    if curves.empty:
+        axes.text(0.5, 0.5, "no run", ha="center", va="center", transform=axes.transAxes, color=QUIET)
         return
-    bands = {term: band_over_seeds(list(curve.histories.values()), f"term:{term}") for term in terms}
-    drawn = {term: band for term, band in bands.items() if band.epochs}
-    for term, band in drawn.items():
+    bands = {term: band_over_seeds(select(curves, quantity=term)) for term in list_terms(curves)}
+    for term, band in bands.items():
         _draw_band(axes, band, styles[term])
-    if drawn and min(min(band.low) for band in drawn.values()) > 0:
+    if bands and min(band["min"].min() for band in bands.values()) > 0:
         _use_log_scale(axes)
 
 
@@ -193,18 +140,14 @@ def _count_ticks(low: float, high: float, digits: Sequence[float]) -> int:
     return sum(low <= digit * 10.0**power <= high for power in range(-12, 12) for digit in digits)
 
 
-def _draw_band(axes: Axes, band: Band, style: Mapping[str, Any]) -> None:
-    axes.plot(band.epochs, band.mean, marker="." if len(band.epochs) < 12 else None, **style)
-    if band.low != band.high:
-        axes.fill_between(band.epochs, band.low, band.high, color=style["color"], alpha=0.2, linewidth=0)
-
-
-def _keys(curves: Sequence[Curve]) -> tuple[list[str], list[str]]:
-    return list(dict.fromkeys(c.row for c in curves)), list(dict.fromkeys(c.column for c in curves))
+def _draw_band(axes: Axes, band: pd.DataFrame, style: Mapping[str, Any]) -> None:
+    axes.plot(band.index, band["mean"], marker="." if len(band) < 12 else None, **style)
+    if not band["min"].equals(band["max"]):
+        axes.fill_between(band.index, band["min"], band["max"], color=style["color"], alpha=0.2, linewidth=0)
 
 
 def _styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    cycle = list(pyplot.rcParams["axes.prop_cycle"])
+    cycle = list(rcParams["axes.prop_cycle"])
     return {name: dict(cycle[index % len(cycle)]) for index, name in enumerate(names)}
 
 
@@ -223,7 +166,7 @@ def _label(grid: Sequence[Axes], used: int, across: int, ylabel: str) -> None:
 
 
 def _add_legend(figure: Figure, styles: Mapping[str, Mapping[str, Any]], columns: int, note: str) -> None:
-    handles = [pyplot.Line2D([], [], **style) for style in styles.values()]
+    handles = [Line2D([], [], **style) for style in styles.values()]
     figure.legend(
         handles,
         list(styles),
@@ -233,3 +176,23 @@ def _add_legend(figure: Figure, styles: Mapping[str, Mapping[str, Any]], columns
         title_fontsize=6.5,
         alignment="left",
     )
+
+
+def describe_accuracy(curves: pd.DataFrame) -> str:
+    """The accuracy in words, for the picture's alternative text."""
+    means = _last_epochs(select(curves, quantity="top1")).groupby(["row", "column"], sort=False).value.mean()
+    cells: list[tuple[str, str]] = means.index.tolist()
+    extremes = (int(means.argmin()), int(means.argmax()))
+    low, high = (f"{means.iloc[index]:.2f} % ({plain(*cells[index])})" for index in extremes)
+    return f"{len(means)} curves; after the last epoch from {low} to {high}."
+
+
+def describe_losses(curves: pd.DataFrame) -> str:
+    """The loss terms in words, for the picture's alternative text."""
+    total = _last_epochs(select(curves, quantity="loss")).value
+    terms = "; ".join(map(say_term, list_terms(curves))).replace("→", "to")
+    return f"Terms: {terms}. Total loss after the last epoch: {total.min():.3g} to {total.max():.3g}."
+
+
+def _last_epochs(curves: pd.DataFrame) -> pd.DataFrame:
+    return curves[curves.epoch == curves.groupby("run").epoch.transform("max")]

@@ -1,31 +1,27 @@
-"""Ours against paper: a line per cell of a table, a dot for ours, a diamond for the paper, the gap."""
+"""Ours against paper: a line per cell of a table, a dot for ours, a diamond for the paper, the gap.
+
+Drawn from a frame with a row per cell: row and column (labels), ours (mean over the seeds),
+standard_deviation, seeds, paper, gap; what is not known is NaN.
+"""
 
 from __future__ import annotations
 
 import re
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from fbt_paper.figures.canvas import (
-    COLUMN_WIDTH,
-    OURS,
-    PAGE_WIDTH,
-    PAPER,
-    QUIET,
-    fit_note,
-    new_panels,
-    pyplot,
-)
+from fbt_paper.figures.canvas import COLUMN_WIDTH, OURS, PAGE_WIDTH, PAPER, QUIET, fit_note, new_panels, plain
+from fbt_paper.tables.frame import rows_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-HEADER = ("row", "column", "ours", "standard_deviation", "seeds", "paper", "gap")
 LINE, NEXT_LINE = 0.165, 0.115
 """Inches of height of a cell, and of each further line of its label."""
 LABEL_LENGTH = 26
@@ -33,35 +29,12 @@ FIRST_STAND_IN = 0xE000  # private letters, which no label holds
 HOLLOW: dict[str, Any] = {"color": PAPER, "markerfacecolor": "white"}
 
 
-@dataclass(frozen=True)
-class Dot:
-    """One cell: our mean (None: not measured), deviation over seeds (None below two), printed number."""
-
-    row: str
-    column: str
-    ours: float | None
-    deviation: float | None
-    seeds: int
-    paper: float | None
-
-    @property
-    def gap(self) -> float | None:
-        """Measured minus printed."""
-        return None if self.ours is None or self.paper is None else self.ours - self.paper
-
-
-def dot_rows(dots: Sequence[Dot]) -> list[tuple[object, ...]]:
-    """The figure as rows of a table (HEADER names the columns)."""
-    return [(d.row, d.column, d.ours, d.deviation, d.seeds, d.paper, d.gap) for d in dots]
-
-
-def draw_dots(dots: Sequence[Dot], note: str, gap: str = "gap") -> Figure:
+def draw_dots(dots: pd.DataFrame, note: str, gap: str = "gap") -> Figure:
     """One panel per column of the table, side by side from 60 cells on, with a common scale.
 
     `gap` heads the gaps, written at the right: at scale smoke it warns that they compare unlike things.
     """
-    columns = list(dict.fromkeys(dot.column for dot in dots))
-    panels = [[dot for dot in dots if dot.column == column] for column in columns]
+    panels = [panel for _, panel in dots.groupby("column", sort=False)]
     across = 1 if len(dots) <= 60 else 2
     down = -(-len(panels) // across)
     heights = [max(map(_height, panels[i * across : (i + 1) * across])) for i in range(down)]
@@ -77,14 +50,14 @@ def draw_dots(dots: Sequence[Dot], note: str, gap: str = "gap") -> Figure:
     return figure
 
 
-def _height(panel: Sequence[Dot]) -> float:
+def _height(panel: pd.DataFrame) -> float:
     """Inches a panel needs: the tallest label decides, so that no two meet."""
-    lines = max(wrap_label(dot.row).count("\n") for dot in panel)
+    lines = max(wrap_label(row).count("\n") for row in panel.row)
     return (len(panel) + 0.2) * (LINE + NEXT_LINE * lines)
 
 
 def wrap_label(label: str) -> str:
-    """A row's label on as many lines as it needs, told by what is seen; mathematics is never broken."""
+    """A row's label on as many lines as it needs, by what is seen; mathematics is never broken."""
     symbols = re.findall(r"\$[^$]*\$", label)
     stand_ins = [chr(FIRST_STAND_IN + i) * _letters_seen(symbol) for i, symbol in enumerate(symbols)]
     for symbol, stand_in in zip(symbols, stand_ins, strict=True):
@@ -102,18 +75,18 @@ def _letters_seen(symbol: str) -> int:
     return max(1, len(base) + len(below) // 2)
 
 
-def _draw_panel(axes: Axes, panel: Sequence[Dot]) -> None:
-    for y, dot in enumerate(panel):
-        if dot.ours is not None and dot.paper is not None:
+def _draw_panel(axes: Axes, panel: pd.DataFrame) -> None:
+    for y, dot in enumerate(rows_of(panel)):
+        if pd.notna(dot.gap):
             both = [dot.paper, dot.ours]
             axes.plot(both, [y, y], color="#bbbbbb", linestyle="-", linewidth=1.2, zorder=1, clip_on=False)
-        if dot.paper is not None:
+        if pd.notna(dot.paper):
             axes.plot(dot.paper, y, "D", markersize=4, zorder=2, clip_on=False, **HOLLOW)
-        if dot.ours is not None:
+        if pd.notna(dot.ours):
             axes.errorbar(
                 dot.ours,
                 y,
-                xerr=dot.deviation,
+                xerr=None if pd.isna(dot.standard_deviation) else dot.standard_deviation,
                 fmt="o",
                 color=OURS,
                 markersize=3.5,
@@ -121,40 +94,34 @@ def _draw_panel(axes: Axes, panel: Sequence[Dot]) -> None:
                 elinewidth=0.8,
                 clip_on=False,
             )
-        _write_gap(axes, y, dot)
-    axes.set_yticks(range(len(panel)), [wrap_label(dot.row) for dot in panel], linespacing=0.95)
+        if pd.notna(dot.gap):
+            _write_beside(axes, (1, y), f"{dot.gap:+.2f}", ("axes fraction", "data"), va="center")
+    axes.set_yticks(range(len(panel)), list(map(wrap_label, panel.row)), linespacing=0.95)
     axes.set_ylim(len(panel) - 0.4, -0.6)
-    axes.set_title(panel[0].column, loc="left", weight="bold", pad=3)
+    axes.set_title(panel.column.iloc[0], loc="left", weight="bold", pad=3)
     axes.tick_params(axis="y", length=0)
     axes.margins(x=0.08)
     axes.xaxis.set_major_locator(MaxNLocator(5, min_n_ticks=3))
 
 
-def _write_gap(axes: Axes, y: int, dot: Dot) -> None:
-    """The gap, written to the right of the panel."""
-    if dot.gap is not None:
-        _write_beside(axes, (1, y), f"{dot.gap:+.2f}", ("axes fraction", "data"), va="center")
-
-
-def _write_beside(axes: Axes, place: tuple[float, float], text: str, where: tuple[str, str], va: str) -> None:
+def _write_beside(axes: Axes, point: tuple[float, float], text: str, where: tuple[str, str], va: str) -> None:
     options: dict[str, Any] = {"xycoords": where, "xytext": (3, 0), "textcoords": "offset points", "va": va}
-    axes.annotate(text, place, fontsize=6, color=QUIET, annotation_clip=False, **options)
+    axes.annotate(text, point, fontsize=6, color=QUIET, annotation_clip=False, **options)
 
 
 def _finish(
-    figure: Figure, grid: Sequence[Axes], panels: Sequence[Sequence[Dot]], across: int, note: str
+    figure: Figure, grid: Sequence[Axes], panels: Sequence[pd.DataFrame], across: int, note: str
 ) -> None:
     for axes in grid[max(0, len(panels) - across) : len(panels)]:
         axes.set_xlabel("top-1 accuracy (%)")
         axes.xaxis.set_tick_params(labelbottom=True)
-    ours = pyplot.Line2D([], [], marker="o", color=OURS, linestyle="none", markersize=3.5)
-    paper = pyplot.Line2D([], [], marker="D", linestyle="none", markersize=4, **HOLLOW)
-    labels = (
-        ["ours, ± one standard deviation over seeds", "paper"] if _has_spread(panels) else ["ours", "paper"]
-    )
+    ours = Line2D([], [], marker="o", color=OURS, linestyle="none", markersize=3.5)
+    paper = Line2D([], [], marker="D", linestyle="none", markersize=4, **HOLLOW)
+    several_seeds = any(panel.standard_deviation.notna().any() for panel in panels)
+    label = "ours, ± one standard deviation over seeds" if several_seeds else "ours"
     figure.legend(
         [ours, paper],
-        labels,
+        [label, "paper"],
         loc="outside upper left",
         ncols=2,
         handletextpad=0.3,
@@ -164,5 +131,13 @@ def _finish(
     )
 
 
-def _has_spread(panels: Sequence[Sequence[Dot]]) -> bool:
-    return any(dot.deviation is not None for panel in panels for dot in panel)
+def describe(dots: pd.DataFrame) -> str:
+    """The gaps in words, for the picture's alternative text; empty without any."""
+    known = dots.dropna(subset="gap")
+    if known.empty:
+        return ""
+    widest = known.iloc[int(known.gap.abs().argmax())]
+    return (
+        f"{len(known)} cells; mean gap (ours minus paper) {known.gap.mean():+.2f},"
+        f" widest {widest.gap:+.2f} ({plain(widest.row, widest.column)})."
+    )

@@ -1,32 +1,112 @@
-"""From results on disk to one drawing's files: what `fbt draw NAME` does."""
+"""From results on disk to one drawing's files: what `fbt draw NAME KEY=FILE ...` does.
+
+The rules in workflow/rules/figures.smk say which files a figure has and what they are called. Their keys are
+pdf, png and csv, with the name of a further picture before them (losses_png), npz for the extracted arrays
+that a figure is drawn from, and about for what the results page says of it. A file that is not asked for is
+not written.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
-from fbt_core.run_files import read_json
+from fbt_core.errors import nearest
+from fbt_core.files import write_text
 from fbt_paper.config.figures import FeaturesFigure
 from fbt_paper.config.load import ConfigError, Problem
 from fbt_paper.figures import curves, dots, features, similarity, taxonomy
-from fbt_paper.figures.canvas import save_pages, styled, write_numbers
+from fbt_paper.figures.canvas import lay_out, plain, save_pdf, save_png, styled
 from fbt_paper.plan.figures import Drawing, FigurePlan
-from fbt_paper.tables.collect import Collected, Entry, collect
+from fbt_paper.tables.frame import TableResults, as_csv, collect, histories, score_remark
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SMOKE_NOTE = "scale smoke: tiny networks on Fashion-MNIST, not the paper's data"
+LINKS = {"claims_csv": "CSV of the statements below"}
+"""What a link to a file is called, if not by its kind."""
+Files = Mapping[str, Path]
 
 
-def draw(plan: FigurePlan, name: str) -> list[Path]:
+@dataclass(frozen=True)
+class Picture:
+    """One picture: its pages (the PNG is the first), itself in words, numbers by the key of their file."""
+
+    pages: Sequence[Figure]
+    words: str
+    part: str = ""
+    """What its keys begin with, and what it shows besides the figure's title."""
+    title: str = ""
+    numbers: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    """Sentences that belong below the figure."""
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys of its files: PDF, PNG, numbers."""
+        part = f"{self.part}_" if self.part else ""
+        return [f"{part}pdf", f"{part}png", *self.numbers]
+
+
+def draw(plan: FigurePlan, name: str, files: Files) -> list[Path]:
     """Draw one figure in the project's style; returns the files written."""
     drawing = plan.drawings[name]
     with styled():
-        return PAINTERS[drawing.kind](plan, drawing)
+        pictures = PAINTERS[drawing.kind](plan, drawing, files)
+        keys = {"about", "npz", *(key for picture in pictures for key in picture.keys)}
+        if unknown := [key for key in files if key not in keys]:
+            message = f"this figure has no such file; {nearest(unknown[0], keys)}"
+            raise ConfigError([Problem("fbt draw", unknown[0], message)])
+        for picture in pictures:
+            save_picture(picture, files)
+    if "about" in files:
+        write_text(files["about"], json.dumps(describe(drawing, pictures, files), indent=1) + "\n")
+    return [path for key, path in files.items() if key != "npz"]
+
+
+def save_picture(picture: Picture, files: Files) -> None:
+    """Write the picture's PDF, PNG and numbers, those that are asked for."""
+    for figure in picture.pages:
+        lay_out(figure)
+    pdf, png, *tables = picture.keys
+    if pdf in files:
+        save_pdf(picture.pages, files[pdf])
+    if png in files:
+        save_png(picture.pages[0], files[png])
+    for key in tables:
+        if key in files:
+            write_text(files[key], as_csv(picture.numbers[key]))
+
+
+def describe(drawing: Drawing, pictures: Sequence[Picture], files: Files) -> dict[str, object]:
+    """What the results page says of a figure: title, caption, and per picture its files and its words."""
+    entries = []
+    for picture in pictures:
+        name = plain(", ".join(filter(None, [drawing.title.replace("->", "to"), picture.title])))
+        pdf, png, *numbers = picture.keys
+        linked = [pdf, *numbers, *(["npz"] if picture is pictures[0] else [])]
+        entries.append(
+            {
+                "png": str(files.get(png, "")),
+                "title": picture.title,
+                "words": f"{name}. {picture.words}" if picture.words else name,
+                "files": [
+                    [files[key].name, LINKS.get(key, key.rpartition("_")[2].upper())]
+                    for key in linked
+                    if key in files
+                ],
+            }
+        )
+    notes = [note for picture in pictures for note in picture.notes]
+    about = {"key": drawing.name, "title": drawing.title, "caption": drawing.caption}
+    return {**about, "pictures": entries, "notes": notes}
 
 
 def note_of(plan: FigurePlan, title: str) -> str:
@@ -43,55 +123,42 @@ def pretty(label: str) -> str:
     return text.replace("K_t", "$K_t$").replace("K_s", "$K_s$").replace("K_f", "$K_f$")
 
 
-def stems(plan: FigurePlan, drawing: Drawing) -> list[Path]:
-    """Where the drawing's pictures go, without ending."""
-    return [Path(stem) for stem in plan.pictures(drawing.name)]
-
-
-def _save(pictures: Mapping[Path, Sequence[Figure]]) -> list[Path]:
-    return [path for stem, pages in pictures.items() for path in save_pages(pages, stem)]
-
-
-def claims_file(stem: Path) -> Path:
-    """Where the appendix's statements about a features figure lie, with what was measured."""
-    return stem.with_name(f"{stem.name}_claims.csv")
-
-
-def _numbers(stem: Path) -> Path:
-    return stem.with_name(f"{stem.name}.csv")
-
-
 # ---------------------------------------------------------------- the kinds
 
 
-def paint_taxonomy(plan: FigurePlan, drawing: Drawing) -> list[Path]:
+def paint_taxonomy(plan: FigurePlan, drawing: Drawing, files: Files) -> list[Picture]:
     """Figure 1 from the facts of all methods."""
-    (stem,) = stems(plan, drawing)
     methods = plan.flow.config.methods
-    written = _save({stem: [taxonomy.draw_taxonomy(methods)]})
-    return [*written, write_numbers(_numbers(stem), taxonomy.HEADER, taxonomy.taxonomy_rows(methods))]
+    rows = pd.DataFrame(taxonomy.taxonomy_rows(methods), columns=taxonomy.HEADER)
+    return [Picture([taxonomy.draw_taxonomy(methods)], taxonomy.describe(methods), numbers={"csv": rows})]
 
 
-def paint_features(plan: FigurePlan, drawing: Drawing) -> list[Path]:
+def paint_features(plan: FigurePlan, drawing: Drawing, files: Files) -> list[Picture]:
     """Figure 2 and its numbers from the extracted arrays."""
-    stem, numbers = stems(plan, drawing)
-    arrays, networks = read_arrays(stem), shown_networks(plan, drawing)
+    arrays, networks = read_arrays(drawing, files), shown_networks(plan, drawing)
     images, note = range(len(arrays["images"])), note_of(plan, drawing.title)
-    written = _save(
-        {
-            stem: [features.draw_features(networks, arrays, images, note)],
-            numbers: [features.draw_numbers(networks, arrays, note)],
-        }
-    )
+    checked = features.check_claims(networks, arrays)
     claims = [
         (c.statement, c.quantity, c.first_group, c.first, c.second_group, c.second, c.holds, c.positions)
-        for c in features.check_claims(networks, arrays)
+        for c in checked
     ]
-    return [
-        *written,
-        write_numbers(_numbers(numbers), features.HEADER, features.number_rows(networks, arrays)),
-        write_numbers(claims_file(stem), features.CLAIM_HEADER, claims),
-    ]
+    rows = pd.DataFrame(features.number_rows(networks, arrays), columns=features.HEADER)
+    maps = Picture(
+        pages=[features.draw_features(networks, arrays, images, note)],
+        words=features.describe_maps(networks, checked),
+        notes=list(map(features.describe_claim, checked)),
+    )
+    numbers = Picture(
+        pages=[features.draw_numbers(networks, arrays, note)],
+        words=features.describe_numbers(rows),
+        part="numbers",
+        title="numbers",
+        numbers={
+            "numbers_csv": rows,
+            "claims_csv": pd.DataFrame(claims, columns=features.CLAIM_HEADER),
+        },
+    )
+    return [maps, numbers]
 
 
 def shown_networks(plan: FigurePlan, drawing: Drawing) -> list[features.Shown]:
@@ -107,46 +174,60 @@ def shown_networks(plan: FigurePlan, drawing: Drawing) -> list[features.Shown]:
     ]
 
 
-def paint_similarity(plan: FigurePlan, drawing: Drawing) -> list[Path]:
+def paint_similarity(plan: FigurePlan, drawing: Drawing, files: Files) -> list[Picture]:
     """CKA matrices before and after distillation from the extracted arrays."""
-    (stem,) = stems(plan, drawing)
-    arrays = read_arrays(stem)
-    written = _save({stem: [similarity.draw_similarity(arrays, note_of(plan, drawing.title))]})
-    return [*written, write_numbers(_numbers(stem), similarity.HEADER, similarity.similarity_rows(arrays))]
+    arrays = read_arrays(drawing, files)
+    rows = pd.DataFrame(similarity.similarity_rows(arrays), columns=similarity.HEADER)
+    figure = similarity.draw_similarity(arrays, note_of(plan, drawing.title))
+    return [Picture([figure], similarity.describe(arrays), numbers={"csv": rows})]
 
 
-def read_arrays(stem: Path) -> dict[str, features.Array]:
-    """What the extraction wrote beside the figure; a ConfigError names the file where it is missing."""
-    path = stem.with_name(f"{stem.name}.npz")
+def read_arrays(drawing: Drawing, files: Files) -> dict[str, features.Array]:
+    """What the extraction wrote; a ConfigError names the file if it cannot be read."""
+    if "npz" not in files:
+        message = "is drawn from extracted arrays; name their file: npz=FILE"
+        raise ConfigError([Problem("fbt draw", drawing.name, message)])
     try:
-        with np.load(path) as content:
+        with np.load(files["npz"]) as content:
             return dict(content)
     except (OSError, ValueError) as error:
-        message = f"cannot be read ({error}); `snakemake {path}` makes it"
-        raise ConfigError([Problem(str(path), "", message)]) from None
+        message = f"cannot be read ({error}); `snakemake {files['npz']}` makes it"
+        raise ConfigError([Problem(str(files["npz"]), "", message)]) from None
 
 
-def paint_curves(plan: FigurePlan, drawing: Drawing) -> list[Path]:
+def paint_curves(plan: FigurePlan, drawing: Drawing, files: Files) -> list[Picture]:
     """Accuracy, loss terms and gaps of one table."""
     flow = plan.flow
     table = collect(flow.config, flow.plan, drawing.table, Path(flow.runs))
     turned = columns_are_methods(plan, drawing.table)
     trained, gaps = list_curves(table, Path(flow.runs), turned), list_dots(table, turned)
-    accuracy, losses, dotted = stems(plan, drawing)
-    gap = "gap\n(smoke)" if flow.scale == "smoke" else "gap"
-    written = _save(
-        {
-            accuracy: [curves.draw_accuracy(trained, note_of(plan, f"{table.title}: accuracy by epoch"))],
-            losses: curves.draw_losses(trained, note_of(plan, f"{table.title}: losses by epoch")),
-            dotted: [dots.draw_dots(gaps, note_of(plan, f"{table.title}: ours against the paper"), gap)],
-        }
-    )
-    score, *parts = curves.list_quantities(trained)
+    accuracy = trained.quantity == "top1"
+    by_epoch = f"{table.title}: {{}} by epoch"
+    against = f"{table.title}: ours against the paper. {score_remark(table.score)}"
     return [
-        *written,
-        write_numbers(_numbers(accuracy), curves.HEADER, curves.curve_rows(trained, [score])),
-        write_numbers(_numbers(losses), curves.HEADER, curves.curve_rows(trained, parts)),
-        write_numbers(_numbers(dotted), dots.HEADER, dots.dot_rows(gaps)),
+        Picture(
+            pages=[curves.draw_accuracy(trained, note_of(plan, by_epoch.format("accuracy")))],
+            words=curves.describe_accuracy(trained),
+            numbers={"csv": trained[accuracy]},
+        ),
+        Picture(
+            pages=curves.draw_losses(trained, note_of(plan, by_epoch.format("losses"))),
+            words=curves.describe_losses(trained),
+            part="losses",
+            title="losses",
+            numbers={"losses_csv": trained[~accuracy]},
+        ),
+        Picture(
+            pages=[
+                dots.draw_dots(
+                    gaps, note_of(plan, against), "gap\n(smoke)" if flow.scale == "smoke" else "gap"
+                )
+            ],
+            words=dots.describe(gaps),
+            part="gaps",
+            title="ours against the paper",
+            numbers={"gaps_csv": gaps},
+        ),
     ]
 
 
@@ -156,49 +237,37 @@ def columns_are_methods(plan: FigurePlan, table: str) -> bool:
     return any(getattr(line, "method", None) for line in getattr(entry, "columns", ()))
 
 
-def list_curves(table: Collected, runs: Path, turned: bool = False) -> list[curves.Curve]:
-    """The histories behind every cell that has runs; turned: rows as panels."""
-    found = []
-    for row, row_label in table.rows:
-        for column, column_label in table.columns:
-            entry = table.entry(row, column)
-            if entry.runs:
-                histories = {key: history for run in entry.runs for key, history in [read_run(runs, run)]}
-                line, panel = (column_label, row_label) if turned else (row_label, column_label)
-                found.append(curves.Curve(pretty(line), pretty(panel), histories))
-    return found
+def list_curves(table: TableResults, runs: Path, turned: bool = False) -> pd.DataFrame:
+    """The histories of a table's runs with labels as they are drawn; turned: rows as panels."""
+    frame = histories(table, runs)
+    rows = frame.row.map({key: pretty(label) for key, label in table.rows})
+    columns = frame.column.map({key: pretty(label) for key, label in table.columns})
+    return frame.assign(row=columns if turned else rows, column=rows if turned else columns)
 
 
-def read_run(runs: Path, run: str) -> tuple[tuple[str, int], curves.History]:
-    """((run id, seed), history) of a finished run."""
-    metrics = read_json(runs / run / "metrics.json") or {}
-    return (run, int(metrics["spec"]["seed"])), metrics["history"]
-
-
-def list_dots(table: Collected, turned: bool = False) -> list[dots.Dot]:
+def list_dots(table: TableResults, turned: bool = False) -> pd.DataFrame:
     """Every cell of a table that has a number of ours or of the paper; turned: rows as panels."""
-    panels, lines = (table.rows, table.columns) if turned else (table.columns, table.rows)
-    return [
-        make_dot(pretty(line_label), pretty(panel_label), entry)
-        for panel, panel_label in panels
-        for line, line_label in lines
-        for entry in [table.entry(panel, line) if turned else table.entry(line, panel)]
-        if (entry.values or entry.reference) and not is_gain(entry)
-    ]
+    cells = table.cells.reset_index()
+    mean_gain = cells["mean"].notna() & (cells.seeds == 0)
+    cells = cells[(cells["mean"].notna() | cells.printed.notna()) & ~mean_gain]
+    rows, columns = cells.row_label.map(pretty), cells.column_label.map(pretty)
+    frame = pd.DataFrame(
+        {
+            "row": columns if turned else rows,
+            "column": rows if turned else columns,
+            "ours": cells["mean"],
+            "standard_deviation": cells.deviation,
+            "seeds": cells.seeds,
+            "paper": cells.printed,
+            "gap": cells.gap,
+        }
+    )
+    panels = [label for _, label in (table.rows if turned else table.columns)]
+    order = {pretty(label): index for index, label in enumerate(panels)}
+    return frame.sort_values("column", key=lambda labels: labels.map(order), kind="stable", ignore_index=True)
 
 
-def is_gain(entry: Entry) -> bool:
-    """Whether the cell is a mean gain over other cells and not an accuracy."""
-    return bool(entry.values) and not entry.runs
-
-
-def make_dot(line: str, panel: str, entry: Entry) -> dots.Dot:
-    """One cell as it is drawn."""
-    paper = entry.reference.value if entry.reference else None
-    return dots.Dot(line, panel, entry.mean, entry.deviation, len(entry.runs), paper)
-
-
-PAINTERS: dict[str, Callable[[FigurePlan, Drawing], list[Path]]] = {
+PAINTERS: dict[str, Callable[[FigurePlan, Drawing, Files], list[Picture]]] = {
     "taxonomy": paint_taxonomy,
     "features": paint_features,
     "similarity": paint_similarity,

@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib import rcParams
+from matplotlib.lines import Line2D
 
-from fbt_paper.figures.canvas import COLUMN_WIDTH, PAGE_WIDTH, fit_note, new_panels, pyplot
+from fbt_paper.figures.canvas import PAGE_WIDTH, fit_note, new_figure, new_panels
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -63,7 +66,7 @@ def draw_features(networks: Sequence[Shown], arrays: Arrays, images: Sequence[in
     """One row per network; per image its four stages, then three channel groups of the final feature."""
     across = len(images) * (1 + len(STAGES) + len(GROUPS))
     cell = (PAGE_WIDTH - 0.9) / (across + 0.4 * len(images))
-    figure: Figure = pyplot.figure(figsize=(PAGE_WIDTH, cell * len(networks) * 1.08 + 0.55))
+    figure = new_figure((PAGE_WIDTH, cell * len(networks) * 1.08 + 0.55))
     figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.015, wspace=0, hspace=0)
     widths = [*(1.0 for _ in range(1 + len(STAGES))), 0.25, *(1.0 for _ in GROUPS), 0.25] * len(images)
     grid = figure.add_gridspec(len(networks), len(widths) - 1, width_ratios=widths[:-1])
@@ -149,7 +152,7 @@ def check_claims(networks: Sequence[Shown], arrays: Arrays) -> list[Claim]:
             ("hierarchical", hierarchical),
         ),
         (
-            "Channel groups of CNNs light the same places, those of others differ",
+            "Channel groups of CNNs light the same positions, those of others differ",
             "group_similarity",
             *everyone,
         ),
@@ -208,7 +211,7 @@ def draw_numbers(networks: Sequence[Shown], arrays: Arrays, note: str) -> Figure
     where = say_positions("group_similarity", arrays)
     over = f" on {where} positions" if where else ""
     grid[1][1].set_xlabel(f"similarity of channel groups{over}")
-    handles = [pyplot.Line2D([], [], **styles[network.key]) for network in networks]
+    handles = [Line2D([], [], **styles[network.key]) for network in networks]
     figure.legend(
         handles,
         [network.label for network in networks],
@@ -222,7 +225,7 @@ def draw_numbers(networks: Sequence[Shown], arrays: Arrays, note: str) -> Figure
 
 
 def _style(index: int, network: Shown) -> dict[str, Any]:
-    colours = [entry["color"] for entry in pyplot.rcParams["axes.prop_cycle"]]
+    colours = [entry["color"] for entry in rcParams["axes.prop_cycle"]]
     marker, line = MARKERS[network.family]
     return {"color": colours[index % 7], "marker": marker, "linestyle": line}
 
@@ -230,15 +233,38 @@ def _style(index: int, network: Shown) -> dict[str, Any]:
 def _draw_bars(
     axes: Axes, networks: Sequence[Shown], styles: Mapping[str, Any], values: Sequence[float]
 ) -> None:
-    places = range(len(networks))
-    axes.barh(places, values, color=[styles[network.key]["color"] for network in networks], height=0.65)
-    for place, value in zip(places, values, strict=True):
-        at = (max(value, 0), place)
-        axes.annotate(f"{value:.2f}", at, xytext=(2, 0), textcoords="offset points", va="center", fontsize=6)
-    axes.set_yticks(places, [network.label for network in networks])
+    heights = range(len(networks))
+    axes.barh(heights, values, color=[styles[network.key]["color"] for network in networks], height=0.65)
+    for y, value in enumerate(values):
+        end = (max(value, 0), y)
+        axes.annotate(f"{value:.2f}", end, xytext=(2, 0), textcoords="offset points", va="center", fontsize=6)
+    axes.set_yticks(heights, [network.label for network in networks])
     axes.invert_yaxis()
     axes.margins(x=0.15)
     axes.tick_params(axis="y", length=0)
 
 
-__all__ = ["COLUMN_WIDTH", "Claim", "Shown", "check_claims", "draw_features", "draw_numbers", "number_rows"]
+def describe_claim(claim: Claim) -> str:
+    """A statement of the appendix with the two measured means, as one sentence."""
+    verdict = "as stated" if claim.holds else "not as stated"
+    means = f"{claim.first_group} {claim.first:.2f}, {claim.second_group} {claim.second:.2f}"
+    where = f"; on {claim.positions} positions" if claim.positions else ""
+    return f"{claim.statement}: {verdict} ({claim.quantity.replace('_', ' ')}: {means}{where})."
+
+
+def describe_maps(networks: Sequence[Shown], claims: Sequence[Claim]) -> str:
+    """The maps in words, for their alternative text."""
+    names = ", ".join(network.key for network in networks)
+    maps = f"Maps of stages S1 to S4 and channel groups G1 to G3 of {names}."
+    return " ".join([maps, *map(describe_claim, claims)])
+
+
+def describe_numbers(rows: pd.DataFrame) -> str:
+    """The numbers in words: per quantity the networks' means, the largest first."""
+    texts = []
+    for quantity, values in rows.dropna(subset="value").groupby("quantity", sort=False):
+        means = values.groupby("network", sort=False).value.mean().sort_values(ascending=False, kind="stable")
+        numbers = ", ".join(f"{network} {mean:.2f}" for network, mean in means.items())
+        over = " (mean over stages)" if len(values) > len(means) else ""
+        texts.append(f"{str(quantity).replace('_', ' ')}{over}: {numbers}")
+    return f"{'; '.join(texts)}."

@@ -76,15 +76,15 @@ def _draw_matrix(axes: Axes, matrix: Array, first: str, second: str) -> Any:
 
 def describe(arrays: Mapping[str, Array]) -> str:
     """The figure in words, for its alternative text: how alike equal stages are, before and after."""
-    said = []
+    texts = []
     for first, second in PAIRS:
         means = [
             _mean_of_equal_stages(arrays.get(f"{when}.{first}.{second}"), first, second) for when in MOMENTS
         ]
         if None not in means:
             names = f"{LABELS.get(first, first)} and {LABELS.get(second, second)}"
-            said.append(f"{names} {means[0]:.2f} before and {means[1]:.2f} after distillation")
-    return f"Mean linear CKA of equal stages: {'; '.join(said) or 'not measured'}."
+            texts.append(f"{names} {means[0]:.2f} before and {means[1]:.2f} after distillation")
+    return f"Mean linear CKA of equal stages: {'; '.join(texts) or 'not measured'}."
 
 
 def _mean_of_equal_stages(matrix: Array | None, first: str, second: str) -> float | None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from matplotlib import rcParams
 from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Circle, FancyArrowPatch, Rectangle
 from matplotlib.textpath import TextPath
 
 from fbt_core.methods.facts import MethodFacts
-from fbt_paper.figures.canvas import OURS, PAPER, QUIET, new_panels, pyplot
+from fbt_paper.figures.canvas import OURS, PAPER, QUIET, new_panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,27 +45,27 @@ def draw_taxonomy(facts: Mapping[str, MethodFacts]) -> Figure:
     """One line per method: its levels as a chain of nodes, what it transfers, its losses, generic or not."""
     methods = [entry for _, entry in list_methods(facts)]
     cells = [_cells(entry) for entry in methods]
-    columns, width = _place_columns(cells)
-    places = _place_lines(methods)
-    height = places[-1] + 2.1 * ROW_HEIGHT
+    columns, width = _lay_columns(cells)
+    middles = _lay_lines(methods)
+    height = middles[-1] + 2.1 * ROW_HEIGHT
     figure, ((axes,),) = new_panels(1, 1, (width, height))
     figure.set_layout_engine("constrained", w_pad=0, h_pad=0)
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.set_axis_off()
     _draw_header(axes, columns, width)
-    for index, (entry, y) in enumerate(zip(methods, places, strict=True)):
+    for index, (entry, y) in enumerate(zip(methods, middles, strict=True)):
         _draw_method(axes, y, entry, cells[index], columns, width if index % 2 == 0 else 0)
     _draw_key(axes, height - 0.45 * ROW_HEIGHT)
     return figure
 
 
-def _place_lines(methods: Sequence[MethodFacts]) -> list[float]:
+def _lay_lines(methods: Sequence[MethodFacts]) -> list[float]:
     """Where each line's middle is, in inches from the top; below a chain of three is room for an arrow."""
-    places, y = [], 1.8 * ROW_HEIGHT
+    middles, y = [], 1.8 * ROW_HEIGHT
     for entry in methods:
-        places.append(y)
+        middles.append(y)
         y += ROW_HEIGHT + (EXTRA_HEIGHT if entry.levels >= 3 else 0)
-    return places
+    return middles
 
 
 def _cells(entry: MethodFacts) -> dict[str, str]:
@@ -76,7 +77,7 @@ def _cells(entry: MethodFacts) -> dict[str, str]:
     }
 
 
-def _place_columns(cells: Sequence[Mapping[str, str]]) -> tuple[dict[str, float], float]:
+def _lay_columns(cells: Sequence[Mapping[str, str]]) -> tuple[dict[str, float], float]:
     """Where each column starts, and the whole width, in inches: as wide as the widest text in it."""
     columns, x = {}, 0.08
     for title in TITLES:
@@ -88,7 +89,7 @@ def _place_columns(cells: Sequence[Mapping[str, str]]) -> tuple[dict[str, float]
 
 def text_width(text: str) -> float:
     """Inches of a text in bold at the style's size (bold is the widest it is drawn)."""
-    size = pyplot.rcParams["font.size"]
+    size = rcParams["font.size"]
     path = TextPath((0, 0), text, size=size, prop=FontProperties(weight="bold"))
     return float(path.get_extents().width) / 72.0 if text else 0.0
 
@@ -147,7 +148,7 @@ def _arrow(start: tuple[float, float], end: tuple[float, float], bend: float = 0
 
 
 def _draw_mark(axes: Axes, x: float, y: float, yes: bool) -> None:
-    """A filled square for yes, an open one for no: told apart without colour."""
+    """A filled square for yes, an open one for no: distinct without colour."""
     corner = (x - 0.05, y - 0.05)
     axes.add_patch(
         Rectangle(corner, 0.1, 0.1, facecolor="black" if yes else "white", edgecolor="black", linewidth=0.7)
@@ -171,11 +172,12 @@ def describe(facts: Mapping[str, MethodFacts]) -> str:
         ADAPTED: [m for m in methods if not m.generic],
         "without parameters of their own": [m for m in methods if not m.extra_parameters],
     }
-    said = "; ".join(f"{name}: {', '.join(m.title for m in found)}" for name, found in titles.items())
+    groups = "; ".join(
+        f"{name}: {', '.join(method.title for method in group)}" for name, group in titles.items()
+    )
     transfers: dict[str, list[str]] = {}
     for method in methods:
         transfers.setdefault(method.transfers, []).append(method.title)
     moved = "; ".join(f"{what} by {', '.join(names)}" for what, names in transfers.items())
-    return (
-        f"{len(methods)} distillation methods compared. They transfer {moved}. {said[0].upper()}{said[1:]}."
-    )
+    groups = f"{groups[0].upper()}{groups[1:]}"
+    return f"{len(methods)} distillation methods compared. They transfer {moved}. {groups}."

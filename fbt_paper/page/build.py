@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -15,10 +16,10 @@ from fbt_paper.plan.targets import Flow
 FOLDER = Path(__file__).parent
 
 
-def write_page(flow: Flow, page: str) -> Path:
-    """Write results/<scale>/<page>.html whole; returns its path."""
+def write_page(flow: Flow, page: str, about: Iterable[Path]) -> Path:
+    """Write results/<scale>/<page>.html whole, with the figures that `about` describes; returns its path."""
     path = Path(flow.results, f"{page}.html")
-    write_text(path, render_page(describe_page(flow, page)))
+    write_text(path, render_page(describe_page(flow, page, about)))
     return path
 
 

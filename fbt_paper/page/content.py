@@ -6,48 +6,28 @@ import base64
 import json
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from markupsafe import Markup, escape
 
 from fbt_core.run_files import read_json, read_tail
-from fbt_paper.figures.draw import claims_file
-from fbt_paper.page import words
-from fbt_paper.plan.figures import Drawing, FigurePlan
+from fbt_paper.plan.figures import FigurePlan
 from fbt_paper.plan.runs import Plan
 from fbt_paper.plan.targets import Flow
-from fbt_paper.tables.collect import Collected, Entry, collect
-from fbt_paper.tables.cost_table import Costs, collect_costs
-from fbt_paper.tables.reference import STATUS_MARKS, legend
-from fbt_paper.tables.render import (
-    COST_HEAD,
-    SMOKE_LABEL,
-    cost_rows,
-    costs_to_csv,
-    costs_to_latex,
-    signed,
-    to_csv,
-    to_latex,
-)
+from fbt_paper.tables.cost_table import CostResults
+from fbt_paper.tables.frame import TableResults, rows_of
+from fbt_paper.tables.reference import STATUS_MARKS
+from fbt_paper.tables.render import SMOKE_LABEL, make_sheet, note_of, signed, to_csv, to_latex
+from fbt_paper.tables.results import Results, collect_tables
 
 Record = dict[str, Any]
 POINTS = 60
 """A curve on the page has at most so many points; the whole history is in the run's metrics.json."""
 LOG_LINES = 12
 SYMBOL = re.compile(r"\b([LK])_([A-Za-z]+)\b")
-PICTURE_TITLES = {"": "", "_numbers": "numbers", "_losses": "losses", "_gaps": "ours against the paper"}
-
-
-def collect_tables(flow: Flow, keys: Iterable[str]) -> list[Collected | Costs]:
-    """The tables of a page from the results on disk."""
-    return [
-        collect_costs(flow.config, key, Path(flow.results, "costs", f"{key}.json"))
-        if flow.plan.tables[key].kind == "cost"
-        else collect(flow.config, flow.plan, key, Path(flow.runs))
-        for key in keys
-    ]
 
 
 def pretty(label: str) -> Markup:
@@ -64,87 +44,71 @@ def plain(label: str) -> str:
 # ---------------------------------------------------------------- tables
 
 
-def describe_table(table: Collected | Costs) -> Record:
+def describe_table(results: Results) -> Record:
     """A table's title, caption, header, lines and the texts to copy."""
-    if isinstance(table, Costs):
-        return _describe_costs(table)
+    sheet = make_sheet(results)
+    if isinstance(results, CostResults):
+        lines = [{"label": pretty(line[0]), "texts": line[1:], "closing": False} for line in sheet.lines]
+    else:
+        lines = list(_describe_lines(results))
     return {
-        "key": table.key,
-        "title": table.title,
-        "caption": pretty(table.caption),
-        "kind": "accuracy",
-        "head": [pretty(table.corner), *(pretty(label) for _, label in table.columns)],
-        "lines": [_describe_line(table, row, label) for row, label in table.rows],
-        "remarks": _remarks(table),
-        "warnings": list(table.warnings),
-        "latex": to_latex(table),
-        "csv": to_csv(table),
+        "key": results.key,
+        "title": results.title,
+        "caption": pretty(results.caption),
+        "kind": "cost" if isinstance(results, CostResults) else "accuracy",
+        "head": [pretty(text) or "part" for text in sheet.head],
+        "lines": lines,
+        "remarks": sheet.remarks,
+        "warnings": sheet.warnings,
+        "latex": to_latex(results),
+        "csv": to_csv(results),
     }
 
 
-def _describe_line(table: Collected, row: str, label: str) -> Record:
-    cells = [
-        describe_cell(table, row, column, f"{plain(label)}, {plain(title)}")
-        for column, title in table.columns
-    ]
-    closing = not any(cell["runs"] for cell in cells) and row == table.rows[-1][0]
-    return {"label": pretty(label), "cells": cells, "closing": closing}
+def _describe_lines(table: TableResults) -> Iterator[Record]:
+    """The lines of an accuracy table; a last one without runs (mean gains) is set apart."""
+    cells = {cell.Index: cell for cell in rows_of(table.cells)}
+    for row, label in table.rows:
+        line = [
+            describe_cell(table, row, column, f"{plain(label)}, {plain(title)}", cells.get((row, column)))
+            for column, title in table.columns
+        ]
+        closing = not any(cell["runs"] for cell in line) and row == table.rows[-1][0]
+        yield {"label": pretty(label), "cells": line, "closing": closing}
 
 
-def describe_cell(table: Collected, row: str, column: str, name: str) -> Record:
-    """One cell: ours, deviation, paper with its mark, gap, and the runs that it opens."""
-    entry: Entry = table.entry(row, column)
-    reference = entry.reference
+def describe_cell(table: TableResults, row: str, column: str, name: str, cell: Any) -> Record:
+    """One cell: ours, deviation, paper with its mark, gap, and the runs that it opens; None: no such cell."""
+    names = {"id": f"{table.key}/{row}/{column}", "name": f"{table.title}: {name}"}
+    if cell is None:
+        return {**names, "there": False, "ours": None, "paper": None, "gap_value": None, "runs": []}
+    printed = pd.notna(cell.printed)
     return {
-        "id": f"{table.key}/{row}/{column}",
-        "name": f"{table.title}: {name}",
-        "there": (row, column) in table.entries,
-        "ours": entry.mean,
-        "deviation": entry.deviation,
-        "paper": reference.value if reference else None,
-        "mark": STATUS_MARKS[reference.status] if reference else "",
-        "gap": signed(entry.gap),
-        "gap_value": entry.gap,
-        "runs": list(entry.runs),
-        "note": "; ".join(part for part in (entry.note, reference.note if reference else "") if part),
-        "source": reference.source if reference else "",
+        **names,
+        "there": True,
+        "ours": _known(cell.mean),
+        "deviation": _known(cell.deviation),
+        "paper": _known(cell.printed),
+        "mark": STATUS_MARKS[cell.status] if printed else "",
+        "gap": signed(cell.gap),
+        "gap_value": _known(cell.gap),
+        "runs": list(cell.runs),
+        "note": note_of(cell),
+        "source": cell.source if printed else "",
     }
 
 
-def _remarks(table: Collected) -> list[str]:
-    marks = legend({place: e.reference for place, e in table.entries.items() if e.reference})
-    seeds = sorted({len(entry.runs) for entry in table.entries.values() if entry.runs})
-    counts = (
-        [f"Seeds per cell: {', '.join(map(str, seeds))}; ± is the sample standard deviation."]
-        if seeds
-        else []
-    )
-    return [*marks, *counts]
-
-
-def _describe_costs(costs: Costs) -> Record:
-    return {
-        "key": costs.key,
-        "title": costs.title,
-        "caption": pretty(costs.caption),
-        "kind": "cost",
-        "head": [pretty(text) or "part" for text in COST_HEAD],
-        "lines": [{"label": pretty(r[0]), "texts": r[1:], "closing": False} for r in cost_rows(costs)],
-        "remarks": [f"(a) {note}" for note in costs.footnotes],
-        "warnings": [],
-        "latex": costs_to_latex(costs),
-        "csv": costs_to_csv(costs),
-    }
+def _known(value: float) -> float | None:
+    return None if pd.isna(value) else float(value)
 
 
 # ---------------------------------------------------------------- runs
 
 
-def list_runs(tables: Iterable[Collected | Costs], plan: Plan) -> list[str]:
+def list_runs(tables: Iterable[Results], plan: Plan) -> list[str]:
     """Ids of all runs behind the tables' cells and of those they need, e.g. their teachers; each once."""
-    entries = [entry for table in tables if isinstance(table, Collected) for entry in table.entries.values()]
-    shown = list(dict.fromkeys(run for entry in entries for run in entry.runs))
-    return list(dict.fromkeys([*shown, *plan.needed(shown)]))
+    frames = [table.frame for table in tables if isinstance(table, TableResults)]
+    return list(plan.needed(run for frame in frames for run in frame.run.dropna().unique()))
 
 
 def describe_run(runs: Path, run: str) -> Record:
@@ -202,54 +166,36 @@ def _rounded(value: float | None) -> float | None:
 # ---------------------------------------------------------------- figures
 
 
-def describe_figures(figures: FigurePlan, page: str) -> list[Record]:
-    """The page's figures with their pictures inside the page itself."""
-    found = []
-    for name in figures.drawn(page):
-        drawing, first = figures.drawings[name], Path(figures.pictures(name)[0])
-        claims = words.read_claims(claims_file(first)) if drawing.kind == "features" else []
-        found.append(
-            {
-                "key": name,
-                "title": pretty(drawing.title),
-                "caption": drawing.caption,
-                "pictures": [
-                    describe_picture(drawing, Path(stem), data) for stem, data in figures.data(name).items()
-                ],
-                "claims": claims,
-            }
-        )
-    return found
+def describe_figures(about: Iterable[Path]) -> list[Record]:
+    """The page's figures with their pictures inside the page itself, from what drawing them wrote of them."""
+    figures = [json.loads(path.read_text(encoding="utf-8")) for path in about]
+    return [
+        {
+            **figure,
+            "title": pretty(figure["title"]),
+            "pictures": [describe_picture(picture) for picture in figure["pictures"]],
+        }
+        for figure in figures
+    ]
 
 
-def describe_picture(drawing: Drawing, stem: Path, data: Sequence[str]) -> Record:
-    """One PNG as a data URI, what it shows in words, and links to its PDF and its numbers."""
-    part = stem.name.removeprefix(drawing.name)
-    content = base64.b64encode(stem.with_name(f"{stem.name}.png").read_bytes()).decode("ascii")
-    name = plain(", ".join(filter(None, [drawing.title, PICTURE_TITLES.get(part, "")])))
-    said = words.describe_figure(drawing.kind, part, stem, stem.with_name(drawing.name))
-    files = [stem.with_name(f"{stem.name}.pdf"), *map(Path, data)]
+def describe_picture(picture: Record) -> Record:
+    """One PNG as a data URI, itself in words, and links to its PDF and its numbers."""
+    content = base64.b64encode(Path(picture["png"]).read_bytes()).decode("ascii")
     return {
         "uri": f"data:image/png;base64,{content}",
-        "alt": f"{name}. {said}" if said else name,
-        "part": PICTURE_TITLES.get(part, ""),
-        "files": [(f"figures/{path.name}", _kind(path), path.name) for path in files],
+        "alt": picture["words"],
+        "part": picture["title"],
+        "files": [(f"figures/{name}", kind, name) for name, kind in picture["files"]],
     }
-
-
-def _kind(path: Path) -> str:
-    """What a link to a figure's file is called."""
-    kind = path.suffix[1:].upper()
-    return f"{kind} of the statements below" if path.stem.endswith("_claims") else kind
 
 
 # ---------------------------------------------------------------- the page
 
 
-def describe_page(flow: Flow, page: str) -> Record:
-    """Everything the template needs."""
-    figures = FigurePlan(flow)
-    tables = collect_tables(flow, figures.tables(page))
+def describe_page(flow: Flow, page: str, about: Iterable[Path]) -> Record:
+    """Everything the template needs; `about` are the files that drawing the page's figures wrote."""
+    tables = collect_tables(flow, FigurePlan(flow).tables(page))
     runs = {run: describe_run(Path(flow.runs), run) for run in list_runs(tables, flow.plan)}
     return {
         "title": "FBT: measured and printed" if page == "index" else "FBT: the grids, measured and printed",
@@ -258,7 +204,7 @@ def describe_page(flow: Flow, page: str) -> Record:
         "gap_name": "gap (smoke)" if flow.scale == "smoke" else "gap",
         "facts": facts(flow, runs),
         "tables": [describe_table(table) for table in tables],
-        "figures": describe_figures(figures, page),
+        "figures": describe_figures(about),
         "runs": runs,
         "again": train_again(flow),
     }
@@ -267,8 +213,8 @@ def describe_page(flow: Flow, page: str) -> Record:
 def train_again(flow: Flow) -> dict[str, str]:
     """What trains a run again: its folder, which goes first, and the command; RUN stands for the run's id."""
     where = "--profile slurm" if flow.scale == "paper" else "--cores 2"
-    given = {**flow.given, "scale": flow.scale}
-    changes = " ".join(shlex.quote(f"{key}={_as_text(value)}") for key, value in given.items())
+    settings = {**flow.given, "scale": flow.scale}
+    changes = " ".join(shlex.quote(f"{key}={_as_text(value)}") for key, value in settings.items())
     folder = f"{flow.runs}/RUN"
     # the target comes before --config, which takes all that follows
     return {"folder": folder, "command": f"snakemake {where} {folder}/metrics.json --config {changes}"}

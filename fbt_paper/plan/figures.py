@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from typing import Any
 
 from fbt_core.errors import nearest
 from fbt_core.spec import RunSpec
 from fbt_paper.config.figures import FeaturesFigure, FigureConfig, SimilarityFigure
 from fbt_paper.config.load import ConfigError, Problem
 from fbt_paper.config.records import AccuracyTable
+from fbt_paper.plan.shown import digest, renderer, table_shows
 from fbt_paper.plan.targets import Flow
 
 PAGES = {"index": "all", "grid": "grid"}
@@ -31,7 +34,7 @@ class Drawing:
 
 
 class FigurePlan:
-    """All figures of one scale as files under results/<scale>/figures/."""
+    """All figures of one scale, in results/<scale>/figures/; the rules say what their files are called."""
 
     def __init__(self, flow: Flow) -> None:
         self.flow = flow
@@ -61,7 +64,7 @@ class FigurePlan:
         for index, cell in enumerate(figure.cells):
             cells = self.flow.plan.tables[cell.table].cells
             if (cell.row, cell.column) not in cells:
-                known = nearest(f"{cell.row}, {cell.column}", (", ".join(place) for place in cells))
+                known = nearest(f"{cell.row}, {cell.column}", map(", ".join, cells))
                 message = f"table '{cell.table}' has no cell '{cell.row}, {cell.column}'; {known}"
                 raise ConfigError([Problem(f"config/figures/{name}.yaml", f"cells[{index}]", message)])
             run = cells[cell.row, cell.column].runs[0]
@@ -82,7 +85,7 @@ class FigurePlan:
 
     def _alone(self, architecture: str, dataset: str, figure: str) -> str:
         """The run that trains a network without a teacher: as a teacher, or as a student from scratch."""
-        found = [
+        runs = [
             run
             for run in self.flow.plan.runs.values()
             if run.teacher is None
@@ -90,10 +93,10 @@ class FigurePlan:
             and run.dataset.name == dataset
             and not run.student.weights.startswith("run:")
         ]
-        if not found:
+        if not runs:
             message = f"no table trains '{architecture}' alone on {dataset}, so there is nothing to draw"
             raise ConfigError([Problem(f"config/figures/{figure}.yaml", "networks", message)])
-        return min(found, key=lambda run: run.seed).id
+        return min(runs, key=lambda run: run.seed).id
 
     @property
     def titles(self) -> dict[str, str]:
@@ -101,11 +104,6 @@ class FigurePlan:
         return {key: entry.title for key, entry in self.flow.config.architectures.items()}
 
     # ------------------------------------------------------------ files
-
-    @property
-    def methods_file(self) -> str:
-        """The file whose facts make the taxonomy."""
-        return str(self.flow.config.folder / "methods.yaml")
 
     def names(self, *kinds: str) -> list[str]:
         """Names of the drawings of these kinds (of all without any)."""
@@ -118,8 +116,11 @@ class FigurePlan:
     def drawn(self, page: str) -> list[str]:
         """Names of the drawings on a page: of its tables, and on the main page those of no table."""
         tables = self.tables(page)
-        own = [name for name, d in self.drawings.items() if d.table in tables]
-        chosen = own if page == "grid" else [n for n, d in self.drawings.items() if not d.table or n in own]
+        chosen = [
+            name
+            for name, drawing in self.drawings.items()
+            if drawing.table in tables or (page == "index" and not drawing.table)
+        ]
         return sorted(chosen, key=lambda name: ORDER.index(self.drawings[name].kind))
 
     def tables(self, page: str) -> tuple[str, ...]:
@@ -127,33 +128,36 @@ class FigurePlan:
         plan = self.flow.plan
         return plan.target("grid") if PAGES[page] == "grid" else plan.all_tables
 
-    def pictures(self, name: str) -> list[str]:
-        """The pictures of a drawing (stems): a features figure has one of numbers beside it, curves three."""
-        kind = self.drawings[name].kind
-        extra = {"features": ["_numbers"], "curves": ["_losses", "_gaps"]}.get(kind, [])
-        return [f"{self.folder}/{name}{ending}" for ending in ["", *extra]]
+    def shows(self, name: str) -> str:
+        """A digest of everything that a drawing shows besides results and extracted arrays."""
+        drawing, config = self.drawings[name], self.flow.config
+        shown: list[object] = [renderer("tables", "figures"), self.flow.scale, astuple(drawing)]
+        if drawing.kind == "curves":
+            shown.append(table_shows(config, self.flow.plan, drawing.table))
+        if drawing.kind == "taxonomy":
+            shown.append(config.methods)
+        if drawing.kind == "features":
+            names = {key: (entry.title, entry.family) for key, entry in config.architectures.items()}
+            shown += [self.figure_of(name), names]
+        return digest(*shown)
 
-    def data(self, name: str) -> dict[str, list[str]]:
-        """The numbers beside each picture of a drawing: files by the picture's stem."""
-        first, *others = self.pictures(name)
-        kind = self.drawings[name].kind
-        files = {stem: [f"{stem}.csv"] for stem in (first, *others)}
-        if kind == "features":
-            files[first] = [f"{first}.npz"]
-            files[others[0]].append(f"{first}_claims.csv")
-        if kind == "similarity":
-            files[first].append(f"{first}.npz")
-        return files
+    def page_shows(self, page: str) -> str:
+        """A digest of everything that a page shows besides results and figures."""
+        tables, flow = self.tables(page), self.flow
+        settings = [flow.scale, flow.config.main.recipes, flow.given, self.drawn(page)]
+        return digest(renderer("page"), flow.shows(tables), settings)
 
-    def target(self, page: str) -> list[str]:
-        """All files of a page's figures."""
+    def files(self, page: str, rules: Any) -> list[str]:
+        """All files of a page's figures: what the rules `plot_<kind>` say, with the drawings' names."""
         return [
-            f"{stem}.{end}" for n in self.drawn(page) for stem in self.pictures(n) for end in ("pdf", "png")
+            re.sub(r"\{figure\b[^}]*\}", name, str(file))
+            for name in self.drawn(page)
+            for file in getattr(rules, f"plot_{self.drawings[name].kind}").output
         ]
 
-    def metrics(self, name: str) -> list[str]:
-        """The results that a drawing reads."""
-        return [f"{self.flow.runs}/{run}/metrics.json" for run in self.drawings[name].runs]
+    def arguments(self, files: Mapping[str, str]) -> str:
+        """The files of a rule as `fbt draw` takes them, quoted for a shell."""
+        return shlex.join(f"{key}={file}" for key, file in files.items())
 
     def weights(self, name: str) -> list[str]:
         """What an extraction reads: results and weights of its runs, and of their teachers."""

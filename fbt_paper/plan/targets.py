@@ -16,6 +16,7 @@ from fbt_core.spec import ExecutionSettings, RunSpec
 from fbt_paper.config.data_roots import find_root
 from fbt_paper.config.load import CONFIG_FOLDER, Config, ConfigError, Problem, load, read_yaml
 from fbt_paper.plan.runs import Plan, plan
+from fbt_paper.plan.shown import digest, renderer, table_shows
 
 RUN_RESULTS = ("metrics.json", "weights.safetensors")
 TABLE_KINDS = ("csv", "md", "tex")
@@ -107,24 +108,24 @@ class Flow:
         content = self.spec(run).model_dump(mode="json", exclude_defaults=True)
         return json.dumps(content, sort_keys=True, separators=(",", ":"))
 
-    def table_inputs(self, table: str) -> list[str]:
-        """What a table is built from: its YAML, its printed numbers and its measurements."""
-        if table not in self.plan.tables:
-            raise UserError(f"there is no table '{table}'", given=table, choices=self.plan.tables)
-        files = [f"config/tables/{table}.yaml"]
-        if table in self.config.references:
-            files.append(f"config/tables/{table}.reference.csv")
-        if self.plan.tables[table].kind == "cost":
-            return [*files, f"{self.results}/costs/{table}.json"]
-        return [*files, *(f"{self.runs}/{run}/metrics.json" for run in self.plan.tables[table].runs)]
+    def results_of(self, tables: Iterable[str], needed: bool = False) -> list[str]:
+        """Results that these tables show; with `needed` those of teachers and earlier phases as well."""
+        for table in tables:
+            if table not in self.plan.tables:
+                raise UserError(f"there is no table '{table}'", given=table, choices=self.plan.tables)
+        runs = [run for table in tables for run in self.plan.tables[table].runs]
+        counted = [table for table in tables if self.plan.tables[table].kind == "cost"]
+        chosen = self.plan.needed(runs) if needed else dict.fromkeys(runs)
+        files = [f"{self.runs}/{run}/metrics.json" for run in chosen]
+        return [*files, *(f"{self.results}/costs/{table}.json" for table in counted)]
+
+    def shows(self, tables: Iterable[str]) -> str:
+        """A digest of everything that these tables show besides their results."""
+        return digest(renderer("tables"), [table_shows(self.config, self.plan, table) for table in tables])
 
     def table_files(self, tables: Iterable[str]) -> list[str]:
         """CSV, Markdown and LaTeX of these tables."""
         return [f"{self.results}/tables/{table}.{kind}" for table in tables for kind in TABLE_KINDS]
-
-    def comparison_inputs(self, name: str) -> list[str]:
-        """Tables of comparison.md or of comparison_grid.md."""
-        return [f"{self.results}/tables/{table}.csv" for table in self.compared(name)]
 
     def compared(self, name: str) -> tuple[str, ...]:
         """Keys of the tables that a comparison file shows."""
@@ -133,19 +134,15 @@ class Flow:
     @property
     def tables_target(self) -> list[str]:
         """Files of `snakemake tables`: the tables of `all`, their comparison and the results they show."""
-        tables = self.plan.all_tables
-        return [*self.table_files(tables), f"{self.results}/comparison.md", *self.shown_results(tables)]
+        tables, folder = self.plan.all_tables, self.results
+        files = [*self.table_files(tables), f"{folder}/comparison.md", f"{folder}/results.csv"]
+        return [*files, *self.results_of(tables)]
 
     @property
     def grid_target(self) -> list[str]:
         """Files of `snakemake grid`."""
         tables = self.plan.target("grid")
-        return [*self.table_files(tables), f"{self.results}/comparison_grid.md", *self.shown_results(tables)]
-
-    def shown_results(self, tables: Iterable[str]) -> list[str]:
-        """Results that these tables show. As targets of their own: a deleted one is made again."""
-        runs = dict.fromkeys(run for table in tables for run in self.plan.tables[table].runs)
-        return [f"{self.runs}/{run}/metrics.json" for run in runs]
+        return [*self.table_files(tables), f"{self.results}/comparison_grid.md", *self.results_of(tables)]
 
 
 def timm_tags(specs: Iterable[RunSpec]) -> list[str]:

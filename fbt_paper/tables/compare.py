@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fbt_paper.tables.collect import SCORES, Collected
-from fbt_paper.tables.cost_table import UNITS, CostLine, Costs
+from fbt_paper.tables.cost_table import UNITS, CostResults
+from fbt_paper.tables.frame import TableResults, rows_of, score_remark
 from fbt_paper.tables.reference import legend
 from fbt_paper.tables.render import (
     SMOKE_LABEL,
+    cost_cells,
     escape_markdown,
     markdown_table,
     measured,
+    note_of,
     printed,
     signed,
 )
+from fbt_paper.tables.results import Results
 
 FULL_SIZE = (
     "Counted at full size, so these are no smoke numbers. Ours is counted by the paper's rule; the table "
@@ -23,64 +26,37 @@ FULL_SIZE = (
 HEAD = ("Row", "Column", "Ours", "Paper", "Gap", "Seeds")
 
 
-def to_markdown(tables: Sequence[Collected | Costs], scale: str) -> str:
+def to_markdown(tables: Sequence[Results], scale: str) -> str:
     """The whole comparison; at smoke it says first that its numbers are not the paper's."""
     title = "# Measured and printed" + (" (SMOKE)" if scale == "smoke" else "")
     parts = [title, *([f"**{SMOKE_LABEL}**"] if scale == "smoke" else [])]
-    score = next((SCORES[table.score] for table in tables if isinstance(table, Collected)), None)
-    if score:
-        deviation = "± is their sample standard deviation"
-        parts.append(f"Ours is top-1 in % of {score}, the mean over the seeds; {deviation}.")
+    parts += list(dict.fromkeys(score_remark(t.score) for t in tables if isinstance(t, TableResults)))
     for table in tables:
-        parts += _costs(table) if isinstance(table, Costs) else _accuracy(table)
+        parts += _costs(table) if isinstance(table, CostResults) else _accuracy(table)
     return "\n\n".join(parts) + "\n"
 
 
-def _accuracy(table: Collected) -> list[str]:
+def _accuracy(table: TableResults) -> list[str]:
     label = " (SMOKE)" if table.scale == "smoke" else ""
+    cells = list(rows_of(table.cells))
     lines = [
-        [row, column, *_cells(table, row_key, column_key)]
-        for row_key, row in table.rows
-        for column_key, column in table.columns
-        if (row_key, column_key) in table.entries
+        [c.row_label, c.column_label, measured(c), printed(c), signed(c.gap), str(c.seeds or "")]
+        for c in cells
     ]
-    marks = legend({place: e.reference for place, e in table.entries.items() if e.reference})
+    notes = [f"{c.row_label}, {c.column_label}: {note_of(c)}" for c in cells if note_of(c)]
     parts = [f"## {escape_markdown(table.title)}{label}", escape_markdown(table.caption)]
     parts += [f"> **Warning:** {escape_markdown(warning)}." for warning in table.warnings]
-    return [*parts, markdown_table(HEAD, lines), *map(escape_markdown, marks), *_notes(table)]
+    parts += [markdown_table(HEAD, lines), *map(escape_markdown, legend(table.cells.status))]
+    return [*parts, *(["\n".join(f"- {escape_markdown(note)}" for note in notes)] if notes else [])]
 
 
-def _cells(table: Collected, row: str, column: str) -> list[str]:
-    entry = table.entry(row, column)
-    return [measured(entry), printed(entry), signed(entry.gap), str(len(entry.runs) or "")]
-
-
-def _notes(table: Collected) -> list[str]:
-    """Remarks of the printed numbers and of cells that are not measured."""
-    rows, columns = dict(table.rows), dict(table.columns)
-    lines = []
-    for (row, column), entry in table.entries.items():
-        remarks = [entry.note] if entry.note else []
-        remarks += [entry.reference.note] if entry.reference and entry.reference.note else []
-        if remarks:
-            lines.append(f"- {escape_markdown(f'{rows[row]}, {columns[column]}: ' + '; '.join(remarks))}")
-    return ["\n".join(lines)] if lines else []
-
-
-def _costs(table: Costs) -> list[str]:
+def _costs(table: CostResults) -> list[str]:
     """Counted at full size at either scale; only lines that the paper prints have a gap."""
-    lines = [
-        [line.pair, f"{line.label}, {UNITS[what][0]}", *_cost_cells(line, what)]
-        for line in table.lines
-        for what in UNITS
-    ]
+    lines = []
+    for line in rows_of(table.frame):
+        paper, rule, _ = cost_cells(line)
+        lines.append(
+            [line.row_label, f"{line.label}, {UNITS[line.quantity][0]}", rule, paper, signed(line.gap)]
+        )
     parts = [f"## {escape_markdown(table.title)} (full size)", FULL_SIZE, escape_markdown(table.caption)]
-    parts += [markdown_table(HEAD[:-1], lines)]
-    return [*parts, *(escape_markdown(f"(a) {note}") for note in table.footnotes)]
-
-
-def _cost_cells(line: CostLine, what: str) -> list[str]:
-    unit, paper = UNITS[what][2], line.paper.get(what)
-    mark = " (a)" if line.differs(what) else ""
-    printed = "" if paper is None else f"{paper:.2f} {unit}{mark}"
-    return [f"{line.rule[what]:.2f} {unit}", printed, signed(line.gap(what))]
+    return [*parts, markdown_table(HEAD[:-1], lines), *map(escape_markdown, table.remarks)]

@@ -3,109 +3,92 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from fbt_paper.config.load import Config, ConfigError, Problem
 from fbt_paper.config.records import CostPair, CostTable
 from fbt_paper.tables.reference import Cells, printed_numbers
 
-Counts = Mapping[str, Mapping[str, int]]
 UNITS = {"params": ("parameters", 1e6, "M"), "flops": ("macs", 1e9, "G")}
+"""What is counted: its name in the count's file, and its unit."""
 BLOCK_TITLES = {"swin": "Swin", "swinv2": "Swin-V2", "vit": "ViT"}
 
 
 @dataclass(frozen=True)
-class CostLine:
-    """One counted part of one pair: parameters in M, MACs in G; `paper` holds what is printed."""
+class CostResults:
+    """The cost table; its frame has a row per pair, counted part and quantity (params, flops).
 
-    row: str
-    pair: str
-    part: str
-    label: str
-    rule: Mapping[str, float]
-    true: Mapping[str, float]
-    exact: Mapping[str, Mapping[str, int]]
-    paper: Mapping[str, float]
-
-    def differs(self, what: str) -> bool:
-        """Whether the paper's digit is another one than the paper's rule gives (two decimals)."""
-        return what in self.paper and self.gap(what) != 0
-
-    def gap(self, what: str) -> float | None:
-        """By the paper's rule minus printed, both with two decimals; None where nothing is printed."""
-        if what not in self.paper:
-            return None
-        return round(round(self.rule[what], 2) - round(self.paper[what], 2), 2)
-
-
-@dataclass(frozen=True)
-class Costs:
-    """The cost table, line by line."""
+    `rule` and `true` are the counts in M or G, `rule_count` and `true_count` the exact ones, `printed` is the
+    paper's digit, `gap` what the paper's rule gives minus that digit, both with two decimals.
+    """
 
     key: str
     title: str
     caption: str
-    lines: tuple[CostLine, ...]
-    footnotes: tuple[str, ...]
-    unmatched: tuple[str, ...]
+    corner: str
+    footnotes: Sequence[str]
+    frame: pd.DataFrame
+
+    @property
+    def remarks(self) -> list[str]:
+        """The footnotes, if a printed digit does not come out."""
+        differs = self.frame.gap.notna() & (self.frame.gap != 0)
+        return [f"(a) {note}" for note in self.footnotes] if differs.any() else []
 
 
-def collect_costs(config: Config, key: str, measured: Path) -> Costs:
+def collect_costs(config: Config, key: str, measured: Path) -> CostResults:
     """A cost table from the JSON that `python -m fbt_core.measure.cost` wrote."""
     table = config.tables[key]
     if not isinstance(table, CostTable):
         raise ConfigError([Problem(f"config/tables/{key}.yaml", "kind", "not a cost table")])
-    rows, printed = _read_rows(measured, key), printed_numbers(config, key)
-    try:
-        lines = tuple(line for row in table.rows for line in _lines(table, row, rows[row.key], printed))
-    except (KeyError, TypeError) as error:
-        raise ConfigError(
-            [_not_counted(measured, key, f"is no count of {key} as it is now ({error})")]
-        ) from None
-    unmatched = tuple(
-        f"{line.pair}, {line.label}" for line in lines if any(line.differs(what) for what in UNITS)
-    )
-    return Costs(key, table.title, table.caption, lines, table.footnotes if unmatched else (), unmatched)
-
-
-def _read_rows(measured: Path, key: str) -> Mapping[str, Any]:
-    try:
-        rows: Mapping[str, Any] = json.loads(measured.read_text())["rows"]
-    except FileNotFoundError:
-        raise ConfigError([_not_counted(measured, key, "is not counted yet")]) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError([_not_counted(measured, key, f"is no count of {key} ({error!r})")]) from None
-    return rows
-
-
-def _not_counted(measured: Path, key: str, what: str) -> Problem:
     hint = f"`python -m fbt_core.measure.cost {key} --out {measured}` counts it (and `snakemake` does)"
-    return Problem(str(measured), "", f"{what}; {hint}")
+    printed = printed_numbers(config, key)
+    try:
+        rows = json.loads(measured.read_text())["rows"]
+    except FileNotFoundError:
+        raise ConfigError([Problem(str(measured), "", f"is not counted yet; {hint}")]) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        message = f"is no count of {key} ({error!r}); {hint}"
+        raise ConfigError([Problem(str(measured), "", message)]) from None
+    try:
+        lines = [line for row in table.rows for line in _lines(table, row, rows[row.key], printed)]
+    except (KeyError, TypeError) as error:
+        message = f"is no count of {key} as it is now ({error}); {hint}"
+        raise ConfigError([Problem(str(measured), "", message)]) from None
+    frame = pd.DataFrame(lines).astype({"printed": float, "gap": float})
+    return CostResults(key, table.title, table.caption, table.corner, table.footnotes, frame)
 
 
-def _lines(table: CostTable, row: CostPair, counted: Mapping[str, Any], printed: Cells) -> Iterator[CostLine]:
+def _lines(
+    table: CostTable, pair: CostPair, counts: Mapping[str, Any], printed: Cells
+) -> Iterator[dict[str, object]]:
     """Student, OFA's branches, and L2G with each block; the paper's digits stand at the block they fit."""
-
-    def line(part: str, title: str, counts: Counts, column: str | None) -> CostLine:
-        cells = {what: printed.get((row.key, f"{column}_{what}")) for what in UNITS}
-        paper = {what: cell.value for what, cell in cells.items() if cell}
-        return _line(row, part, title, counts, paper)
-
-    yield line("student", "Student", counted["student"], "student")
-    yield line("ofa_branch", "OFA branch", counted["ofa_branch"], "ofa_branch")
+    parts = [("student", "Student", counts["student"], "student")]
+    parts += [("ofa_branch", "OFA branch", counts["ofa_branch"], "ofa_branch")]
     for block in (table.paper_block, *(b for b in table.blocks if b != table.paper_block)):
-        column = "fbt_branch" if block == table.paper_block else None
+        column = "fbt_branch" if block == table.paper_block else ""
         title = f"FBT branch ({BLOCK_TITLES[block]} block)"
-        yield line(f"fbt_branch_{block}", title, counted["fbt_branch"][block], column)
-
-
-def _line(row: CostPair, part: str, label: str, counts: Counts, paper: Mapping[str, float]) -> CostLine:
-    scaled = {
-        rule: {what: counts[rule][name] / unit for what, (name, unit, _) in UNITS.items()}
-        for rule in ("paper_rule", "true")
-    }
-    rule, true = scaled["paper_rule"], scaled["true"]
-    return CostLine(row.key, row.label, part, label, rule, true, counts, paper)
+        parts.append((f"fbt_branch_{block}", title, counts["fbt_branch"][block], column))
+    for part, label, count, column in parts:
+        for quantity, (name, unit, _) in UNITS.items():
+            reference = printed.get((pair.key, f"{column}_{quantity}"))
+            rule = count["paper_rule"][name]
+            gap = round(round(rule / unit, 2) - round(reference.value, 2), 2) if reference else None
+            yield {
+                "row": pair.key,
+                "row_label": pair.label,
+                "part": part,
+                "label": label,
+                "quantity": quantity,
+                "rule": rule / unit,
+                "true": count["true"][name] / unit,
+                "rule_count": rule,
+                "true_count": count["true"][name],
+                "printed": reference.value if reference else None,
+                "gap": gap,
+            }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from fbt_paper.config.load import Config
 from fbt_paper.config.records import ReferenceRow
@@ -22,9 +22,9 @@ def printed_numbers(config: Config, table: str) -> Cells:
     return {(line.row, line.column): line for line in config.references.get(table, ())}
 
 
-def legend(cells: Cells) -> list[str]:
-    """What the marks at a table's printed numbers mean, for the marks it uses."""
-    used = {line.status for line in cells.values()}
+def legend(statuses: Iterable[object]) -> list[str]:
+    """What the marks of these statuses mean, each once."""
+    used = set(statuses)
     return [
         f"{mark} {STATUS_MEANING[status]}" for status, mark in STATUS_MARKS.items() if mark and status in used
     ]

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import csv
 import itertools
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
-from matplotlib import pyplot
+from matplotlib import rcParams
 from matplotlib.patches import FancyArrowPatch
 from matplotlib.text import Text
 
 from fbt_core.methods.registry import method_facts, method_names
 from fbt_paper.config.load import CONFIG_FOLDER, ConfigError, load
 from fbt_paper.figures import curves, dots, draw, features, similarity, taxonomy
-from fbt_paper.figures.canvas import PAGE_WIDTH, save_figure, save_pages, styled
+from fbt_paper.figures.canvas import PAGE_WIDTH, new_panels, save_pdf, save_png, styled
 from fbt_paper.plan.figures import FigurePlan
 from fbt_paper.plan.targets import Flow
-from fbt_paper.tables.collect import collect
+from fbt_paper.tables.frame import collect
 from tests.test_paper.made_up_results import make_history
-from tests.test_paper.page_results import write_results
+from tests.test_paper.page_results import figure_files, write_results
 
 LONG = [
     r"$\mathcal{L}_{MSE}$ in all intermediate features",
@@ -65,30 +69,48 @@ def _inside(box, whole) -> bool:
     return box.x0 >= whole.x0 and box.y0 >= whole.y0 and box.x1 <= whole.x1 and box.y1 <= whole.y1
 
 
-def made_up_dots(columns: int = 3) -> list[dots.Dot]:
-    return [
-        dots.Dot(row, column, 70.0 + 2 * i, 0.6 if i else None, 3, None if (i, j) == (1, 1) else 68.0 + 5 * i)
+def made_up_dots(columns: int = 3, times: int = 1) -> pd.DataFrame:
+    cells = [
+        (row, column, 70.0 + 2 * i, 0.6 if i else None, 3, None if (i, j) == (1, 1) else 68.0 + 5 * i)
         for j, column in enumerate(PAIRS[:columns])
         for i, row in enumerate(LONG)
     ]
+    header = ["row", "column", "ours", "standard_deviation", "seeds", "paper"]
+    frame = pd.DataFrame(cells * times, columns=header)
+    return frame.assign(gap=frame.ours - frame.paper)
 
 
-def made_up_curves(seeds: int = 3, epochs: int = 5) -> list[curves.Curve]:
+def make_curves(cells: dict[tuple[str, str], dict[tuple[str, int], list[dict]]]) -> pd.DataFrame:
+    """The curves of these cells' histories, by (row, column) and then by (run, seed)."""
+    rows = [
+        (*cell, *run, record["epoch"], quantity, value)
+        for cell, histories in cells.items()
+        for run, history in histories.items()
+        for record in history
+        for quantity, value in {
+            **{name: record[name] for name in ("top1", "loss") if name in record},
+            **{f"term:{term}": value for term, value in record["terms"].items()},
+        }.items()
+    ]
+    return pd.DataFrame(rows, columns=["row", "column", "run", "seed", "epoch", "quantity", "value"])
+
+
+def made_up_curves(seeds: int = 3, epochs: int = 5, columns: int = 3) -> pd.DataFrame:
     terms = (
         "labels",
         "teacher_to_student_logits",
         "teacher_to_student_features",
         "fused_to_student_features",
     )
-    return [
-        curves.Curve(
-            row,
-            column,
-            {(f"{i}-{j}-{s}", s): make_history(epochs, 80 - 3 * i, s, terms) for s in range(seeds)},
-        )
-        for j, column in enumerate(PAIRS)
-        for i, row in enumerate(LONG)
-    ]
+    return make_curves(
+        {
+            (row, column): {
+                (f"{i}-{j}-{s}", s): make_history(epochs, 80 - 3 * i, s, terms) for s in range(seeds)
+            }
+            for j, column in enumerate(PAIRS[:columns])
+            for i, row in enumerate(LONG)
+        }
+    )
 
 
 SHOWN = [
@@ -127,12 +149,12 @@ NOTE = "Table 4: training curves (scale smoke: tiny networks on Fashion-MNIST, n
 FIGURES = {
     "taxonomy": lambda: taxonomy.draw_taxonomy({name: method_facts(name) for name in method_names()}),
     "dots": lambda: dots.draw_dots(made_up_dots(), NOTE, "gap\n(smoke)"),
-    "dots of a large table": lambda: dots.draw_dots(made_up_dots() * 6, NOTE, "gap\n(smoke)"),
+    "dots of a large table": lambda: dots.draw_dots(made_up_dots(times=6), NOTE, "gap\n(smoke)"),
     "dots of one column": lambda: dots.draw_dots(made_up_dots(1), NOTE),
     "accuracy": lambda: curves.draw_accuracy(made_up_curves(), NOTE),
-    "accuracy of one pair": lambda: curves.draw_accuracy(made_up_curves()[:4], NOTE),
+    "accuracy of one pair": lambda: curves.draw_accuracy(made_up_curves(columns=1), NOTE),
     "losses": lambda: curves.draw_losses(made_up_curves(), NOTE)[0],
-    "losses of one pair": lambda: curves.draw_losses(made_up_curves()[:4], NOTE)[0],
+    "losses of one pair": lambda: curves.draw_losses(made_up_curves(columns=1), NOTE)[0],
     "features": lambda: features.draw_features(SHOWN, made_up_arrays(), [0, 1], NOTE),
     "numbers": lambda: features.draw_numbers(SHOWN, made_up_arrays(), NOTE),
     "similarity": lambda: similarity.draw_similarity(made_up_matrices(), NOTE),
@@ -154,21 +176,21 @@ TERMS = (
 )
 
 
-def curves_of(plan: FigurePlan, table: str) -> list[curves.Curve]:
+def curves_of(plan: FigurePlan, table: str) -> pd.DataFrame:
     """Made-up trainings in the shape and with the labels of a real table."""
     entry, turned = plan.flow.config.tables[table], draw.columns_are_methods(plan, table)
     histories = {("run", 0): make_history(5, terms=TERMS), ("again", 1): make_history(5, seed=1, terms=TERMS)}
     cells = [(draw.pretty(r.label), draw.pretty(c.label)) for r in entry.rows for c in entry.columns]
-    return [curves.Curve(*(reversed(cell) if turned else cell), histories) for cell in cells]
+    return make_curves({(cell[::-1] if turned else cell): histories for cell in cells})
 
 
 @pytest.mark.parametrize("table", TABLES)
 def test_curves_of_every_real_table_fit_a_page(plan, table):
     made = curves_of(plan, table)
-    columns = {curve.column for curve in made}
+    columns = set(made.column)
     with styled():
         accuracy, pages = curves.draw_accuracy(made, NOTE), curves.draw_losses(made, NOTE)
-        small = len(columns) <= 3 and len({curve.row for curve in made}) <= 8
+        small = len(columns) <= 3 and made.row.nunique() <= 8
         assert len(pages) == (1 if small else 1 + len(columns))
         for figure in (accuracy, *pages):
             assert figure.get_size_inches()[0] <= PAGE_WIDTH + 0.01
@@ -180,10 +202,13 @@ def test_curves_of_every_real_table_fit_a_page(plan, table):
 def test_pages_are_one_pdf_and_the_first_is_the_picture(tmp_path):
     with styled():
         pages = [dots.draw_dots(made_up_dots(columns), NOTE) for columns in (1, 3)]
-        pdf, png = save_pages(pages, tmp_path / "both")
-        save_figure(dots.draw_dots(made_up_dots(1), NOTE), tmp_path / "first")
-    assert len(re.findall(rb"/Type /Page\b", pdf.read_bytes())) == 2
-    assert png.read_bytes() == (tmp_path / "first.png").read_bytes()
+        two = draw.Picture(pages, "", numbers={})
+        draw.save_picture(two, {"pdf": tmp_path / "both.pdf", "png": tmp_path / "both.png"})
+        draw.save_picture(
+            draw.Picture([dots.draw_dots(made_up_dots(1), NOTE)], ""), {"png": tmp_path / "first.png"}
+        )
+    assert len(re.findall(rb"/Type /Page\b", (tmp_path / "both.pdf").read_bytes())) == 2
+    assert (tmp_path / "both.png").read_bytes() == (tmp_path / "first.png").read_bytes()
 
 
 def shown_ticks(axis) -> list[float]:
@@ -195,7 +220,7 @@ def shown_ticks(axis) -> list[float]:
 def test_axes_of_losses_have_three_ticks_at_least(values):
     history = [{"epoch": i, "top1": 1.0, "terms": {"labels": value}} for i, value in enumerate(values, 1)]
     with styled():
-        (figure,) = curves.draw_losses([curves.Curve("a", "b", {("run", 0): history})], NOTE)
+        (figure,) = curves.draw_losses(make_curves({("a", "b"): {("run", 0): history}}), NOTE)
         figure.canvas.draw()
         assert 3 <= len(shown_ticks(figure.axes[0].yaxis)) <= 9
 
@@ -220,7 +245,7 @@ def test_markers_at_the_edge_are_not_cut():
 
 def test_the_overlap_check_finds_an_overlap():
     with styled():
-        figure, axes = pyplot.subplots()
+        figure, ((axes,),) = new_panels(1, 1, (3.0, 2.0))
         axes.text(0.5, 0.5, "one over the other")
         axes.text(0.52, 0.5, "two over the other")
         assert ("one over the other", "two over the other") in overlaps(figure)
@@ -229,7 +254,9 @@ def test_the_overlap_check_finds_an_overlap():
 def test_pdf_holds_text_and_the_same_figure_gives_the_same_bytes(tmp_path):
     for stem in ("a", "b"):
         with styled():
-            save_figure(dots.draw_dots(made_up_dots(), NOTE), tmp_path / stem)
+            figure = dots.draw_dots(made_up_dots(), NOTE)
+            save_pdf([figure], tmp_path / f"{stem}.pdf")
+            save_png(figure, tmp_path / f"{stem}.png")
     pdf = (tmp_path / "a.pdf").read_bytes()
     assert b"/Type0" in pdf or b"/CIDFontType2" in pdf  # embedded TrueType: text can be searched and edited
     assert b"/Type3" not in pdf
@@ -239,7 +266,7 @@ def test_pdf_holds_text_and_the_same_figure_gives_the_same_bytes(tmp_path):
 
 def test_colours_are_told_apart_without_colour():
     with styled():
-        cycle = list(pyplot.rcParams["axes.prop_cycle"])
+        cycle = list(rcParams["axes.prop_cycle"])
     assert len({(entry["color"], entry["linestyle"]) for entry in cycle}) == len(cycle) == 21
     colours = [entry["color"].lstrip("#") for entry in cycle]
     assert colours[:3] == ["0072B2", "D55E00", "009E73"]
@@ -250,25 +277,24 @@ def test_colours_are_told_apart_without_colour():
 
 
 def test_band_is_mean_and_range_over_seeds():
-    histories = [[{"epoch": 1, "top1": 10.0, "terms": {"a": 1.0}}, {"epoch": 2, "top1": 30.0, "terms": {}}]]
-    histories.append([{"epoch": 1, "top1": 20.0, "terms": {"a": 3.0}}])
-    band = curves.band_over_seeds(histories, "top1")
-    assert (band.epochs, band.mean, band.low, band.high) == ((1, 2), (15.0, 30.0), (10.0, 30.0), (20.0, 30.0))
-    assert curves.band_over_seeds(histories, "term:a").mean == (2.0,)
+    first = [{"epoch": 1, "top1": 10.0, "terms": {"a": 1.0}}, {"epoch": 2, "top1": 30.0, "terms": {}}]
+    second = [{"epoch": 1, "top1": 20.0, "terms": {"a": 3.0}}]
+    made = make_curves({("row", "column"): {("one", 0): first, ("two", 1): second}})
+    band = curves.band_over_seeds(curves.select(made, quantity="top1"))
+    assert band.index.tolist() == [1, 2] and band["mean"].tolist() == [15.0, 30.0]
+    assert (band["min"].tolist(), band["max"].tolist()) == ([10.0, 30.0], [20.0, 30.0])
+    assert curves.band_over_seeds(curves.select(made, quantity="term:a"))["mean"].tolist() == [2.0]
 
 
-def test_every_plotted_value_is_in_the_rows():
-    made = made_up_curves(seeds=2, epochs=3)
-    quantities = curves.list_quantities(made)
-    rows = curves.curve_rows(made, quantities)
-    assert len(rows) == 12 * 2 * 3 * 6  # cells, seeds, epochs, accuracy, total loss and four terms
-    assert {row[5] for row in rows} == set(quantities) >= {"top1", "loss", "term:labels"}
-
-
-def test_gap_needs_both_numbers():
-    assert dots.Dot("r", "c", 80.5, None, 1, 81.61).gap == pytest.approx(-1.11)
-    assert dots.Dot("r", "c", 80.5, None, 1, None).gap is None
-    assert dots.Dot("r", "c", None, None, 0, 81.61).gap is None
+def test_every_value_of_the_histories_is_in_the_frame(plan):
+    table = collect(plan.flow.config, plan.flow.plan, "table4", Path(plan.flow.runs))
+    frame = draw.list_curves(table, Path(plan.flow.runs))
+    epochs = {run: plan.flow.spec(run).recipe.epochs for run in table.frame.run.dropna()}
+    taught = [run for run in epochs if plan.flow.spec(run).teacher]
+    # accuracy, total loss, the loss on labels; with a teacher one term more
+    assert len(frame) == 3 * sum(epochs.values()) + sum(epochs[run] for run in taught)
+    assert set(frame.quantity) == {"top1", "loss", "term:cross_entropy", "term:logits"}
+    assert set(frame.row) == {draw.pretty(label) for _, label in table.rows}
 
 
 def test_taxonomy_lists_every_method_with_a_teacher_and_fbt_last():
@@ -357,24 +383,29 @@ def test_similarity_rows_hold_every_value():
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> FigurePlan:
-    return FigurePlan(write_results(tmp_path_factory.mktemp("figures"), pictures=False))
+    return FigurePlan(write_results(tmp_path_factory.mktemp("figures")))
 
 
 def test_drawing_a_table_writes_pictures_and_numbers_that_agree_with_the_table(plan):
-    written = draw.draw(plan, "curves_table4")
-    assert sorted(path.name for path in written) == sorted(
-        [f"curves_table4{part}.{end}" for part in ("", "_losses", "_gaps") for end in ("pdf", "png")]
-        + [f"curves_table4{part}.csv" for part in ("", "_losses", "_gaps")]
-    )
+    files = figure_files(plan, "curves_table4")
+    written = draw.draw(plan, "curves_table4", files)
+    assert written == list(files.values()) and all(path.stat().st_size for path in written)
     table = collect(plan.flow.config, plan.flow.plan, "table4", Path(plan.flow.runs))
     with Path(plan.folder, "curves_table4_gaps.csv").open() as file:
         rows = list(csv.DictReader(file))
     shown = {row["row"]: row for row in rows}
-    entry = table.entry("student_from_scratch", "top1")
+    cell = table.cells.loc["student_from_scratch", "top1"]
     row = shown["Student from scratch (Swin-P)"]
-    assert float(row["ours"]) == pytest.approx(entry.mean, abs=1e-3)
-    assert float(row["gap"]) == pytest.approx(entry.gap, abs=1e-3)
+    assert float(row["ours"]) == pytest.approx(cell["mean"], abs=1e-3)
+    assert float(row["gap"]) == pytest.approx(cell.gap, abs=1e-3)
     assert row["seeds"] == "3"
+
+
+def test_only_the_files_asked_for_are_drawn(plan, tmp_path):
+    assert draw.draw(plan, "figure1", {"png": tmp_path / "one.png"}) == [tmp_path / "one.png"]
+    assert [path.name for path in tmp_path.iterdir()] == ["one.png"]
+    with pytest.raises(ConfigError, match="pgn: this figure has no such file; valid: about, csv, npz"):
+        draw.draw(plan, "figure1", {"pgn": tmp_path / "one.png"})
 
 
 def test_drawing_figure_2_and_similarity_from_their_arrays(plan):
@@ -385,17 +416,39 @@ def test_drawing_figure_2_and_similarity_from_their_arrays(plan):
             f"{key}.{name.split('.')[1]}": v for name, v in arrays.items() if name.startswith("mixer_b16.")
         }
     Path(plan.folder).mkdir(parents=True, exist_ok=True)
-    np.savez(Path(plan.folder, "figure2.npz"), **arrays)
-    assert {path.suffix for path in draw.draw(plan, "figure2")} == {".pdf", ".png", ".csv"}
+    files = figure_files(plan, "figure2")
+    np.savez(files["npz"], **arrays)
+    assert {path.suffix for path in draw.draw(plan, "figure2", files)} == {".pdf", ".png", ".csv", ".json"}
     (name, *_) = plan.names("similarity")
-    np.savez(Path(plan.folder, f"{name}.npz"), **made_up_matrices())
-    assert Path(plan.folder, f"{name}.png") in draw.draw(plan, name)
+    files = figure_files(plan, name)
+    np.savez(files["npz"], **made_up_matrices())
+    assert Path(plan.folder, f"{name}.png") in draw.draw(plan, name, files)
 
 
-def test_missing_arrays_are_named_with_their_mend(plan):
+def test_missing_arrays_are_named_with_their_fix(plan):
     name = plan.names("similarity")[-1]
     with pytest.raises(ConfigError, match=rf"{name}\.npz.*cannot be read.*`snakemake"):
-        draw.draw(plan, name)
+        draw.draw(plan, name, figure_files(plan, name))
+
+
+SURROUNDINGS = {
+    "a notebook's terminal": ({"MPLBACKEND": "module://matplotlib_inline.backend_inline"}, ""),
+    "a backend that is not there": ({"MPLBACKEND": "nonsense"}, ""),
+    "a user's style": ({}, "text.usetex: True\naxes.facecolor: yellow\nfont.size: 30\nbackend: TkAgg\n"),
+}
+
+
+@pytest.mark.parametrize("name", SURROUNDINGS)
+def test_figures_depend_on_our_style_alone(tmp_path, name):
+    environment, settings = SURROUNDINGS[name]
+    (tmp_path / "matplotlibrc").write_text(settings)
+    for folder, variables in (("plain", {}), ("odd", {**environment, "MPLCONFIGDIR": str(tmp_path)})):
+        (tmp_path / folder).mkdir()
+        command = [sys.executable, "-m", "fbt_paper.cli", "draw", "figure1", f"png={tmp_path / folder}/a.png"]
+        known = {key: value for key, value in os.environ.items() if not key.startswith("MPL")}
+        done = subprocess.run(command, env={**known, **variables}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "plain/a.png").read_bytes() == (tmp_path / "odd/a.png").read_bytes()
 
 
 def test_figures_need_only_runs_that_some_table_plans(plan):

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import statistics
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from fbt_paper.figures import draw
-from fbt_paper.page import content, words
+from fbt_paper.figures import draw, features
+from fbt_paper.page import content
 from fbt_paper.page.build import embed, write_page
 from fbt_paper.plan.figures import FigurePlan
 from fbt_paper.plan.targets import Flow
+from fbt_paper.tables.results import collect_tables
 from tests.test_paper.made_up_results import make_history, write_scale
-from tests.test_paper.page_results import write_results
+from tests.test_paper.page_results import figure_files, write_pixels, write_results
 from tests.test_workflow.workflow_copy import WorkflowCopy
 
 
@@ -27,7 +28,7 @@ def flow(tmp_path_factory: pytest.TempPathFactory) -> Flow:
 
 @pytest.fixture(scope="module")
 def page(flow: Flow) -> str:
-    return write_page(flow, "index").read_text(encoding="utf-8")
+    return write_page(flow, "index", write_pixels(FigurePlan(flow))).read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +54,14 @@ def test_every_table_of_the_scale_is_there_as_printed(flow, page):
 
 
 def test_a_cell_says_ours_paper_and_gap(flow, page):
-    entry = content.collect_tables(flow, ["table2"])[0].entry("fbt", "swin_t__resnet18")
+    shown = collect_tables(flow, ["table2"])[0].cells.loc["fbt", "swin_t__resnet18"]
     cell = re.search(r'<button[^>]*data-id="table2/fbt/swin_t__resnet18".*?</button>', page, re.S)[0]
     text = " ".join(re.sub(r"<[^>]+>", " ", cell).split())
-    assert f"ours {entry.mean:.2f}" in text
+    assert f"ours {shown['mean']:.2f}" in text
     assert "paper 81.61" in text
-    assert f"gap (smoke) {entry.gap:+.2f}" in text
-    assert f'data-gap="{entry.gap}"' in page and f'data-paper="{entry.reference.value}"' in page
-    assert f'data-runs="{entry.runs[0]}"' in cell
+    assert f"gap (smoke) {shown.gap:+.2f}" in text
+    assert f'data-gap="{shown.gap}"' in page and f'data-paper="{shown.printed}"' in page
+    assert f'data-runs="{shown.runs[0]}"' in cell
 
 
 def test_seeds_give_a_deviation(page):
@@ -103,7 +104,7 @@ def test_at_scale_paper_it_says_which_recipes_and_nothing_of_smoke(recipes):
 
 def test_the_page_of_the_grids(tmp_path):
     flow = write_results(tmp_path, page="grid")
-    page = write_page(flow, "grid").read_text(encoding="utf-8")
+    page = write_page(flow, "grid", write_pixels(FigurePlan(flow), "grid")).read_text(encoding="utf-8")
     for key in flow.plan.target("grid"):
         assert f'<section id="{key}"' in page
     assert page.count("<img") == 3 * len(flow.plan.target("grid"))  # accuracy, losses and gaps of each
@@ -118,26 +119,42 @@ def test_numbered_figures_come_first_and_each_has_a_link(page):
     assert re.findall(r'href="#([^"]+)"', contents)[-len(figures) :] == figures
 
 
-def test_under_each_picture_are_its_files(flow, page):
-    expected = {
-        "figure1": ["figure1.pdf", "figure1.csv"],
-        "figure2": [
-            "figure2.pdf",
-            "figure2.npz",
-            "figure2_numbers.pdf",
-            "figure2_numbers.csv",
-            "figure2_claims.csv",
-        ],
-        "curves_table4": [
-            f"curves_table4{part}.{end}" for part in ("", "_losses", "_gaps") for end in ("pdf", "csv")
-        ],
-    }
-    for key, files in expected.items():
-        figure = re.search(rf'<figure id="{key}".*?</figure>', page, re.S)[0]
-        assert re.findall(r'href="figures/([^"]+)"', figure) == files
-    rules = Path("workflow/rules/figures.smk").read_text()
-    for ending in ("_claims.csv", "_numbers.csv", "_losses.csv", "_gaps.csv", "}}.csv", "}}.npz"):
-        assert ending in rules  # what is linked is declared
+def test_what_drawing_a_figure_says_of_it(flow, tmp_path):
+    figures = FigurePlan(flow)
+    files = {**figure_files(figures, "curves_table4"), "about": tmp_path / "about.json"}
+    draw.draw(figures, "curves_table4", files)
+    about = json.loads(files["about"].read_text())
+    parts = ("", "_losses", "_gaps")
+    assert [Path(picture["png"]).name for picture in about["pictures"]] == [
+        f"curves_table4{p}.png" for p in parts
+    ]
+    links = [picture["files"] for picture in about["pictures"]]
+    assert links == [[[f"curves_table4{p}.{end}", end.upper()] for end in ("pdf", "csv")] for p in parts]
+    assert about["title"] == "Table 4: training curves"
+    assert about["caption"] == figures.drawings["curves_table4"].caption
+
+
+def test_links_of_figure_2_lead_to_maps_numbers_and_statements(flow):
+    figures = FigurePlan(flow)
+    files = figure_files(figures, "figure2")
+    one = pd.DataFrame({"a": [1]})
+    pictures = [
+        draw.Picture([], "maps"),
+        draw.Picture([], "numbers", "numbers", "numbers", {"numbers_csv": one, "claims_csv": one}),
+    ]
+    first, second = draw.describe(figures.drawings["figure2"], pictures, files)["pictures"]
+    assert first["files"] == [["figure2.pdf", "PDF"], ["figure2.npz", "NPZ"]]
+    assert second["files"] == [
+        ["figure2_numbers.pdf", "PDF"],
+        ["figure2_numbers.csv", "CSV"],
+        ["figure2_claims.csv", "CSV of the statements below"],
+    ]
+
+
+def test_the_page_links_what_the_figures_say(page):
+    for name, ends in {"figure1": ["pdf", "csv"], "curves_table4": ["pdf", "csv"]}.items():
+        figure = re.search(rf'<figure id="{name}".*?</figure>', page, re.S)[0]
+        assert re.findall(r'href="figures/([^"]+)"', figure)[:2] == [f"{name}.{end}" for end in ends]
 
 
 def test_how_a_run_is_trained_again(flow):
@@ -159,23 +176,20 @@ def test_snakemake_takes_that_command(flow, tmp_path):
     assert jobs == {"train": len(flow.plan.needed([run]))}
 
 
-def test_pictures_are_told_in_words(tmp_path):
+def test_pictures_are_described_in_words(tmp_path):
     flow = write_results(tmp_path)
     figures = FigurePlan(flow)
+    words = {}
     for name in ("curves_table4", "figure1"):
-        draw.draw(figures, name)
-    drawing = figures.drawings["curves_table4"]
-    accuracy, losses, gaps = (
-        content.describe_picture(drawing, Path(stem), data)["alt"]
-        for stem, data in figures.data("curves_table4").items()
-    )
+        files = figure_files(figures, name)
+        draw.draw(figures, name, files)
+        words[name] = [picture["words"] for picture in json.loads(files["about"].read_text())["pictures"]]
+    accuracy, losses, gaps = words["curves_table4"]
     assert re.search(r"6 curves; after the last epoch from [\d.]+ % \(.+, .+\) to", accuracy)
     assert "Terms: cross entropy; logits. Total loss after the last epoch:" in losses
-    entries = content.collect_tables(flow, ["table4"])[0].entries.values()
-    mean = statistics.fmean(entry.gap for entry in entries if entry.gap is not None)
+    mean = collect_tables(flow, ["table4"])[0].cells.gap.mean()
     assert f"mean gap (ours minus paper) {mean:+.2f}, widest" in gaps and "mathcal" not in gaps
-    (stem, data), *_ = figures.data("figure1").items()
-    assert "FBT" in content.describe_picture(figures.drawings["figure1"], Path(stem), data)["alt"]
+    assert "FBT" in words["figure1"][0]
 
 
 def test_copies_are_what_the_tables_files_hold(flow, data):
@@ -199,18 +213,13 @@ def test_headers_and_captions_for_screen_readers(page):
     assert set(re.findall(r'aria-labelledby="([^"]+)"', page)) <= set(ids)
 
 
-def test_claims_are_told_with_their_numbers(tmp_path):
-    path = tmp_path / "numbers.csv"
-    path.write_text(
-        "statement,quantity,first_group,first,second_group,second,holds,positions\n"
-        "CNNs are local,locality,CNN,0.353,MSA,0.2349,True,\n"
-        "Groups differ,group_similarity,CNN,0.1,MSA,0.2,False,2 x 2\n"
+def test_claims_are_stated_with_their_numbers():
+    local = features.Claim("CNNs are local", "locality", "CNN", 0.353, "MSA", 0.2349)
+    groups = features.Claim("Groups differ", "group_similarity", "CNN", 0.1, "MSA", 0.2, "2 x 2")
+    assert features.describe_claim(local) == "CNNs are local: as stated (locality: CNN 0.35, MSA 0.23)."
+    assert features.describe_claim(groups) == (
+        "Groups differ: not as stated (group similarity: CNN 0.10, MSA 0.20; on 2 x 2 positions)."
     )
-    assert words.read_claims(path) == [
-        "CNNs are local: as stated (locality: CNN 0.35, MSA 0.23).",
-        "Groups differ: not as stated (group similarity: CNN 0.10, MSA 0.20; on 2 x 2 positions).",
-    ]
-    assert words.read_claims(tmp_path / "none.csv") == []
 
 
 def test_labels_become_symbols():
@@ -237,5 +246,5 @@ def test_a_page_needs_its_results(tmp_path, monkeypatch):
     write_scale(flow)
     (Path(flow.runs) / flow.plan.tables["table5"].runs[0] / "metrics.json").unlink()
     with pytest.raises(Exception, match="the run is not finished"):
-        write_page(flow, "index")
+        write_page(flow, "index", [])
     assert not Path(flow.results, "index.html").exists()

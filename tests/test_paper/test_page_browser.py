@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from fbt_paper.page.build import write_page
-from tests.test_paper.page_results import write_results
+from fbt_paper.plan.figures import FigurePlan
+from tests.test_paper.page_results import write_pixels, write_results
 
 selenium = pytest.importorskip("selenium")
 from selenium import webdriver  # noqa: E402
@@ -57,7 +58,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     flow = write_results(tmp_path_factory.mktemp("results"))
-    return write_page(flow, "index").as_uri()
+    return write_page(flow, "index", write_pixels(FigurePlan(flow))).as_uri()
 
 
 @pytest.fixture

@@ -6,21 +6,37 @@ import json
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from fbt_core.methods.registry import method_facts
 from fbt_core.spec import ENGINE_REVISION
 from fbt_paper.config.load import ConfigError, load
-from fbt_paper.config.records import ReferenceRow
 from fbt_paper.plan.runs import plan
 from fbt_paper.tables import compare, render
-from fbt_paper.tables.collect import Collected, Entry, collect
-from fbt_paper.tables.cost_table import collect_costs
+from fbt_paper.tables.cost_table import CostResults, collect_costs
+from fbt_paper.tables.frame import TableResults, as_csv, cells_of, collect, make_frame
+from fbt_paper.tables.results import tidy
 from tests.test_paper.config_copy import ConfigCopy
 
 CONFIG = load()
 PLAN = plan(CONFIG)
-PRINTED = ReferenceRow(row="a", column="b", value=70.0, source="somewhere", status="primary")
+
+
+def cell_of(*scores: float, **more: object):
+    """A cell from one row per seed; `more` are further columns."""
+    rows = [{"row": "a", "column": "b", "run": f"run{score}", "score": score} for score in scores]
+    rows = rows or [{"row": "a", "column": "b"}]
+    return cells_of(make_frame([{**row, **more} for row in rows])).loc["a", "b"]
+
+
+def cell(table: TableResults, row: str, column: str):
+    return table.cells.loc[row, column]
+
+
+def scores(table: TableResults, row: str, column: str) -> list[float]:
+    frame = table.frame
+    return frame[(frame.row == row) & (frame.column == column)].score.dropna().tolist()
 
 
 def write_metrics(runs: Path, run: str, top1: float, **changes) -> None:
@@ -52,35 +68,38 @@ def runs(tmp_path) -> Path:
 
 
 def test_mean_deviation_and_gap():
-    entry = Entry(values=(60.0, 63.0, 66.0), reference=PRINTED)
-    assert (entry.mean, entry.deviation, entry.gap) == (63.0, 3.0, -7.0)
+    three = cell_of(60.0, 63.0, 66.0, printed=70.0)
+    assert (three["mean"], three.deviation, three.gap) == (63.0, 3.0, -7.0)
 
 
 def test_one_seed_has_no_deviation_and_an_empty_cell_no_gap():
-    assert Entry(values=(60.0,)).deviation is None
-    assert Entry(values=(60.0,)).gap is None
-    assert Entry(reference=PRINTED).gap is None
+    assert pd.isna(cell_of(60.0, printed=70.0).deviation)
+    assert pd.isna(cell_of(60.0).gap)
+    assert pd.isna(cell_of(printed=70.0).gap)
 
 
 def test_table_4_has_three_seeds_with_mean_and_deviation(runs):
     table = collect(CONFIG, PLAN, "table4", runs)
-    entry = table.entry("mse_final", "top1")
-    assert (entry.mean, entry.deviation, len(entry.runs)) == (63.0, 3.0, 3)
-    assert entry.reference.value == 65.17
-    assert table.entry("teacher", "top1").values == (80.0,)
+    final = cell(table, "mse_final", "top1")
+    assert (final["mean"], final.deviation, len(final.runs)) == (63.0, 3.0, 3)
+    assert final.printed == 65.17
+    assert scores(table, "teacher", "top1") == [80.0]
 
 
 def test_the_average_gain_is_the_mean_over_the_pairs(runs):
     cells = PLAN.tables["cifar100"].cells
-    for place, top1 in ((("swin_t__resnet18", "kd"), 92.0), (("vit_s__resnet18", "kd"), 68.0 + 24.0)):
-        (run,) = cells[place].runs
+    for pair_and_method, top1 in (
+        (("swin_t__resnet18", "kd"), 92.0),
+        (("vit_s__resnet18", "kd"), 68.0 + 24.0),
+    ):
+        (run,) = cells[pair_and_method].runs
         (runs / run / "metrics.json").unlink()
         (runs / run).rmdir()
         write_metrics(runs, run, top1)
-    gain = collect(CONFIG, PLAN, "cifar100", runs).entry("average_gain_over_scratch", "kd")
+    gain = cell(collect(CONFIG, PLAN, "cifar100", runs), "average_gain_over_scratch", "kd")
     pairs = len(CONFIG.tables["cifar100"].rows)
-    assert gain.mean == pytest.approx((12.0 + 12.0) / pairs)
-    assert gain.reference.value == 3.12
+    assert gain["mean"] == pytest.approx((12.0 + 12.0) / pairs)
+    assert gain.printed == 3.12
     assert gain.note == f"mean of {pairs} pairs"
 
 
@@ -124,7 +143,7 @@ def test_a_table_that_mixes_revisions_or_versions_warns(runs, change, warning):
 
 
 def test_same_circumstances_give_no_warning(runs):
-    assert collect(CONFIG, PLAN, "table5", runs).warnings == ()
+    assert collect(CONFIG, PLAN, "table5", runs).warnings == []
 
 
 @pytest.mark.parametrize(("score", "top1"), [("best", 80.0), ("last", 79.0), ("ema", 77.0)])
@@ -135,7 +154,7 @@ def test_the_score_is_a_setting_and_changes_no_run(runs, score, top1):
     config = load(overrides={"score": score})
     assert plan(config).runs.keys() == PLAN.runs.keys()
     table = collect(config, PLAN, "table5", runs)
-    assert [entry.mean for entry in table.entries.values() if entry.runs == (run,)] == [top1]
+    assert table.frame[table.frame.run == run].score.tolist() == [top1]
     words = {"best": "the best epoch", "last": "the last epoch", "ema": "the averaged weights"}[score]
     assert f"Top-1 of {words}" in render.to_markdown(table)
     assert f"top-1 in % of {words}" in compare.to_markdown([table], "smoke")
@@ -143,15 +162,17 @@ def test_the_score_is_a_setting_and_changes_no_run(runs, score, top1):
 
 def test_a_run_without_averaged_weights_counts_with_its_best(runs):
     table = collect(load(overrides={"score": "ema"}), PLAN, "table5", runs)
-    assert {entry.mean for entry in table.entries.values()} == {80.0}
+    assert set(table.cells["mean"]) == {80.0}
 
 
 # ---------------------------------------------------------------- files
 
 
-def hostile_table() -> Collected:
+def hostile_table() -> TableResults:
     label = r"50% & L_{x} #1 | $x$ ~ a\b -> c < d ^ *e* `f` [g]"
-    return Collected(
+    both = {"row": "a", "column": "b", "row_label": label, "column_label": label}
+    both |= {"printed": 70.0, "status": "primary", "source": "somewhere"}
+    return TableResults(
         key="table5",
         title="Table_5",
         caption="With _ and & and %",
@@ -159,7 +180,7 @@ def hostile_table() -> Collected:
         scale="smoke",
         rows=(("a", label),),
         columns=(("b", label),),
-        entries={("a", "b"): Entry(values=(60.0, 66.0), runs=("x", "y"), reference=PRINTED)},
+        frame=make_frame([{**both, "run": "x", "score": 60.0}, {**both, "run": "y", "score": 66.0}]),
     )
 
 
@@ -192,7 +213,7 @@ def test_every_table_renders_in_all_three_forms(runs, key, tmp_path):
     paths = render.write_table(table, tmp_path / "tables")
     assert [path.name for path in paths] == [f"{key}.csv", f"{key}.md", f"{key}.tex"]
     lines = list(csv.DictReader(io.StringIO(paths[0].read_text())))
-    assert len(lines) == len(table.entries)
+    assert len(lines) == len(table.cells)
     assert {line["scale"] for line in lines} == {"smoke"}
     assert "SMOKE" in paths[1].read_text() and "SMOKE" in paths[2].read_text()
     assert latex_problems(paths[2].read_text()) == []
@@ -222,13 +243,18 @@ def test_the_comparison_shows_ours_paper_and_gap(runs):
 
 def test_an_unconfirmed_number_is_marked_and_an_unknown_one_stays_empty(runs):
     table = collect(CONFIG, PLAN, "cifar100", runs)
-    assert render.printed(table.entry("swin_t__resnet18", "kd")) == "78.74*"
-    assert render.printed(table.entry("swin_t__resnet18", "dkd")) == "80.26+"
-    assert render.printed(table.entry("mixer_b16__resnet18", "fbt")) == ""
+    assert render.printed(cell(table, "swin_t__resnet18", "kd")) == "78.74*"
+    assert render.printed(cell(table, "swin_t__resnet18", "dkd")) == "80.26+"
+    assert render.printed(cell(table, "mixer_b16__resnet18", "fbt")) == ""
     assert "summarised by others" in render.to_markdown(table)
 
 
 # ---------------------------------------------------------------- Table 6
+
+
+def lines_of(costs: CostResults, pair: str) -> pd.DataFrame:
+    """The lines of a pair by (part, quantity)."""
+    return costs.frame[costs.frame.row == pair].set_index(["part", "quantity"])
 
 
 def counts(parameters: int, macs: int) -> dict:
@@ -251,14 +277,13 @@ def costs(tmp_path):
 
 
 def test_table_6_marks_the_digit_that_does_not_come_out(costs):
-    lines = {line.part: line for line in costs.lines if line.row == "deit_t__resnet18"}
-    assert not any(
-        lines[part].differs(what) for part in ("student", "ofa_branch") for what in ("params", "flops")
-    )
-    assert not lines["fbt_branch_swinv2"].differs("params")
-    assert lines["fbt_branch_swinv2"].differs("flops")
-    assert lines["fbt_branch_vit"].paper == {}
-    text = render.costs_to_markdown(costs)
+    lines = lines_of(costs, "deit_t__resnet18")
+    parts = ("student", "ofa_branch")
+    assert all(lines.gap[part, quantity] == 0 for part in parts for quantity in ("params", "flops"))
+    assert lines.gap["fbt_branch_swinv2", "params"] == 0
+    assert lines.gap["fbt_branch_swinv2", "flops"] != 0
+    assert lines.printed["fbt_branch_vit"].isna().all()
+    text = render.to_markdown(costs)
     assert "0.07 G (a) | 0.08 G" in text and "0.0758 G" in text
 
 
@@ -289,8 +314,8 @@ def test_table_6_leaves_a_cell_empty_where_nothing_is_printed(costs, tmp_path, l
     path.write_text("\n".join(line for line in lines if not line.startswith(f"deit_t__resnet18,{lost}")))
     table = collect_costs(copy.load(), "table6", tmp_path / "table6.json")
     part = "student" if lost.startswith("student") else "fbt_branch_swinv2"
-    (line,) = [line for line in table.lines if (line.row, line.part) == ("deit_t__resnet18", part)]
-    assert len(line.paper) == (0 if lost == "fbt_branch" else 1)
+    printed = lines_of(table, "deit_t__resnet18").printed[part]
+    assert printed.count() == (0 if lost == "fbt_branch" else 1)
     render.write_table(table, tmp_path / "tables")
     compare.to_markdown([table], "smoke")
 
@@ -318,3 +343,28 @@ def test_a_broken_count_names_its_file(tmp_path):
     (tmp_path / "table6.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"table6\.json: is no count of table6"):
         collect_costs(CONFIG, "table6", tmp_path / "table6.json")
+
+
+# ---------------------------------------------------------------- the tidy frame
+
+
+def test_all_results_are_one_frame_with_a_row_per_seed(costs, runs):
+    tables = [collect(CONFIG, PLAN, key, runs) for key in ("table4", "cifar100")]
+    frame = pd.read_csv(io.StringIO(as_csv(tidy([*tables, costs]))))
+    seeds = frame[(frame.table == "table4") & (frame.row == "mse_final")]
+    assert (seeds.seed.tolist(), seeds.score.tolist()) == ([0, 1, 2], [60.0, 63.0, 66.0])
+    assert set(seeds.printed) == {65.17} and set(seeds.status) == {"primary"}
+    assert seeds.run.nunique() == 3 and set(seeds.device) == {"cpu"} and set(seeds.timm) == {"1.0.31"}
+    assert set(seeds.engine_revision) == {ENGINE_REVISION} and set(seeds.method) == {"fitnet"}
+    student = frame[(frame.table == "table6") & (frame.column == "student_params")]
+    assert student.score.iloc[0] == pytest.approx(11.6895, abs=1e-4) and student.unit.iloc[0] == "M"
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1+cmd", "-2+3", "@SUM(A1)", "\t=1", "-x"])
+def test_no_text_in_a_csv_is_a_formula(text):
+    table = hostile_table()
+    table.frame["row_label"] = text
+    for content in (render.to_csv(table), as_csv(table.frame)):
+        row = next(csv.DictReader(io.StringIO(content)))
+        assert row["row_label"] == f"'{text}"
+    assert "-7.00" in render.to_csv(table)  # a number stays a number

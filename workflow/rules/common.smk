@@ -17,5 +17,6 @@ localrules:
     tables,
     grid,
     build_table,
+    collect_results,
     fetch_weights,
     compare_with_paper,

@@ -1,4 +1,5 @@
-# From results to figures and to the results page. Which figures there are: config/figures (fbt_paper/plan/figures.py).
+# From results to figures and to the results page. Which figures there are: config/figures (fbt_paper/plan/figures.py);
+# what their files are called: the outputs below. `about` is what the page says of a figure.
 from fbt_paper.plan.figures import FigurePlan
 
 FIGURES = FigurePlan(FLOW)
@@ -15,7 +16,7 @@ localrules:
 
 rule figures:
     input:
-        FIGURES.target("index"),
+        lambda wildcards: FIGURES.files("index", rules),
 
 
 rule extract_features:
@@ -38,8 +39,6 @@ rule extract_features:
 
 
 rule plot_taxonomy:
-    input:
-        FIGURES.methods_file,
     output:
         pdf=f"{FIGURES.folder}/{{figure}}.pdf",
         png=report(
@@ -48,18 +47,22 @@ rule plot_taxonomy:
             category="Figures",
             labels={"figure": "{figure}", "shows": "taxonomy"},
         ),
-        numbers=f"{FIGURES.folder}/{{figure}}.csv",
+        csv=f"{FIGURES.folder}/{{figure}}.csv",
+        about=f"{FIGURES.folder}/{{figure}}.json",
     log:
         f"{FLOW.results}/logs/plot_taxonomy/{{figure}}.log",
     wildcard_constraints:
         figure=FIGURES.pattern("taxonomy"),
+    params:
+        files=lambda wildcards, output: FIGURES.arguments(output),
+        shows=lambda wildcards: FIGURES.shows(wildcards.figure),
     shell:
-        f"{FLOW.fbt} draw {{wildcards.figure:q}} 2>&1 | tee {{log:q}}"
+        f"{FLOW.fbt} draw {{wildcards.figure:q}} {{params.files}} 2>&1 | tee {{log:q}}"
 
 
 rule plot_features:
     input:
-        f"{FIGURES.folder}/{{figure}}.npz",
+        npz=f"{FIGURES.folder}/{{figure}}.npz",
     output:
         pdf=f"{FIGURES.folder}/{{figure}}.pdf",
         png=report(
@@ -75,19 +78,23 @@ rule plot_features:
             category="Figures",
             labels={"figure": "{figure}", "shows": "numbers"},
         ),
-        numbers=f"{FIGURES.folder}/{{figure}}_numbers.csv",
-        claims=f"{FIGURES.folder}/{{figure}}_claims.csv",
+        numbers_csv=f"{FIGURES.folder}/{{figure}}_numbers.csv",
+        claims_csv=f"{FIGURES.folder}/{{figure}}_claims.csv",
+        about=f"{FIGURES.folder}/{{figure}}.json",
     log:
         f"{FLOW.results}/logs/plot_features/{{figure}}.log",
     wildcard_constraints:
         figure=FIGURES.pattern("features"),
+    params:
+        files=lambda wildcards, input, output: FIGURES.arguments({**input, **output}),
+        shows=lambda wildcards: FIGURES.shows(wildcards.figure),
     shell:
-        f"{FLOW.fbt} draw {{wildcards.figure:q}} 2>&1 | tee {{log:q}}"
+        f"{FLOW.fbt} draw {{wildcards.figure:q}} {{params.files}} 2>&1 | tee {{log:q}}"
 
 
 rule plot_similarity:
     input:
-        f"{FIGURES.folder}/{{figure}}.npz",
+        npz=f"{FIGURES.folder}/{{figure}}.npz",
     output:
         pdf=f"{FIGURES.folder}/{{figure}}.pdf",
         png=report(
@@ -96,18 +103,22 @@ rule plot_similarity:
             category="Figures",
             labels={"figure": "{figure}", "shows": "similarity of stages"},
         ),
-        numbers=f"{FIGURES.folder}/{{figure}}.csv",
+        csv=f"{FIGURES.folder}/{{figure}}.csv",
+        about=f"{FIGURES.folder}/{{figure}}.json",
     log:
         f"{FLOW.results}/logs/plot_similarity/{{figure}}.log",
     wildcard_constraints:
         figure=FIGURES.pattern("similarity"),
+    params:
+        files=lambda wildcards, input, output: FIGURES.arguments({**input, **output}),
+        shows=lambda wildcards: FIGURES.shows(wildcards.figure),
     shell:
-        f"{FLOW.fbt} draw {{wildcards.figure:q}} 2>&1 | tee {{log:q}}"
+        f"{FLOW.fbt} draw {{wildcards.figure:q}} {{params.files}} 2>&1 | tee {{log:q}}"
 
 
 rule plot_curves:
     input:
-        lambda wildcards: FIGURES.metrics(wildcards.figure),
+        lambda wildcards: FLOW.results_of([FIGURES.drawings[wildcards.figure].table]),
     output:
         pdf=f"{FIGURES.folder}/{{figure}}.pdf",
         png=report(
@@ -116,7 +127,7 @@ rule plot_curves:
             category="Training curves",
             labels={"figure": "{figure}", "shows": "accuracy"},
         ),
-        numbers=f"{FIGURES.folder}/{{figure}}.csv",
+        csv=f"{FIGURES.folder}/{{figure}}.csv",
         losses_pdf=f"{FIGURES.folder}/{{figure}}_losses.pdf",
         losses_png=report(
             f"{FIGURES.folder}/{{figure}}_losses.png",
@@ -124,7 +135,7 @@ rule plot_curves:
             category="Training curves",
             labels={"figure": "{figure}", "shows": "loss terms"},
         ),
-        losses=f"{FIGURES.folder}/{{figure}}_losses.csv",
+        losses_csv=f"{FIGURES.folder}/{{figure}}_losses.csv",
         gaps_pdf=f"{FIGURES.folder}/{{figure}}_gaps.pdf",
         gaps_png=report(
             f"{FIGURES.folder}/{{figure}}_gaps.png",
@@ -132,19 +143,25 @@ rule plot_curves:
             category="Ours against the paper",
             labels={"figure": "{figure}", "shows": "gaps"},
         ),
-        gaps=f"{FIGURES.folder}/{{figure}}_gaps.csv",
+        gaps_csv=f"{FIGURES.folder}/{{figure}}_gaps.csv",
+        about=f"{FIGURES.folder}/{{figure}}.json",
     log:
         f"{FLOW.results}/logs/plot_curves/{{figure}}.log",
     wildcard_constraints:
         figure=FIGURES.pattern("curves"),
+    params:
+        files=lambda wildcards, output: FIGURES.arguments(output),
+        shows=lambda wildcards: FIGURES.shows(wildcards.figure),
     shell:
-        f"{FLOW.fbt} draw {{wildcards.figure:q}} 2>&1 | tee {{log:q}}"
+        f"{FLOW.fbt} draw {{wildcards.figure:q}} {{params.files}} 2>&1 | tee {{log:q}}"
 
 
 rule build_page:
     input:
-        tables=lambda wildcards: FLOW.table_files(FIGURES.tables(wildcards.page)),
-        figures=lambda wildcards: FIGURES.target(wildcards.page),
+        results=lambda wildcards: FLOW.results_of(
+            FIGURES.tables(wildcards.page), needed=True
+        ),
+        figures=lambda wildcards: FIGURES.files(wildcards.page, rules),
     output:
         report(
             f"{FLOW.results}/{{page}}.html",
@@ -156,5 +173,10 @@ rule build_page:
         f"{FLOW.results}/logs/build_page/{{page}}.log",
     wildcard_constraints:
         page="index|grid",
+    params:
+        about=lambda wildcards, input: [
+            file for file in input.figures if file.endswith(".json")
+        ],
+        shows=lambda wildcards: FIGURES.page_shows(wildcards.page),
     shell:
-        f"{FLOW.fbt} build-page {{wildcards.page:q}} 2>&1 | tee {{log:q}}"
+        f"{FLOW.fbt} build-page {{wildcards.page:q}} --figures {{params.about:q}} 2>&1 | tee {{log:q}}"

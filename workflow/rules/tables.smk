@@ -1,4 +1,5 @@
 # From results to tables. Table 6 is counted, not trained.
+# `shows` is a digest of what a file shows besides results (fbt_paper/plan/shown.py): it is made again when that changes.
 
 
 rule measure_cost:
@@ -16,9 +17,22 @@ rule measure_cost:
         f"{FLOW.python} -m fbt_core.measure.cost {{wildcards.table:q}} --out {{output:q}} 2>&1 | tee {{log:q}}"
 
 
+rule collect_results:
+    input:
+        FLOW.results_of(FLOW.plan.all_tables),
+    output:
+        f"{FLOW.results}/results.csv",
+    log:
+        f"{FLOW.results}/logs/collect_results.log",
+    params:
+        shows=FLOW.shows(FLOW.plan.all_tables),
+    shell:
+        f"{FLOW.fbt} collect-results --out {{output:q}} 2>&1 | tee {{log:q}}"
+
+
 rule build_table:
     input:
-        lambda wildcards: FLOW.table_inputs(wildcards.table),
+        lambda wildcards: FLOW.results_of([wildcards.table]),
     output:
         csv=report(
             f"{FLOW.results}/tables/{{table}}.csv",
@@ -30,16 +44,20 @@ rule build_table:
         tex=f"{FLOW.results}/tables/{{table}}.tex",
     log:
         f"{FLOW.results}/logs/build_table/{{table}}.log",
+    params:
+        shows=lambda wildcards: FLOW.shows([wildcards.table]),
     shell:
         f"{FLOW.fbt} build-table {{wildcards.table:q}} 2>&1 | tee {{log:q}}"
 
 
 rule compare_with_paper:
     input:
-        lambda wildcards: FLOW.comparison_inputs(wildcards.comparison),
+        lambda wildcards: FLOW.results_of(FLOW.compared(wildcards.comparison)),
     output:
         f"{FLOW.results}/{{comparison}}.md",
     log:
         f"{FLOW.results}/logs/{{comparison}}.log",
+    params:
+        shows=lambda wildcards: FLOW.shows(FLOW.compared(wildcards.comparison)),
     shell:
         f"{FLOW.fbt} compare {{wildcards.comparison:q}} --out {{output:q}} 2>&1 | tee {{log:q}}"

@@ -1,0 +1,44 @@
+"""What a table, figure or page shows besides the results it reads, as one digest per file.
+
+A rule takes the digest as a param: Snakemake makes the file again when it differs, and trains nothing for it.
+Digests hold what the configuration states (titles, captions, labels, printed numbers, score, which runs stand
+behind a cell) and the sources of what renders it (tables/, figures/ and page/ with their style files).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from fbt_paper.config.load import Config
+from fbt_paper.plan.runs import Plan
+
+PACKAGE = Path(__file__).parents[1]
+
+
+def digest(*values: object) -> str:
+    """Sixteen digits that change when any of these values does: records, mappings, sequences, texts."""
+    text = json.dumps(values, sort_keys=True, default=_plain)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> object:
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else str(value)
+
+
+@cache
+def renderer(*folders: str) -> str:
+    """A digest of the sources in these folders of fbt_paper."""
+    files = [path for folder in folders for path in sorted((PACKAGE / folder).iterdir()) if path.is_file()]
+    return digest([(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files])
+
+
+def table_shows(config: Config, plan: Plan, key: str) -> list[object]:
+    """Everything that a table shows but its runs' results."""
+    cells = [(cell.row, cell.column, cell.runs, cell.note) for cell in plan.tables[key].cells.values()]
+    return [plan.scale, config.main.score, config.tables[key], config.references.get(key, ()), cells]

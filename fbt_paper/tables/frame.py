@@ -1,0 +1,272 @@
+"""All results as one tidy data frame, and the cells of each table computed from it.
+
+The frame has a row per table, row, column and seed (COLUMNS); cells without a run are rows without a score.
+Every table, figure and page is made from it: `groupby` gives means and deviations.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fbt_paper.config.load import Config, ConfigError, Problem
+from fbt_paper.config.records import AccuracyTable, ReferenceRow
+from fbt_paper.plan.runs import Plan
+from fbt_paper.tables.reference import printed_numbers
+
+Metrics = Mapping[str, Any]
+Cell = tuple[str, str]
+"""Keys of a row and a column."""
+
+SCORES = {
+    "best": "the best epoch",
+    "last": "the last epoch",
+    "ema": "the averaged weights' best epoch (best epoch where a recipe has none)",
+}
+"""What config.yaml's `score` takes from a run, in words."""
+
+SIGNED_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
+CELL_COLUMNS = ["scale", "table", "row", "column", "row_label", "column_label", "unit"]
+PRINTED_COLUMNS = ["printed", "status", "source", "remark"]
+MIXED = {
+    "engine_revision": "revisions of the engine",
+    "fusion_revision": "revisions of the fused model",
+    "torch": "versions of torch",
+    "timm": "versions of timm",
+    "device": "devices",
+}
+"""What should be the same in all runs of a table, in words."""
+COLUMNS = [
+    *CELL_COLUMNS,
+    *("seed", "run", "epoch", "score", "note"),
+    *PRINTED_COLUMNS,
+    *("method", "method_revision", *MIXED),
+]
+
+
+def score_remark(score: str, seeds: Sequence[int] | None = None) -> str:
+    """Which epoch's top-1 is shown; with the seed counts of a table's cells: empty if none is measured."""
+    if seeds is None:
+        epoch = f"Ours is top-1 in % of {SCORES[score]}"
+        return f"{epoch}, the mean over the seeds; ± is their sample standard deviation."
+    counts = ", ".join(map(str, seeds))
+    return (
+        f"Top-1 of {SCORES[score]}. Seeds per cell: {counts}; ± is the sample standard deviation."
+        if counts
+        else ""
+    )
+
+
+@dataclass(frozen=True)
+class TableResults:
+    """An accuracy table with its part of the frame; rows and columns are (key, label) pairs."""
+
+    key: str
+    title: str
+    caption: str
+    corner: str
+    scale: str
+    rows: Sequence[tuple[str, str]]
+    columns: Sequence[tuple[str, str]]
+    frame: pd.DataFrame
+    score: str = "best"
+
+    @cached_property
+    def cells(self) -> pd.DataFrame:
+        """A line per cell, in reading order, by (row, column); see `cells_of`."""
+        cells = cells_of(self.frame)
+        order = [(row, column) for row, _ in self.rows for column, _ in self.columns]
+        return cells.loc[[cell for cell in order if cell in cells.index]]
+
+    @property
+    def warnings(self) -> list[str]:
+        """One warning for each revision, library version or device that differs within the table."""
+        return list(mixed(self.frame))
+
+    @property
+    def remarks(self) -> list[str]:
+        """Which epoch's top-1 this is, over how many seeds; empty while nothing is measured."""
+        remark = score_remark(self.score, sorted(set(self.cells.seeds) - {0}))
+        return [remark] if remark else []
+
+
+def cells_of(frame: pd.DataFrame) -> pd.DataFrame:
+    """The cells of a table's frame: mean, deviation (from two seeds on), seeds, runs, printed, gap, notes."""
+    groups = frame.groupby(["row", "column"], sort=False)
+    cells = groups[["row_label", "column_label", "unit", "note", *PRINTED_COLUMNS]].first()
+    return cells.assign(
+        mean=groups.score.mean(),
+        deviation=groups.score.std(),
+        seeds=groups.run.count(),
+        runs=groups.run.agg(lambda runs: tuple(runs.dropna())),
+        gap=groups.score.mean() - cells.printed,
+    )
+
+
+def collect(config: Config, plan: Plan, key: str, runs: Path) -> TableResults:
+    """An accuracy table from the results of its runs, all of which must be finished."""
+    table = config.tables[key]
+    if not isinstance(table, AccuracyTable):
+        raise ConfigError([Problem(f"config/tables/{key}.yaml", "kind", "not an accuracy table")])
+    rows = [(line.key, line.label) for line in table.rows]
+    columns = [(line.key, line.label) for line in table.columns]
+    if table.gain:
+        (rows if table.gain.along == "rows" else columns).append((table.gain.key, table.gain.label))
+    labels = dict(rows), dict(columns)
+
+    # one row per seed, or one that holds the printed number alone
+    printed = printed_numbers(config, key)
+    results = {run: _describe_run(run, runs, config.main.score) for run in plan.tables[key].runs}
+    measured = [
+        {"row": cell.row, "column": cell.column, "note": cell.note, **results.get(run or "", {})}
+        for cell in plan.tables[key].cells.values()
+        for run in cell.runs or (None,)
+    ]
+    frame = make_frame(measured, table=key, scale=plan.scale, unit="%")
+    if table.gain:
+        frame = make_frame([*measured, *_gains(table, frame)], table=key, scale=plan.scale, unit="%")
+
+    # labels and printed numbers belong to cells
+    frame["row_label"], frame["column_label"] = frame.row.map(labels[0]), frame.column.map(labels[1])
+    numbers = [_printed(printed.get(cell)) for cell in zip(frame.row, frame.column, strict=True)]
+    frame[PRINTED_COLUMNS] = pd.DataFrame(numbers, columns=PRINTED_COLUMNS, index=frame.index)
+    return TableResults(
+        key=key,
+        title=table.title,
+        caption=table.caption,
+        corner=table.corner,
+        scale=plan.scale,
+        rows=rows,
+        columns=columns,
+        frame=frame,
+        score=config.main.score,
+    )
+
+
+def make_frame(rows: Sequence[Mapping[str, object]], **same: str) -> pd.DataFrame:
+    """A frame of these rows; `same` are values that all rows share."""
+    frame = pd.DataFrame([{**same, **row} for row in rows], columns=COLUMNS)
+    return frame.astype({"score": float, "printed": float, "seed": "Int64"})
+
+
+def _printed(reference: ReferenceRow | None) -> dict[str, object]:
+    if reference is None:
+        return {}
+    return {
+        "printed": reference.value,
+        "status": reference.status,
+        "source": reference.source,
+        "remark": reference.note,
+    }
+
+
+def read_metrics(run: str, runs: Path) -> Metrics:
+    """A finished run's metrics.json; a ConfigError names the file when it is missing or broken."""
+    path = runs / run / "metrics.json"
+    try:
+        metrics: Metrics = json.loads(path.read_text())
+        float(metrics["best"]["top1"])
+    except FileNotFoundError:
+        raise ConfigError(
+            [Problem(str(path), "", "the run is not finished; `snakemake` trains it")]
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        message = f"is no run's result ({type(error).__name__}: {error}); delete it to train the run again"
+        raise ConfigError([Problem(str(path), "", message)]) from None
+    return metrics
+
+
+def _describe_run(run: str, runs: Path, score: str) -> dict[str, object]:
+    """A run's score in % and how it was made. A run without averaged weights counts with its best epoch."""
+    metrics = read_metrics(run, runs)
+    chosen = metrics.get(score) or metrics["best"]
+    try:
+        top1 = float(chosen["top1"])
+    except (ValueError, KeyError, TypeError) as error:
+        message = f"states no top-1 of `{score}` ({type(error).__name__}: {error}); delete it to train again"
+        raise ConfigError([Problem(str(runs / run / "metrics.json"), "", message)]) from None
+    spec = metrics.get("spec", {})
+    method, versions = spec.get("method", {}), metrics.get("provenance", {}).get("versions", {})
+    device = metrics.get("execution", {}).get("device")
+    made = {
+        "engine_revision": spec.get("engine_revision"),
+        "method_revision": method.get("revision"),
+        "fusion_revision": method.get("fusion_revision"),
+        "torch": versions.get("torch"),
+        "timm": versions.get("timm"),
+        "device": str(device).partition(":")[0] if device else None,
+    }
+    return {
+        "run": run,
+        "seed": spec.get("seed"),
+        "epoch": chosen.get("epoch"),
+        "score": top1,
+        "method": method.get("name"),
+        **{name: None if value is None else str(value) for name, value in made.items()},
+    }
+
+
+def _gains(table: AccuracyTable, frame: pd.DataFrame) -> Iterator[dict[str, object]]:
+    """The closing line: for each method the mean over the pairs of (its cell - the cell `over`)."""
+    gain = table.gain
+    assert gain is not None  # the caller asks only for a table that has one
+    lines = table.columns if gain.along == "rows" else table.rows
+    means = frame.groupby(["row", "column"]).score.mean().unstack()
+    means = (means if gain.along == "rows" else means.T).reindex(columns=[line.key for line in lines])
+    for line in lines:
+        if line.key == gain.over or line.measure == "teacher":
+            continue
+        known = (means[line.key] - means[gain.over]).dropna()
+        row, column = (gain.key, line.key) if gain.along == "rows" else (line.key, gain.key)
+        note = f"mean of {len(known)} pairs"
+        yield {"row": row, "column": column, "score": known.mean(), "note": note}
+
+
+def mixed(frame: pd.DataFrame) -> Iterator[str]:
+    """One warning for each revision, library version or device that differs between a table's runs."""
+    groups = [(what, frame[column]) for column, what in MIXED.items()]
+    groups += [(f"revisions of {name}", runs.method_revision) for name, runs in frame.groupby("method")]
+    for what, values in groups:
+        if values.nunique() > 1:
+            yield f"mixes {what}: {', '.join(sorted(values.dropna().unique()))}"
+
+
+def histories(table: TableResults, runs: Path) -> pd.DataFrame:
+    """Every number that a table's runs have by epoch: accuracy, total loss, and each loss term.
+
+    A row per cell, run, epoch and quantity: row and column (keys), run, seed, epoch, quantity, value.
+    """
+    records = []
+    for cell in rows_of(table.frame.dropna(subset="run")):
+        for epoch in read_metrics(cell.run, runs)["history"]:
+            terms = {f"term:{name}": value for name, value in (epoch.get("terms") or {}).items()}
+            for quantity, value in {"top1": epoch.get("top1"), "loss": epoch.get("loss"), **terms}.items():
+                if value is not None:
+                    records.append(
+                        (cell.row, cell.column, cell.run, cell.seed, epoch["epoch"], quantity, float(value))
+                    )
+    header = ["row", "column", "run", "seed", "epoch", "quantity", "value"]
+    return pd.DataFrame(records, columns=header)
+
+
+def rows_of(frame: pd.DataFrame) -> Iterator[Any]:
+    """The frame's rows, each with its columns as attributes and its index as `Index`."""
+    return iter(frame.itertuples())
+
+
+def as_csv(frame: pd.DataFrame) -> str:
+    """The frame as CSV text, numbers with six digits; text that spreadsheets would run gets an apostrophe."""
+    text: str = frame.map(_harmless).to_csv(index=False, lineterminator="\n", float_format="%.6g")
+    return text
+
+
+def _harmless(value: object) -> object:
+    formula = isinstance(value, str) and value[:1] in tuple("=+-@\t\r") and not SIGNED_NUMBER.fullmatch(value)
+    return f"'{value}" if formula else value

@@ -1,0 +1,49 @@
+"""The results of a plan's tables, of either kind, and all of them as one tidy frame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from fbt_paper.tables.cost_table import UNITS, CostResults, collect_costs
+from fbt_paper.tables.frame import TableResults, collect, make_frame, rows_of
+
+if TYPE_CHECKING:
+    from fbt_paper.plan.targets import Flow
+
+Results = TableResults | CostResults
+
+
+def collect_tables(flow: Flow, keys: Iterable[str]) -> list[Results]:
+    """These tables from the results on disk."""
+    return [
+        collect_costs(flow.config, key, Path(flow.results, "costs", f"{key}.json"))
+        if flow.plan.tables[key].kind == "cost"
+        else collect(flow.config, flow.plan, key, Path(flow.runs))
+        for key in keys
+    ]
+
+
+def tidy(tables: Iterable[Results]) -> pd.DataFrame:
+    """All results as one frame: a row per table, row, column and seed; costs by the paper's rule."""
+    frames = [_count_rows(table) if isinstance(table, CostResults) else table.frame for table in tables]
+    return pd.concat(frames, ignore_index=True)
+
+
+def _count_rows(costs: CostResults) -> pd.DataFrame:
+    rows = [
+        {
+            "row": count.row,
+            "column": f"{count.part}_{count.quantity}",
+            "row_label": count.row_label,
+            "column_label": f"{count.label}, {UNITS[count.quantity][0]}",
+            "unit": UNITS[count.quantity][2],
+            "score": count.rule,
+            "printed": count.printed,
+        }
+        for count in rows_of(costs.frame)
+    ]
+    return make_frame(rows, table=costs.key, scale="full size")
