@@ -7,11 +7,11 @@ from functools import wraps
 from typing import Any
 
 import torch
-import torch.nn.functional as functional
 from torch import Tensor
 
-SHORTEST = 1e-6
-"""Shorter vectors are not made longer than vector / SHORTEST: their gradient would be beyond any scale."""
+SHORTEST = 1e-4
+"""A shorter vector has no direction: as a unit vector it is zero and gets no gradient. So no gradient grows
+by more than 1 / SHORTEST, which float16 can hold."""
 
 
 def in_float32(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -29,8 +29,9 @@ def in_float32(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def unit_rows(features: Tensor) -> Tensor:
-    """Each row (B, D) at length 1."""
-    return functional.normalize(features, dim=1, eps=SHORTEST)
+    """Each row (B, D) at length 1; a row shorter than SHORTEST, e.g. of a dead ReLU, is zero."""
+    lengths = features.norm(dim=1, keepdim=True)
+    return torch.where(lengths >= SHORTEST, features / lengths.clamp(min=SHORTEST), 0)
 
 
 def _widen(value: Any) -> Any:

@@ -158,9 +158,12 @@ class Method(TrainingTask):
         """
         self.trainable_module = adapt(self.trainable_module)
 
-    def ramp(self, epochs: int) -> float:
-        """A weight that rises linearly to 1 over the first `epochs` epochs; 0 epochs mean 1 at once."""
-        return min(1.0, (self.epoch + 1) / epochs) if epochs else 1.0
+    def ramp(self, epochs: int, start: int = 1) -> float:
+        """A weight that rises linearly to 1 over the first `epochs` epochs; 0 epochs mean 1 at once.
+
+        It is start / epochs in the first epoch.
+        """
+        return min(1.0, (self.epoch + start) / epochs) if epochs else 1.0
 
     def eval_network(self, trainable: Trainable) -> nn.Module:
         """The network whose score is reported, images to logits: the student unless a method says else."""

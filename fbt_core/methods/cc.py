@@ -1,7 +1,7 @@
 """CC, correlation congruence: the student's images relate to each other as the teacher's do.
 
-What is embedded and compared is the final stage's feature after average pooling, the paper's f_i; OFA's code
-takes the feature that enters the classifier, which differs where that is a class token.
+What is embedded and compared is what enters the classifier, as in OFA's code: ConvNeXt's after the norm of
+its head, the class token of a transformer that has one. `feature: pooled` takes the last stage's average.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fbt_core.distributed import gather_with_gradient
 from fbt_core.losses.numerics import in_float32, unit_rows
 from fbt_core.methods.base import COMPARES, Batch, Method, Terms
-from fbt_core.methods.modules import project
+from fbt_core.methods.modules import feature_width, image_feature, project
 from fbt_core.staged.base import StagedOutput
 
 
@@ -57,13 +57,16 @@ class CC(Method):
     needs_whole_batch = COMPARES
 
     def build_extras(self) -> dict[str, nn.Module]:
-        width = self.settings.width
-        return {"student": project(self.student.width, width), "teacher": project(self.teacher.width, width)}
+        s, networks = self.settings, {"student": self.student, "teacher": self.teacher}
+        return {
+            name: project(feature_width(network, s.feature), s.width) for name, network in networks.items()
+        }
 
     def terms(self, student: StagedOutput, teacher: StagedOutput, batch: Batch) -> Terms:
         s = self.settings
-        embedded = self.extras["student"](student.pooled), self.extras["teacher"](teacher.pooled)
-        pair = tuple(gather_with_gradient(features) for features in embedded)
+        learner = self.extras["student"](image_feature(self.student, student, s.feature))
+        source = self.extras["teacher"](image_feature(self.teacher, teacher, s.feature))
+        pair = gather_with_gradient(learner), gather_with_gradient(source)
         if s.correlation == "neighbours":
             congruence = neighbour_congruence(*pair)
         else:

@@ -2,8 +2,8 @@
 
 A row of the banks belongs to an image of the training set, and so does its class: under mixup and cutmix the
 negatives are of other classes than the row's own image has, whichever image weighs most in the mixture.
-What is embedded is the final stage's feature after average pooling, the paper's f_i; OFA's code takes the
-feature that enters the classifier, which differs where that is a class token.
+What is embedded is what enters the classifier, as in OFA's code: ConvNeXt's after the norm of
+its head, the class token of a transformer that has one. `feature: pooled` takes the last stage's average.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fbt_core.distributed import draw_rows, gather_with_gradient
 from fbt_core.losses.labels import target_class
 from fbt_core.losses.numerics import in_float32, unit_rows
 from fbt_core.methods.base import COMPARES, Batch, Method, Terms
-from fbt_core.methods.modules import project
+from fbt_core.methods.modules import feature_width, image_feature, project
 from fbt_core.staged.base import StagedOutput
 
 SORTED = ("ordered", "positions", "ranks")
@@ -144,19 +144,21 @@ class CRD(Method):
     needs_whole_batch = COMPARES
 
     def build_extras(self) -> dict[str, nn.Module]:
-        images, width = self.context.train_images, self.settings.width
+        images, width, feature = self.context.train_images, self.settings.width, self.settings.feature
         return {
-            "student": project(self.student.width, width),
-            "teacher": project(self.teacher.width, width),
+            "student": project(feature_width(self.student, feature), width),
+            "teacher": project(feature_width(self.teacher, feature), width),
             "student_bank": Bank(images, width),
             "teacher_bank": Bank(images, width),
             "others": OtherClasses(images, self.context.labels),
         }
 
     def terms(self, student: StagedOutput, teacher: StagedOutput, batch: Batch) -> Terms:
+        learner = image_feature(self.student, student, self.settings.feature)
+        source = image_feature(self.teacher, teacher, self.settings.feature)
         embedded = {
-            "student": unit_rows(self.extras["student"](student.pooled).float()),
-            "teacher": unit_rows(self.extras["teacher"](teacher.pooled).float()),
+            "student": unit_rows(self.extras["student"](learner).float()),
+            "teacher": unit_rows(self.extras["teacher"](source).float()),
         }
         columns = self._choose_columns(batch)
         weight = self.settings.contrast_weight

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
+from fbt_core.methods.parameters import ParameterError
 from fbt_core.staged import StagedModel
-from fbt_core.staged.base import FeatureShape
+from fbt_core.staged.base import FeatureShape, StagedOutput
 from fbt_core.staged.layout import to_map
 
 Grid = tuple[int, int]
@@ -69,6 +70,21 @@ def shrink(feature_map: Tensor, grid: Grid) -> Tensor:
     if height % grid[0] == 0 and width % grid[1] == 0:
         return functional.avg_pool2d(feature_map, (height // grid[0], width // grid[1]))
     return functional.adaptive_avg_pool2d(feature_map, grid)
+
+
+def feature_width(network: StagedModel, feature: str) -> int:
+    """The width of the feature that stands for an image: what enters the classifier, or the pooled one."""
+    if feature == "pooled":
+        return network.width
+    if network.classifier_width is None:
+        name = type(network.network).__name__
+        raise ParameterError(f"{name} does not show what enters its classifier", hint="set feature: pooled")
+    return network.classifier_width
+
+
+def image_feature(network: StagedModel, output: StagedOutput, feature: str) -> Tensor:
+    """The feature (B, D) that stands for an image: what enters the classifier, or the pooled one."""
+    return output.pooled if feature == "pooled" else network.classifier_input(output)
 
 
 def project(width_in: int, width_out: int) -> nn.Linear:

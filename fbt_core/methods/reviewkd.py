@@ -1,7 +1,7 @@
 """ReviewKD: the student's early stages learn from the teacher's, its later stages reviewed on the way.
 
 Made for CNN pairs; adapted to any pair: every layout becomes a map (class tokens dropped), and a level is
-compared on the smaller of the two grids.
+compared on the smaller of the two grids. As released, a stage that ends in a ReLU is compared before it.
 """
 
 from __future__ import annotations
@@ -64,12 +64,16 @@ class AttentionFusion(nn.Module):
 class ReviewKD(Method):
     """Cross-entropy and the review of five levels: four stages and the pooled feature.
 
-    `width` of the fused features; the review's weight rises linearly over `ramp_epochs`.
+    `width` of the fused features; the review's weight rises linearly over `ramp_epochs`, from
+    `ramp_start` / `ramp_epochs` in the first epoch.
     """
 
     def build_extras(self) -> dict[str, nn.Module]:
         pairs = zip(LEVELS, self._widths(self.student), self._widths(self.teacher), strict=True)
         width = self.settings.width
+        if self.settings.features == "before_relu":
+            self.student.keep_preactivations()
+            self.teacher.keep_preactivations()
         return {
             name: AttentionFusion(student, width, teacher, name == LEVELS[-1])
             for name, student, teacher in pairs
@@ -77,7 +81,7 @@ class ReviewKD(Method):
 
     def terms(self, student: StagedOutput, teacher: StagedOutput, batch: Batch) -> Terms:
         terms = {"labels": self.settings.label_weight * self.label_loss(student.logits, batch)}
-        weight = self.settings.review_weight * self.ramp(self.settings.ramp_epochs)
+        weight = self.settings.review_weight * self.ramp(self.settings.ramp_epochs, self.settings.ramp_start)
         reviewed = self._review(self._maps(student, self.student.shapes))
         for name, feature_map in self._maps(teacher, self.teacher.shapes).items():
             pair = _to_common_grid(reviewed[name], feature_map)
@@ -89,7 +93,8 @@ class ReviewKD(Method):
 
     def _maps(self, output: StagedOutput, shapes: tuple[FeatureShape, ...]) -> dict[str, Tensor]:
         """The five levels as maps; the pooled feature is a map of one position."""
-        maps = [to_map(feature, shape) for feature, shape in zip(output.stages, shapes, strict=True)]
+        features = output.preactivations if self.settings.features == "before_relu" else output.stages
+        maps = [to_map(feature, shape) for feature, shape in zip(features, shapes, strict=True)]
         return dict(zip(LEVELS, [*maps, output.pooled[:, :, None, None]], strict=True))
 
     def _review(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:

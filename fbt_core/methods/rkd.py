@@ -1,19 +1,20 @@
 """RKD: the student keeps the distances and the angles that the teacher's features form.
 
-What is compared is the final stage's feature after average pooling, the paper's f_i; OFA's code takes the
-feature that enters the classifier, which differs where that is a class token.
+What is compared is what enters the classifier, as in OFA's code: ConvNeXt's after the norm of
+its head, the class token of a transformer that has one. `feature: pooled` takes the last stage's average.
 """
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as functional
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fbt_core.distributed import gather_with_gradient
 from fbt_core.losses.numerics import in_float32
 from fbt_core.methods.base import COMPARES, Batch, Method, Terms
+from fbt_core.methods.modules import feature_width, image_feature
 from fbt_core.staged.base import StagedOutput
 
 SMALLEST = 1e-12  # squared distances below it count as zero
@@ -72,13 +73,21 @@ def _cosines(features: Tensor, vertices: slice) -> Tensor:
 
 
 class RKD(Method):
-    """Cross-entropy and the two relations of the pooled final features, across all processes."""
+    """Cross-entropy and the two relations of the images' features, across all processes."""
 
     needs_whole_batch = COMPARES
 
+    def build_extras(self) -> dict[str, nn.Module]:
+        """None; a network that does not show the feature asked for is refused before the first step."""
+        for network in (self.student, self.teacher):
+            feature_width(network, self.settings.feature)
+        return {}
+
     def terms(self, student: StagedOutput, teacher: StagedOutput, batch: Batch) -> Terms:
         s = self.settings
-        pair = gather_with_gradient(student.pooled), gather_with_gradient(teacher.pooled)
+        learner = image_feature(self.student, student, s.feature)
+        source = image_feature(self.teacher, teacher, s.feature)
+        pair = gather_with_gradient(learner), gather_with_gradient(source)
         return {
             "labels": s.label_weight * self.label_loss(student.logits, batch),
             "distances": s.distance_weight * distance_loss(*pair),

@@ -67,11 +67,17 @@ class Parts:
 
 @dataclass
 class StagedOutput:
-    """One pass: `stages` (four features in their own layouts), `pooled` (B, D), `logits` (B, classes)."""
+    """One pass: `stages` (four features in their own layouts), `pooled` (B, D), `logits` (B, classes).
+
+    `normed` is the last feature after the network's last norm; `preactivations` are the stages' features
+    before their last ReLU, if the network was asked to keep them.
+    """
 
     stages: list[Tensor]
     pooled: Tensor
     logits: Tensor
+    normed: Tensor | None = None
+    preactivations: list[Tensor] | None = None
 
 
 def chain(*names: str) -> Piece:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fbt_core.staged.base import FeatureShape, Parts, Piece, StagedOutput, UnknownStructure
 from fbt_core.staged.dealing import STAGES, check_split, deal
 from fbt_core.staged.measuring import dry_run, shape_of
+from fbt_core.staged.preactivations import find_last_relus, record_input
 from fbt_core.staged.registry import find_cut
 
 Part = Literal["stem", "head"] | int
@@ -21,12 +22,14 @@ class StagedModel(nn.Module):
     """A network cut into stem, four stages and head; `staged(x)` is `network(x)` to the last bit.
 
     The network is the only registered child. `shapes` are those of the four stages' outputs, derived by a dry
-    run; `width` is that of the pooled feature. Made by `stage`.
+    run; `width` is that of the pooled feature, `classifier_width` that of what enters the classifier (None if
+    the network does not show it). Made by `stage`.
     """
 
     shapes: tuple[FeatureShape, FeatureShape, FeatureShape, FeatureShape]
     stem_shape: FeatureShape
     width: int
+    classifier_width: int | None
     classes: int
     adapter: str
 
@@ -35,6 +38,7 @@ class StagedModel(nn.Module):
         self.network = network
         self.image_size, self.split = image.shape[-1], split
         self._parts, self._frozen = parts, False
+        self._last_relus: tuple[str | None, ...] = ()
         self._measure(image)
 
     def _measure(self, image: Tensor) -> None:
@@ -54,6 +58,7 @@ class StagedModel(nn.Module):
         if not _same(logits, self.network(image)):
             raise UnknownStructure("the stages one after the other do not give the network's own output")
         self.classes = logits.shape[-1]
+        self.classifier_width = _classifier_width(self.network, normed, logits)
 
     def freeze(self) -> StagedModel:
         """Eval mode for good (train() changes nothing) and no gradient for any parameter; returns itself."""
@@ -72,7 +77,25 @@ class StagedModel(nn.Module):
     def features(self, x: Tensor) -> StagedOutput:
         """All four stage features, the pooled feature and the logits of one pass."""
         stages = self.run(self.stem(x))
-        return StagedOutput(stages, *self.finish(stages[-1]))
+        normed = self.norm(stages[-1])
+        output = StagedOutput(stages, self.pool(normed), self.head(normed), normed)
+        if self._last_relus:
+            pairs = zip(self._last_relus, stages, strict=True)
+            output.preactivations = [self._recorded(relu) if relu else feature for relu, feature in pairs]
+        return output
+
+    def keep_preactivations(self) -> None:
+        """From now on `features` also gives what a stage is before its last ReLU, if it ends in one."""
+        if self._last_relus:
+            return
+        with dry_run(self.network, self.image_size) as image:
+            self._last_relus = find_last_relus(self.network, self.stages, self.stem(image))
+        for relu in filter(None, self._last_relus):
+            self.network.get_submodule(relu).register_forward_pre_hook(record_input)
+
+    def classifier_input(self, output: StagedOutput) -> Tensor:
+        """What enters the classifier (B, D): the pooled feature, its norm after it, or the class token."""
+        return self.network.forward_head(output.normed, pre_logits=True)
 
     def run(self, x: Tensor, first: int = 0, last: int = STAGES - 1) -> list[Tensor]:
         """The outputs of stages first..last; x is what stage `first` takes."""
@@ -126,6 +149,13 @@ class StagedModel(nn.Module):
         )
         return tuple(name for piece in chosen for name in piece.owns)
 
+    def _recorded(self, relu: str) -> Tensor:
+        """What the ReLU took in this pass; it is not kept longer, as it holds the pass's graph."""
+        module = self.network.get_submodule(relu)
+        recorded = module.recorded
+        del module.recorded
+        return recorded
+
     def _run_pieces(self, x: Tensor, start: int, end: int) -> Tensor:
         for piece in self._parts.body[start:end]:
             x = piece.run(self.network, x)
@@ -170,6 +200,16 @@ def _pooling(normed: Tensor, last: FeatureShape) -> tuple[int, tuple[int, ...]]:
         raise UnknownStructure(f"its last feature of shape {tuple(normed.shape)} has no positions to average")
     channels_last = last.layout == "nhwc" and normed.shape[1:3] == last.grid
     return 0, (1, 2) if channels_last else (2, 3)
+
+
+def _classifier_width(network: nn.Module, normed: Tensor, logits: Tensor) -> int | None:
+    """The width of what enters the classifier, if timm's `pre_logits` gives just that."""
+    try:
+        entering = network.forward_head(normed, pre_logits=True)
+        exact = entering.dim() == 2 and _same(network.get_classifier()(entering), logits)
+    except (AttributeError, TypeError, RuntimeError):  # another signature, several classifiers, none at all
+        return None
+    return entering.shape[1] if exact else None
 
 
 def _same(ours: object, theirs: object) -> bool:

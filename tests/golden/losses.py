@@ -176,7 +176,10 @@ VARIANTS = {
         "pooled": {"features": "final_pooled"},
         "infonce": {"features": "final_pooled", "loss": "infonce"},
     },
-    "cc": {"kernel": {"correlation": "kernel"}},
+    "cc": {"kernel": {"correlation": "kernel"}, "classifier_input": {"feature": "classifier_input"}},
+    "rkd": {"classifier_input": {"feature": "classifier_input"}},
+    "crd": {"classifier_input": {"feature": "classifier_input"}},
+    "reviewkd": {"before_relu": {"features": "before_relu", "ramp_epochs": 0}},
     "ofa": {"default": {"gamma": 1.5}, "mixed": {"gamma": 1.5}, "paper": {"branch_depth": "paper"}},
 }
 """What the entry of a method covers besides its default and soft labels."""

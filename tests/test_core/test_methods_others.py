@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as functional
 
 from fbt_core.losses.logits import ofa_loss
-from fbt_core.methods.modules import Aligned, evaluating, rectified_features, shrink
+from fbt_core.methods.modules import Aligned, evaluating, feature_width, rectified_features, shrink
 from fbt_core.methods.parameters import ParameterError
 from fbt_core.methods.reviewkd import AttentionFusion
 from fbt_core.staged.base import FeatureShape
@@ -168,13 +168,51 @@ def test_reviewkd_weighs_a_level_and_what_was_passed_down():
 
 
 def test_reviewkds_weight_rises_with_the_ramp():
-    values = []
-    for epoch in (0, 1):
-        method = make_method("reviewkd", ramp_epochs=2)
+    def terms(epoch, **changes):
+        method = make_method("reviewkd", **changes)
         method.start_epoch(epoch)
-        values.append(run_step(method, make_batch())["terms"])
-    assert values[1]["stage2"].item() == pytest.approx(2 * values[0]["stage2"].item(), rel=1e-5)
-    assert values[1]["labels"] == values[0]["labels"]
+        return run_step(method, make_batch())["terms"]
+
+    full = terms(0, ramp_epochs=0)
+    for start, weights in ((0, (0, 0.5, 1, 1)), (1, (0.5, 1, 1, 1))):
+        for epoch, weight in enumerate(weights):
+            ramped = terms(epoch, ramp_epochs=2, ramp_start=start)
+            assert ramped["stage2"].item() == pytest.approx(weight * full["stage2"].item(), rel=1e-5)
+            assert ramped["labels"] == full["labels"]
+
+
+def test_reviewkd_compares_features_before_the_last_relu():
+    """ResNet's stages end in a ReLU, a transformer's do not."""
+    for pair, differ in ((("resnet34", "resnet18"), True), (("swin_t", "deit_t"), False)):
+        before, after = (
+            run_step(make_method("reviewkd", pair, ramp_epochs=0, features=features), make_batch())["terms"]
+            for features in ("before_relu", "after_relu")
+        )
+        assert (before["stage2"] != after["stage2"]) == differ
+        assert before["labels"] == after["labels"]
+
+
+# --- the feature that stands for an image
+
+
+@pytest.mark.parametrize("name", ["cc", "rkd", "crd"])
+def test_what_enters_the_classifier_is_compared(name):
+    """A class token and ConvNeXt's normalised average are other features than the plain average."""
+    pair = ("convnext_t", "deit_t")
+    entering, pooled = (
+        run_step(make_method(name, pair, feature=feature), make_batch())["terms"]
+        for feature in ("classifier_input", "pooled")
+    )
+    assert entering["labels"] == pooled["labels"]
+    assert all(entering[term] != pooled[term] for term in entering if term != "labels")
+
+
+def test_a_network_that_hides_what_enters_its_classifier_is_refused_before_the_first_step():
+    network = make_network("resnet18")
+    network.classifier_width = None
+    with pytest.raises(ParameterError, match="ResNet does not show what enters.*set feature: pooled"):
+        feature_width(network, "classifier_input")
+    assert feature_width(network, "pooled") == network.width
 
 
 # --- CC

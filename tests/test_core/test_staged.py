@@ -265,3 +265,50 @@ def test_pooling_follows_an_image_of_another_size():
     assert found.stages[-1].shape[1] == 1 + 36
     expected = dynamic.norm(found.stages[-1])[:, 1:].mean(1)
     assert torch.equal(found.pooled, expected)
+
+
+@pytest.mark.parametrize("architecture", sorted(TWINS))
+def test_the_classifiers_input_gives_the_logits(architecture):
+    staged = stage(tiny(architecture), 64).eval()
+    with torch.no_grad():
+        found = staged.features(images(2, 64))
+        entering = staged.classifier_input(found)
+    assert entering.shape == (2, staged.classifier_width)
+    assert torch.equal(staged.network.get_classifier()(entering), found.logits)
+
+
+def test_the_classifiers_input_is_a_class_token_or_normalised_after_the_average():
+    for architecture, pick in (
+        ("deit_t", lambda network, normed: normed[:, 0]),
+        (
+            "convnext_t",
+            lambda network, normed: network.head.norm(normed.mean((2, 3), keepdim=True)).flatten(1),
+        ),
+        ("resnet18", lambda network, normed: normed.mean((2, 3))),
+    ):
+        staged = stage(tiny(architecture), 64).eval()
+        with torch.no_grad():
+            found = staged.features(images(2, 64))
+            expected = pick(staged.network, staged.norm(found.stages[3]))
+            torch.testing.assert_close(staged.classifier_input(found), expected)
+
+
+@pytest.mark.parametrize(("architecture", "rectified"), [
+    ("resnet18", (True,) * 4), ("resnet50", (True,) * 4), ("mobilenetv1", (True,) * 4),
+    ("mobilenetv2", (False, False, False, True)), ("convnext_t", (False,) * 4), ("swin_t", (False,) * 4),
+])  # fmt: skip
+def test_features_before_the_last_relu(architecture, rectified):
+    staged = stage(tiny(architecture), 64).train()
+    plain = copy.deepcopy(staged)
+    staged.keep_preactivations()
+    for network in (staged, copy.deepcopy(staged)):
+        found, expected = network.features(images(2, 64)), plain.features(images(2, 64))
+        assert expected.preactivations is None
+        assert torch.equal(found.logits, expected.logits)
+        pairs = zip(found.preactivations, found.stages, rectified, strict=True)
+        for before, after, ends_in_relu in pairs:
+            assert (before is not after) == ends_in_relu
+            assert not ends_in_relu or bool((before < 0).any())
+            if ends_in_relu:
+                assert torch.equal(before.clamp(min=0, max=after.max().item()), after)
+        found.preactivations[3].sum().backward()  # the copy that was kept belongs to the graph

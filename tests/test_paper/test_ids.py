@@ -173,3 +173,27 @@ def test_a_raised_revision_retrains_its_runs_and_those_that_need_them(name, monk
     changed |= {run for run, spec in before.runs.items() if set(spec.needed_runs()) & changed}
     assert set(before.runs) - set(after.runs) == changed
     assert len(after.runs) == len(before.runs)
+
+
+def test_a_parameter_added_later_changes_no_id_at_the_value_from_before(tmp_path, monkeypatch):
+    """`before` is what the method did until then; any other value is another run."""
+    import fbt_paper.config.parameters as module
+
+    def ids(value: float) -> set[str]:
+        edited = ConfigCopy(tmp_path / str(value))
+        monkeypatch.setattr(module, "FILE", edited.path("methods.yaml"))
+        added = f'    warmth: {{value: {value}, minimum: 0, before: 0.0, source: "a test"}}\n'
+        edited.replace("methods.yaml", "\nfitnet:\n", f"{added}\nfitnet:\n")  # the last parameter of kd
+        return set(edited.plan("paper").runs)
+
+    kd = {run for run, spec in PLAN.runs.items() if spec.method.name == "kd"}
+    assert ids(0.0) == set(PLAN.runs)
+    assert kd and not ids(0.5) & kd
+
+
+def test_the_canonical_json_of_a_method_is_as_it_was():
+    """Golden: KD's part of a spec that was planned before any method had a parameter with `before`."""
+    spec = next(spec for spec in PLAN.runs.values() if spec.method.name == "kd")
+    method = json.dumps(json.loads(spec.canonical_json())["method"], sort_keys=True)
+    parameters = '{"label_weight": 1.0, "logit_weight": 1.0, "temperature": 1.0}'
+    assert method == f'{{"name": "kd", "parameters": {parameters}, "revision": 1}}'
