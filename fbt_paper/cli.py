@@ -58,8 +58,29 @@ def plan_command(options: Options) -> int:
     flow = open_flow(options)
     FigurePlan(flow)  # the figures' runs and cells are looked up here, so that a wrong one is reported
     tables = choose(options.tables, flow.plan.tables, "table")
-    print(render_runs(flow.plan, tables) if options.runs else render_plan(flow.plan, tables, options.tflops))
+    if options.claims:
+        print_claims(flow, tables)
+    elif options.runs:
+        print(render_runs(flow.plan, tables))
+    else:
+        print(render_plan(flow.plan, tables, options.tflops))
     return 0
+
+
+def print_claims(flow: Flow, tables: Sequence[str]) -> None:
+    """Per claim of these tables: what the planned seeds and test images can show."""
+    from fbt_paper.claims.power import NOTE, plan_claims, render
+    from fbt_paper.config.claims import named_cells
+    from fbt_paper.plan.claims import ClaimPlan
+    from fbt_paper.plan.show import align
+
+    claims = ClaimPlan(flow)
+    chosen = [
+        claim
+        for claim in claims.claims
+        if {cell.split("/")[0] for cell in named_cells(claim).values()} <= set(tables)
+    ]
+    print(f"scale {flow.scale}\n\n{align(render(plan_claims(claims, chosen)))}\n\n{NOTE}")
 
 
 def spec_command(options: Options) -> int:
@@ -344,6 +365,9 @@ def _add(
 def _add_plan_commands(commands: Any) -> None:
     plan = _add(commands, "plan", plan_command, "fbt --scale paper plan")
     plan.add_argument("tables", nargs="*", metavar="TABLE", help="only these tables")
+    plan.add_argument(
+        "--claims", action="store_true", help="what the planned seeds can show of each claim of the paper"
+    )
     plan.add_argument(
         "--runs", action="store_true", help="list the run ids instead, in an order they can be run"
     )

@@ -125,10 +125,17 @@ def smallest_difference(
     """The smallest true difference (points) that so many seeds and images show with this power.
 
     `seed_deviation`: standard deviation (points) of a paired difference over seeds; `disagreement`: share of
-    images that two runs judge differently. One seed: images alone.
+    images that two runs judge differently, half of it the same images for every seed. One seed: images alone.
     """
-    variance = seed_deviation**2 / seeds if seeds > 1 else 0.0
-    variance += 100**2 * disagreement / (images * seeds)
-    freedom = max(seeds - 1, 1) if seeds > 1 else images - 1
+    of_image = of_rest = 100**2 * disagreement / 2
+    if seeds == 1:
+        variance, freedom = (of_image + of_rest) / images, images - 1.0
+    else:
+        # The expected mean squares of the two-way layout that `estimate` forms.
+        squares_seeds = images * seed_deviation**2 + of_rest
+        squares_images = seeds * of_image + of_rest
+        total = squares_seeds + squares_images - of_rest
+        variance = total / (seeds * images)
+        freedom = total**2 / (squares_seeds**2 / (seeds - 1) + squares_images**2 / (images - 1))
     reach = stats.t.ppf(0.5 + CONFIDENCE / 2, freedom) + stats.t.ppf(power, freedom)
     return float(reach * math.sqrt(variance))

@@ -8,6 +8,7 @@ import pytest
 
 from fbt_core.errors import UserError
 from fbt_paper.claims.outcomes import CellOutcome, RunOutcome, uncertainty
+from fbt_paper.claims.power import plan_claims
 from fbt_paper.claims.show import counts, to_csv, to_markdown
 from fbt_paper.claims.verdicts import Evidence, judge_all
 from fbt_paper.cli import main
@@ -248,3 +249,26 @@ def test_a_claim_is_one_item_and_its_verdict_one_command(copy, tmp_path, monkeyp
     assert main(["--config", str(copy.folder), "judge-claims", "claims"]) == 0
     assert capsys.readouterr().out.splitlines() == ["results/smoke/claims.csv", "results/smoke/claims.md"]
     assert "not measured" in (tmp_path / "results/smoke/claims.md").read_text()
+
+
+def test_planning_says_what_the_seeds_can_show(capsys):
+    assert main(["plan", "--claims", "table4", "table5"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
+    assert lines["infonce_above_mse"].split()[1:4] == ["3", "1000", lines["infonce_above_mse"].split()[3]]
+    assert lines["infonce_above_mse"].split()[4] == "1.22"
+    assert "(images alone)" in lines["blocks_differ_by_pair"]
+    assert "fbt_above_fcfd" not in lines and "a_tenth_of_ofas_parameters" not in lines
+
+
+def test_a_smaller_printed_difference_needs_more_seeds(copy):
+    config_folder = copy.folder
+    write_claims(
+        copy,
+        {"better": POOLED, "than": FINAL},
+        {"better": "table4/infonce_final_pooled/top1", "than": POOLED},
+    )
+    claims = ClaimPlan(Flow({}, config_folder))
+    wide, narrow = plan_claims(claims, claims.claims)
+    assert (wide.printed, narrow.printed) == (pytest.approx(11.62), pytest.approx(1.22))
+    assert wide.seeds_needed < narrow.seeds_needed
+    assert wide.smallest == narrow.smallest
