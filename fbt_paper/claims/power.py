@@ -108,6 +108,6 @@ def render(planned: Sequence[PlannedClaim]) -> list[tuple[str, ...]]:
 NOTE = (
     f"`can show`: the smallest true difference (points) that gets the verdict `holds` with {POWER:.0%}\n"
     f"probability, if paired differences vary by {SEED_DEVIATION} points over seeds and two students judge\n"
-    f"{DISAGREEMENT:.0%} of the test images differently (assumptions; docs/claims.md). On several pairs `printed`\n"
-    "is the smallest of the printed differences."
+    f"{DISAGREEMENT:.0%} of the test images differently (assumptions; docs/claims.md). On several pairs\n"
+    "`printed` is the smallest of the printed differences."
 )

@@ -261,14 +261,10 @@ def test_planning_says_what_the_seeds_can_show(capsys):
 
 
 def test_a_smaller_printed_difference_needs_more_seeds(copy):
-    config_folder = copy.folder
-    write_claims(
-        copy,
-        {"better": POOLED, "than": FINAL},
-        {"better": "table4/infonce_final_pooled/top1", "than": POOLED},
-    )
-    claims = ClaimPlan(Flow({}, config_folder))
+    infonce = {"better": "table4/infonce_final_pooled/top1", "than": POOLED}
+    write_claims(copy, {"better": POOLED, "than": FINAL}, infonce)
+    claims = ClaimPlan(Flow({}, copy.folder))
     wide, narrow = plan_claims(claims, claims.claims)
     assert (wide.printed, narrow.printed) == (pytest.approx(11.62), pytest.approx(1.22))
-    assert wide.seeds_needed < narrow.seeds_needed
+    assert wide.seeds_needed == 2 and narrow.seeds_needed is None  # a thousand images are too few for it
     assert wide.smallest == narrow.smallest
