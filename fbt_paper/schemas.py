@@ -18,7 +18,7 @@ from fbt_paper.config.records import (
     DatasetEntry,
     MainConfig,
     RecipesFile,
-    SmokeConfig,
+    ScaleEntry,
 )
 
 FILES: dict[str, type[BaseModel]] = {
@@ -27,7 +27,7 @@ FILES: dict[str, type[BaseModel]] = {
     "architecture": ArchitectureEntry,
     "method": MethodFacts,
     "recipes": RecipesFile,
-    "smoke": SmokeConfig,
+    "scale": ScaleEntry,
     "table": AccuracyTable,
     "cost_table": CostTable,
     "claims": ClaimsFile,

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import Field, StringConstraints, ValidationError
@@ -23,7 +23,6 @@ PACKAGED = Path(__file__).with_name(
     "methods.yaml"
 )  # setup.py puts it into a wheel, which has no config folder
 FILE = PACKAGED if PACKAGED.exists() else Path(__file__).parents[2] / "config" / "methods.yaml"
-Scale = Literal["smoke", "paper"]
 Text = Annotated[str, StringConstraints(min_length=1)]
 Kind = Literal["true or false", "a number", "a whole number", "a name"]
 
@@ -46,7 +45,9 @@ class ParameterFacts(Strict):
         "parameter. A run with this value keeps the id that it had then",
     )
     by_dataset: dict[Key, Value] | None = None
-    by_scale: dict[Scale, Value] | None = None
+    by_scale: dict[Key, Value] | None = Field(
+        default=None, description="for a scale, and for those that extend it"
+    )
     source: Text
 
     @property
@@ -58,11 +59,14 @@ class ParameterFacts(Strict):
             return "a whole number" if self.whole else "a number"
         return "a name"
 
-    def value_for(self, dataset: str, scale: str) -> Value:
-        """The scale's value, else the dataset's, else the common one."""
-        by_scale: Mapping[Any, Value] = self.by_scale or {}
-        by_dataset: Mapping[str, Value] = self.by_dataset or {}
-        return self.typed(by_scale.get(scale, by_dataset.get(dataset, self.value)))
+    def value_for(self, dataset: str, scales: Sequence[str]) -> Value:
+        """The value for the first of the scales that has one, else the dataset's, else the common one.
+
+        `scales` is a scale and, one after the other, those that it extends.
+        """
+        by_scale, by_dataset = self.by_scale or {}, self.by_dataset or {}
+        value = by_dataset.get(dataset, self.value)
+        return self.typed(next((by_scale[scale] for scale in scales if scale in by_scale), value))
 
     def typed(self, value: Value) -> Value:
         """The value in the parameter's own type, so that 1 and 1.0 are one setting and one run."""
@@ -149,9 +153,9 @@ class MethodFacts(Strict):
                 message = f"{_say(demand.when)} needs {_say(demand.then)}: {demand.because}"
                 yield (*demand.when, *wrong), message
 
-    def values_for(self, dataset: str, scale: str) -> dict[str, Value]:
-        """Each parameter's stated value for a dataset and scale."""
-        return {name: entry.value_for(dataset, scale) for name, entry in self.parameters.items()}
+    def values_for(self, dataset: str, scales: Sequence[str]) -> dict[str, Value]:
+        """Each parameter's stated value for a dataset and scale (as in ParameterFacts.value_for)."""
+        return {name: entry.value_for(dataset, scales) for name, entry in self.parameters.items()}
 
     def in_spec(self, values: Mapping[str, Value]) -> dict[str, Value]:
         """The values that a spec holds: a parameter added later is left out at the value it had before."""

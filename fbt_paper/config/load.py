@@ -31,7 +31,7 @@ from fbt_paper.config.records import (
     MainConfig,
     RecipesFile,
     ReferenceRow,
-    SmokeConfig,
+    ScaleEntry,
     Table,
 )
 
@@ -49,7 +49,9 @@ __all__ = [
 M = TypeVar("M", bound=BaseModel)
 Content = Mapping[str, Any]
 CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "config"
-FILES = ("config", "datasets", "architectures", "methods", "recipes", "smoke")
+FILES = ("config", "datasets", "architectures", "methods", "recipes")
+TEST_SCALE = "smoke"
+"""The scale whose tiny networks the engine's tests take."""
 TABLE_KINDS: dict[str, type[BaseModel]] = {"accuracy": AccuracyTable, "cost": CostTable}
 COST_COLUMNS = tuple(
     f"{part}_{what}" for part in ("student", "ofa_branch", "fbt_branch") for what in ("params", "flops")
@@ -67,10 +69,23 @@ class Config:
     architectures: Mapping[str, ArchitectureEntry]
     methods: Mapping[str, MethodFacts]
     recipes: RecipesFile
-    smoke: SmokeConfig
+    scales: Mapping[str, ScaleEntry]
     tables: Mapping[str, Table]
     references: Mapping[str, tuple[ReferenceRow, ...]]
     figures: Mapping[str, FigureConfig]
+
+    @property
+    def scale(self) -> ScaleEntry:
+        """The scale that is planned; what it extends is already in it."""
+        return self.scales[self.main.scale]
+
+    @property
+    def lineage(self) -> tuple[str, ...]:
+        """The name of the scale that is planned and, one after the other, of those that it extends."""
+        names = [self.main.scale]
+        while (parent := self.scales[names[-1]].extends) is not None:
+            names.append(parent)
+        return tuple(names)
 
 
 def load(folder: Path | str = CONFIG_FOLDER, overrides: Content | None = None) -> Config:
@@ -84,9 +99,10 @@ def load(folder: Path | str = CONFIG_FOLDER, overrides: Content | None = None) -
         files["config"] = merge(files["config"], overrides or {})
     tables = _read_folder(collect, folder / "tables")
     figures = _read_folder(collect, folder / "figures")
+    scales = _extended(collect, _read_folder(collect, folder / "scales"))
 
     # The methods come first: the parameters that tables set are checked against their entries.
-    names = _names(files, tables)
+    names = {**_names(files, tables), "scale": list(scales)}
     methods = _methods(collect, files, names)
     names["parameter_fault"] = lambda method, name, value: (
         methods[method].fault(method, name, value) if method in methods else None
@@ -97,7 +113,7 @@ def load(folder: Path | str = CONFIG_FOLDER, overrides: Content | None = None) -
         "datasets": _entries(collect, DatasetEntry, files, "datasets", names),
         "architectures": _entries(collect, ArchitectureEntry, files, "architectures", names),
         "recipes": _file(collect, RecipesFile, files, "recipes", names),
-        "smoke": _file(collect, SmokeConfig, files, "smoke", names),
+        "scales": _scales(collect, scales, names),
         "tables": {
             key: collect.try_(_of_kind, TABLE_KINDS, table, f"config/tables/{key}.yaml", names)
             for key, table in tables.items()
@@ -204,6 +220,42 @@ def _entries(
     return entries
 
 
+def _extended(collect: Collector, scales: Mapping[str, Content | None]) -> dict[str, Content | None]:
+    """Each scale's file with the keys of the scale it extends; None for one that cannot be read."""
+
+    def whole(name: str, below: tuple[str, ...] = ()) -> Content | None:
+        content = scales[name]
+        parent = content.get("extends") if content else None
+        if content is None or not isinstance(parent, str) or parent not in scales:
+            return content  # an unknown parent is reported with the types
+        if parent in (*below, name):
+            file, chain = f"config/scales/{name}.yaml", " -> ".join([*below, name, parent])
+            raise ConfigError([Problem(file, "extends", f"a scale cannot extend itself ({chain})")])
+        inherited = whole(parent, (*below, name))
+        return None if inherited is None else merge(inherited, content)
+
+    return {name: collect.try_(whole, name) for name in scales}
+
+
+def _scales(
+    collect: Collector, scales: Mapping[str, Content | None], names: Content
+) -> dict[str, ScaleEntry]:
+    """The sound scales. A problem of an inherited key is reported once, in the file that states the key."""
+    entries: dict[str, ScaleEntry] = {}
+    problems: dict[str, list[Problem]] = {}
+    for name, content in scales.items():
+        try:
+            if content is not None:
+                file = f"config/scales/{name}.yaml"
+                entries[name] = validate(ScaleEntry, content, file, names=names)
+        except ConfigError as error:
+            problems[name] = list(error.problems)
+    for name, found in problems.items():
+        inherited = {(p.path, p.message) for p in problems.get(str((scales[name] or {}).get("extends")), [])}
+        collect.problems += [p for p in found if (p.path, p.message) not in inherited]
+    return entries
+
+
 def _methods(
     collect: Collector, files: Mapping[str, Content | None], names: Content
 ) -> dict[str, MethodFacts]:
@@ -215,7 +267,7 @@ def _methods(
     methods = _entries(collect, MethodFacts, files, "methods", names)
     for name, method in methods.items():
         if name in method_files():
-            collect.problems += entry_problems(name, method, names["dataset"])
+            collect.problems += entry_problems(name, method, names)
     return methods
 
 
@@ -254,15 +306,14 @@ def _reference(path: Path, tables: Mapping[str, Content | None]) -> tuple[Refere
 
 
 def tiny_network(key: str, folder: Path = CONFIG_FOLDER) -> NetworkSpec:
-    """The tiny twin of an architecture, untrained; used by the smoke scale and by the engine's tests."""
-    smoke = validate(SmokeConfig, read_mapping(folder / "smoke.yaml"), "config/smoke.yaml")
+    """The tiny twin of an architecture, untrained, as scale smoke takes it."""
+    file = f"config/scales/{TEST_SCALE}.yaml"
+    scale = validate(ScaleEntry, read_mapping(folder / "scales" / f"{TEST_SCALE}.yaml"), file)
     entries = read_mapping(folder / "architectures.yaml")
-    if key not in smoke.architectures:
-        raise ConfigError(
-            [unknown("config/smoke.yaml", ["architectures"], "architecture", key, smoke.architectures)]
-        )
+    if key not in scale.architectures:
+        raise ConfigError([unknown(file, ["architectures"], "architecture", key, scale.architectures)])
     entry = validate(ArchitectureEntry, entries.get(key), "config/architectures.yaml", [key])
-    twin = smoke.architectures[key]
+    twin = scale.architectures[key]
     return NetworkSpec(
         architecture=key,
         family=entry.family,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 from fbt_core.errors import nearest
 from fbt_core.methods.facts import FILE, MethodFacts, ParameterFacts, read_facts
@@ -12,11 +12,13 @@ from fbt_paper.config.problems import Problem
 METHODS = "config/methods.yaml"
 
 
-def entry_problems(name: str, method: MethodFacts, datasets: Collection[str] | None) -> Iterator[Problem]:
-    """Faults of a method's entry; `datasets` are the known ones, None if their file cannot be read."""
+def entry_problems(
+    name: str, method: MethodFacts, names: Mapping[str, Collection[str] | None]
+) -> Iterator[Problem]:
+    """Faults of a method's entry; `names` are the known datasets and scales, None if they cannot be read."""
     yield from (Problem(METHODS, f"{name}.{path}", message) for path, message in _other_facts(name, method))
     for key, entry in method.parameters.items():
-        for where, message in _value_faults(entry, datasets):
+        for where, message in _value_faults(entry, names):
             yield Problem(METHODS, f"{name}.parameters.{key}.{where}", message)
     for where, used in _used_names(method):
         if used not in method.parameters:
@@ -24,7 +26,9 @@ def entry_problems(name: str, method: MethodFacts, datasets: Collection[str] | N
             yield Problem(METHODS, f"{name}.{where}", message)
 
 
-def _value_faults(entry: ParameterFacts, datasets: Collection[str] | None) -> Iterator[tuple[str, str]]:
+def _value_faults(
+    entry: ParameterFacts, names: Mapping[str, Collection[str] | None]
+) -> Iterator[tuple[str, str]]:
     """Paths inside a parameter's entry and what is wrong there."""
     stated: dict[str, Value] = {"value": entry.value}
     stated |= {"before": entry.before} if entry.before is not None else {}
@@ -34,9 +38,11 @@ def _value_faults(entry: ParameterFacts, datasets: Collection[str] | None) -> It
         message = entry.fault(value)
         if message:
             yield where, message
-    for dataset in entry.by_dataset or ():
-        if datasets is not None and dataset not in datasets:
-            yield f"by_dataset.{dataset}", f"unknown dataset '{dataset}'; {nearest(dataset, datasets)}"
+    for kind, values in (("dataset", entry.by_dataset), ("scale", entry.by_scale)):
+        known = names[kind]
+        for key in values or ():
+            if known is not None and key not in known:
+                yield f"by_{kind}.{key}", f"unknown {kind} '{key}'; {nearest(key, known)}"
 
 
 def _other_facts(name: str, method: MethodFacts) -> Iterator[tuple[str, str]]:

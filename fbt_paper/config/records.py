@@ -23,7 +23,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from fbt_core.errors import nearest
-from fbt_core.methods.facts import Scale, Text
+from fbt_core.methods.facts import Text
 from fbt_core.spec import (
     CropSpec,
     Family,
@@ -60,6 +60,7 @@ class Among:
 
 DatasetName = Annotated[Key, AfterValidator(Among("dataset"))]
 ArchitectureName = Annotated[Key, AfterValidator(Among("architecture"))]
+ScaleName = Annotated[Key, AfterValidator(Among("scale"))]
 MethodName = Annotated[Key, AfterValidator(Among("method"))]
 TableName = Annotated[Key, AfterValidator(Among("table"))]
 RecipesName = Annotated[Key, AfterValidator(Among("recipes"))]
@@ -107,7 +108,7 @@ class Execution(Strict):
     """How runs are executed; nothing here changes a number, so nothing here retrains."""
 
     device: Literal["auto", "cpu", "cuda"] = Field(description="auto takes CUDA where torch sees it")
-    workers: int = Field(ge=0, description="loader processes per GPU at scale paper")
+    workers: int = Field(ge=0, description="loader processes per GPU, unless the scale states them")
     channels_last: bool
     compile: bool
     gradient_accumulation: int = Field(ge=1)
@@ -134,9 +135,9 @@ class WeightFile(Strict):
 class MainConfig(Strict):
     """config/config.yaml: the scale, where data lies, seeds, which reading of the recipes."""
 
-    scale: Scale
+    scale: ScaleName
     recipes: Literal["ofa", "as_printed"]
-    seeds: Seeds = Field(description="one run per seed at scale paper")
+    seeds: Seeds | None = Field(description="one run per seed; null: those of the scale")
     score: Score = Field(description="which top-1 the tables show: of the best epoch, the last, or the EMA's")
     data_roots: dict[DatasetName, str | None] = Field(description="dataset -> folder on this machine")
     teacher_files: dict[DatasetName, dict[ArchitectureName, WeightFile]] = Field(
@@ -210,7 +211,7 @@ class ArchitectureEntry(Strict):
 
 
 class TwinEntry(Strict):
-    """config/smoke.yaml, architectures: the tiny twin of an architecture."""
+    """config/scales/<scale>.yaml, architectures: an architecture in another size, e.g. its tiny twin."""
 
     create: NetworkName
     options: dict[str, Value]
@@ -234,21 +235,58 @@ class RecipesFile(Strict):
         return self.ofa if reading == "ofa" else self.as_printed
 
 
-class SmokeConfig(Strict):
-    """config/smoke.yaml: the overlay that makes the whole paper tiny."""
+class Trainings(Strict):
+    """What a scale's trainings run on; nothing here changes a number."""
 
-    datasets: dict[DatasetName, DatasetName] = Field(description="which dataset stands in for which")
-    seeds: Seeds
-    recipes: dict[Family, RecipeSpec]
-    architectures: dict[ArchitectureName, TwinEntry]
+    cpu: bool = Field(default=False, description="true: trains on a CPU; false: without a GPU it stops")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads; left out: those of the job")
+    workers: int | None = Field(default=None, ge=0, description="instead of config.yaml's `workers`")
+    memory_mb: int = Field(default=48000, ge=1, description="of a job that no profile says more about")
+    minutes: int = Field(default=1440, ge=1, description="time limit of such a job")
+
+
+class ScaleEntry(Strict):
+    """config/scales/<scale>.yaml: how big the paper is made; what is left out comes from what it extends."""
+
+    title: Text
+    extends: ScaleName | None = Field(
+        default=None, description="a scale; this file states what differs from it, key by key"
+    )
+    seeds: Seeds = Field(
+        default=(0,), description="one run per seed, unless config.yaml or a table says others"
+    )
+    targets: Annotated[tuple[Literal["tables", "grid"], ...], Field(min_length=1)] = Field(
+        default=("tables", "grid"), description="tables that `snakemake` builds without a target"
+    )
+    trainings: Trainings = Trainings()
+    datasets: dict[DatasetName, DatasetName] = Field(
+        default={}, description="which dataset stands in for which"
+    )
+    source: Text = Field(default="ours", description="where the values of `recipes` come from")
+    recipes: dict[Family, RecipeSpec] | None = Field(
+        default=None, description="per family; left out: those of config/recipes.yaml"
+    )
+    architectures: dict[ArchitectureName, TwinEntry] = Field(
+        default={}, description="networks in another size; the others are those of architectures.yaml"
+    )
 
     @field_validator("recipes")
     @classmethod
-    def _check_families(cls, recipes: dict[str, RecipeSpec]) -> dict[str, RecipeSpec]:
-        missing = [family for family in ("cnn", "msa", "mlp") if family not in recipes]
+    def _check_families(cls, recipes: dict[str, RecipeSpec] | None) -> dict[str, RecipeSpec] | None:
+        missing = [family for family in ("cnn", "msa", "mlp") if recipes and family not in recipes]
         if missing:
             raise ValueError(f"{', '.join(missing)} is missing")
         return recipes
+
+    @property
+    def is_full_size(self) -> bool:
+        """Whether all networks are the paper's own."""
+        return not self.architectures
+
+    @property
+    def has_stand_ins(self) -> bool:
+        """Whether other datasets stand in for the paper's: numbers cannot be compared with its own."""
+        return bool(self.datasets)
 
 
 Parameters = dict[str, Value] | None
@@ -352,9 +390,13 @@ class AccuracyTable(Strict):
     kind: Literal["accuracy"]
     title: Text
     caption: Text
-    target: Literal["tables", "grid"] = Field(description="grid: at smoke not part of `all`")
+    target: Literal["tables", "grid"] = Field(
+        description="a scale says which of the two `snakemake` builds without a target"
+    )
     corner: str = Field(description="heading above the row labels")
-    seeds: dict[Scale, Seeds] | None = Field(default=None, description="instead of config's, for this table")
+    seeds: dict[ScaleName, Seeds] | None = Field(
+        default=None, description="instead of the scale's, for this table"
+    )
     base: RunSettings
     rows: Annotated[tuple[Line, ...], Field(min_length=1), AfterValidator(_refuse_doubled_keys)]
     columns: Annotated[tuple[Line, ...], Field(min_length=1), AfterValidator(_refuse_doubled_keys)]

@@ -80,8 +80,7 @@ class FigurePlan:
                 yield Drawing(f"{name}_{table}", "curves", title, figure.caption, planned.runs, table)
 
     def _dataset(self, key: str) -> str:
-        stand_ins = self.flow.config.smoke.datasets if self.flow.scale == "smoke" else {}
-        return stand_ins.get(key, key)
+        return self.flow.config.scale.datasets.get(key, key)
 
     def _alone(self, architecture: str, dataset: str, figure: str) -> str:
         """The run that trains a network without a teacher: as a teacher, or as a student from scratch."""

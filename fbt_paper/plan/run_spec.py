@@ -119,11 +119,11 @@ def teacher_of(config: Config, settings: Settings, dataset: str, seed: int) -> S
 
 
 def network_spec(config: Config, key: str, dataset: str) -> NetworkSpec:
-    """An untrained network; at smoke its tiny twin if smoke.yaml has one."""
+    """An untrained network, in the size that the scale gives it."""
     entry, data = config.architectures[key], config.datasets[dataset]
-    twin, changes = None, entry.options_by_recipes.get(config.main.recipes, {}).get(data.recipes, {})
-    if config.main.scale == "smoke":  # its recipes are smoke.yaml's own
-        twin, changes = config.smoke.architectures.get(key), {}
+    twin, changes = config.scale.architectures.get(key), dict[str, Value]()
+    if config.scale.recipes is None:  # else its recipes are its own, and what a reading asks does not count
+        changes = entry.options_by_recipes.get(config.main.recipes, {}).get(data.recipes, {})
     return NetworkSpec(
         architecture=key,
         family=entry.family,
@@ -168,9 +168,9 @@ def _trained(runs: tuple[RunSpec, ...]) -> Source:
 
 
 def dataset_of(config: Config, settings: Settings) -> str:
-    """Key of the dataset; at smoke of the one that stands in for it."""
+    """Key of the dataset, or of the one that stands in for it at this scale."""
     key: str = settings.required("dataset").value
-    return config.smoke.datasets.get(key, key) if config.main.scale == "smoke" else key
+    return config.scale.datasets.get(key, key)
 
 
 def dataset_spec(config: Config, key: str) -> DatasetSpec:
@@ -208,7 +208,7 @@ def method_spec(config: Config, name: str, dataset: str, changes: Mapping[str, V
     facts = config.methods[name]
     return MethodSpec(
         name=name,
-        parameters=facts.in_spec({**facts.values_for(dataset, config.main.scale), **changes}),
+        parameters=facts.in_spec({**facts.values_for(dataset, config.lineage), **changes}),
         revision=facts.revision,
         fusion_revision=FUSION_REVISION if facts.uses_fusion else None,
     )
@@ -218,8 +218,8 @@ def method_spec(config: Config, name: str, dataset: str, changes: Mapping[str, V
 
 
 def planned_seeds(config: Config) -> tuple[int, ...]:
-    """The seeds of config.yaml; at smoke those of smoke.yaml."""
-    return config.smoke.seeds if config.main.scale == "smoke" else config.main.seeds
+    """The seeds of config.yaml, else those of the scale."""
+    return config.main.seeds or config.scale.seeds
 
 
 def find_recipe(config: Config, dataset: str, role: Any) -> Setting:
@@ -228,8 +228,8 @@ def find_recipe(config: Config, dataset: str, role: Any) -> Setting:
     Raises ConfigError if there is none.
     """
     recipes: Mapping[Any, RecipeSpec]
-    if config.main.scale == "smoke":
-        recipes, file, path = config.smoke.recipes, "config/smoke.yaml", "recipes"
+    if config.scale.recipes:
+        recipes, file, path = config.scale.recipes, f"config/scales/{config.main.scale}.yaml", "recipes"
     else:
         reading, source = config.main.recipes, config.datasets[dataset].recipes
         recipes = config.recipes.of(reading)[source]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fbt_core.spec import RunSpec
 from fbt_paper.config.load import Config
 from fbt_paper.config.problems import Collector
-from fbt_paper.config.records import AccuracyTable, Table
+from fbt_paper.config.records import AccuracyTable, ScaleEntry, Table
 from fbt_paper.plan.run_spec import dataset_of, planned_seeds, run_specs, teacher_of
 from fbt_paper.plan.settings import Setting, flatten, merge
 
@@ -43,6 +43,7 @@ class Plan:
     """All tables and all runs of one scale; a run comes after the runs it needs."""
 
     scale: str
+    size: ScaleEntry
     tables: Mapping[str, PlannedTable]
     runs: Mapping[str, RunSpec]
 
@@ -64,8 +65,8 @@ class Plan:
 
     @property
     def all_tables(self) -> tuple[str, ...]:
-        """Keys of the tables that `snakemake all` builds: at smoke the grids are a target of their own."""
-        return self.target("tables") if self.scale == "smoke" else self.target("tables", "grid")
+        """Keys of the tables that `snakemake all` builds; the scale says whether the grids are among them."""
+        return self.target(*self.size.targets)
 
 
 def plan(config: Config) -> Plan:
@@ -84,7 +85,7 @@ def plan(config: Config) -> Plan:
             runs.update({spec.id: spec for spec in specs})
         tables[key] = PlannedTable(key=key, kind=table.kind, target=table.target, cells=cells)
     collect.finish()
-    return Plan(scale=config.main.scale, tables=tables, runs=runs)
+    return Plan(scale=config.main.scale, size=config.scale, tables=tables, runs=runs)
 
 
 def _indices(table: Table) -> Iterator[tuple[int, int]]:
@@ -114,7 +115,8 @@ def plan_cell(config: Config, key: str, i: int, j: int) -> tuple[Cell, tuple[Run
         shown = tuple(run.id for run in source.runs[-1:])
         note = "" if shown else f"{source.network.weights}, not measured here"
         return Cell(row.key, column.key, shown, note), source.runs
-    seeds = (table.seeds or {}).get(config.main.scale, planned_seeds(config))
+    stated = table.seeds or {}
+    seeds = next((stated[scale] for scale in config.lineage if scale in stated), planned_seeds(config))
     chains = [run_specs(config, settings, seed) for seed in seeds]
     cell = Cell(row.key, column.key, tuple(chain[-1].id for chain in chains))
     return cell, tuple(spec for chain in chains for spec in chain)

@@ -29,8 +29,8 @@ def render_plan(plan: Plan, tables: Sequence[str], tflops: float) -> str:
 
 
 def _bill_counter(plan: Plan) -> BillCounter:
-    """What gives the bill of some runs; at smoke there is none, as its networks are not full-size."""
-    if plan.scale == "smoke":
+    """What gives the bill of some runs; there is none for networks that are not full-size."""
+    if not plan.size.is_full_size:
         return lambda runs: Bill(0.0, ())
     macs, training = read_macs(), read_training_macs()
     return lambda runs: estimate((plan.runs[run] for run in runs), macs, training)
@@ -48,7 +48,7 @@ def _line(
 
 
 def _costs(bill: Bill, plan: Plan, tflops: float) -> list[str]:
-    if plan.scale == "smoke":
+    if not plan.size.is_full_size:
         return ["", ""]
     return [f"{bill.pflops:,.0f}", f"{bill.gpu_hours(tflops):,.0f}"]
 
@@ -58,10 +58,10 @@ def _notes(plan: Plan, tables: Sequence[str], bill: Bill, tflops: float) -> list
     left_out = [key for key in tables if key not in plan.all_tables]
     if left_out:
         notes.append(f"Not part of `snakemake all` at this scale: {', '.join(left_out)} (`snakemake grid`).")
-    if plan.scale == "smoke":
+    if not plan.size.is_full_size:
         return [
             *notes,
-            "Smoke runs are tiny (seconds on one CPU core); `fbt --scale paper plan` shows the paper's bill.",
+            "These networks are not full-size and have no bill; `fbt --scale paper plan` shows the paper's.",
         ]
     notes.append(
         "From counted MACs, 2 FLOPs each: one training step of each method on each pair with all its extra\n"
@@ -85,8 +85,8 @@ def render_runs(plan: Plan, tables: Sequence[str]) -> str:
 
 def render_recipe(config: Config, dataset: str, family: str) -> str:
     """A recipe line by line: setting, value and its source, then the file and path it is read from."""
-    if config.main.scale == "smoke" and family == "teacher":
-        return "At scale smoke teachers are trained from scratch, with their family's recipe."
+    if config.scale.recipes and family == "teacher":
+        return f"At scale {config.main.scale} teachers are trained from scratch, with their family's recipe."
     recipe = find_recipe(config, dataset, family)
     lines = [
         [path, str(value), _source_of(config, family, path)]
@@ -100,8 +100,8 @@ def render_recipe(config: Config, dataset: str, family: str) -> str:
 
 def _source_of(config: Config, family: str, setting: str) -> str:
     """Where a recipe's number comes from."""
-    if config.main.scale == "smoke":
-        return "ours, for tiny networks"
+    if config.scale.recipes:
+        return config.scale.source
     return config.recipes.sources.get("teacher" if family == "teacher" else setting, "not stated")
 
 

@@ -57,19 +57,15 @@ class Flow:
 
     @property
     def threads(self) -> int:
-        """CPU threads of one training: one at smoke, so that results repeat bit for bit on any machine."""
+        """CPU threads of one training: the scale's, else enough for the loader processes."""
         return execution_settings(self.config).threads or max(4, self.config.main.execution.workers)
 
     @property
     def training_resources(self) -> dict[str, int]:
         """Memory (MB), time limit (minutes) and GPUs of one training; a profile may set others."""
-        if self.scale == "smoke":
-            return {"mem_mb": 1500, "runtime": 30, "gpu": 0}
-        return {
-            "mem_mb": 48000,
-            "runtime": 1440,
-            "gpu": 0 if self.config.main.execution.device == "cpu" else 1,
-        }
+        trainings = self.config.scale.trainings
+        on_cpu = trainings.cpu or self.config.main.execution.device == "cpu"
+        return {"mem_mb": trainings.memory_mb, "runtime": trainings.minutes, "gpu": 0 if on_cpu else 1}
 
     # ------------------------------------------------------------ files
 
@@ -171,14 +167,16 @@ def _scalar(value: Any) -> Any:
 
 
 def execution_settings(config: Config) -> ExecutionSettings:
-    """How the engine executes runs: config.yaml's section, data roots, weight files; one thread at smoke."""
-    main, smoke = config.main, config.main.scale == "smoke"
+    """How the engine executes runs: config.yaml's section, the scale's, data roots, weight files."""
+    main, trainings = config.main, config.scale.trainings
     files = [weights for dataset in main.teacher_files.values() for weights in dataset.values()]
-    at_smoke = {"workers": 0} if smoke else {}  # images are in memory, and every core trains a run of its own
+    execution = main.execution.model_dump()
+    if trainings.workers is not None:
+        execution["workers"] = trainings.workers
     return ExecutionSettings(
-        **{**main.execution.model_dump(), **at_smoke},
-        allow_cpu=smoke,
-        threads=1 if smoke else None,
+        **execution,
+        allow_cpu=trainings.cpu,
+        threads=trainings.threads,
         data_roots={name: root for name, root in main.data_roots.items() if root},
         weight_files={weights.sha256: weights.path for weights in files},
     )

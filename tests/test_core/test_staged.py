@@ -17,7 +17,7 @@ from fbt_core.staged.layout import from_map, prefix_of, to_map, to_tokens
 from fbt_paper.config.load import CONFIG_FOLDER, tiny_network
 
 ARCHITECTURES = yaml.safe_load((CONFIG_FOLDER / "architectures.yaml").read_text())
-TWINS = yaml.safe_load((CONFIG_FOLDER / "smoke.yaml").read_text())["architectures"]
+TWINS = yaml.safe_load((CONFIG_FOLDER / "scales/smoke.yaml").read_text())["architectures"]
 UNIFORM = {"vit_s", "deit_t", "mixer_b16", "resmlp_s12"}
 BLOCKS = {"even": (3, 6, 9, 12), "ofa": (2, 4, 10, 12)}
 FULL_SHAPES = {  # width and grid of the four stages at 224 px, for the architectures of the paper

@@ -9,7 +9,7 @@ from fbt_paper.cli import main
 from fbt_paper.config.claims import load_claims
 from fbt_paper.config.load import CONFIG_FOLDER, ConfigError, load, tiny_network
 from fbt_paper.config.timm_names import timm_names
-from fbt_paper.plan.targets import changed_settings
+from fbt_paper.plan.targets import Flow, changed_settings
 from fbt_paper.schemas import all_files, schema_text
 from tests.test_paper.config_copy import ARCHITECTURES, ConfigCopy
 
@@ -45,7 +45,7 @@ def test_every_yaml_and_csv_of_config_is_read():
     assert set(config.tables) == tables
     assert set(config.references) <= tables
     others = {path.name for path in CONFIG_FOLDER.glob("*.yaml")}
-    read = ("config", "datasets", "architectures", "methods", "recipes", "smoke", "claims")
+    read = ("config", "datasets", "architectures", "methods", "recipes", "claims")
     assert others == {f"{name}.yaml" for name in read}
     assert load_claims(config)
 
@@ -58,7 +58,7 @@ def test_the_json_schemas_for_editors_are_in_step(name):
 
 def test_every_architecture_of_the_paper_has_a_tiny_twin_of_its_family():
     config = load()
-    assert set(config.smoke.architectures) >= ARCHITECTURES
+    assert set(config.scale.architectures) >= ARCHITECTURES
     for key in sorted(ARCHITECTURES):
         twin, family = tiny_network(key), config.architectures[key].family
         assert (twin.architecture, twin.family, twin.weights) == (key, family, "none")
@@ -114,9 +114,9 @@ BAD = {
         "config/tables/table5.yaml: captoin: unknown key; valid: base, caption,",
     ),
     "unknown key deep inside": (
-        "smoke.yaml",
+        "scales/smoke.yaml",
         ("momentum: 0.9", "momentun: 0.9"),
-        "config/smoke.yaml: recipes.cnn.optimizer.momentun: unknown key; valid: clip_gradient, "
+        "config/scales/smoke.yaml: recipes.cnn.optimizer.momentun: unknown key; valid: clip_gradient, "
         "learning_rate, momentum,",
     ),
     "wrong type": (
@@ -125,9 +125,9 @@ BAD = {
         "config/datasets.yaml: cifar100.classes: must be a whole number (given: 'many')",
     ),
     "float as text": (
-        "smoke.yaml",
+        "scales/smoke.yaml",
         ("minimum: 1.0e-4", "minimum: 1e-4"),
-        "config/smoke.yaml: recipes.cnn.schedule.minimum: '1e-4' is read as text, not as a number; "
+        "config/scales/smoke.yaml: recipes.cnn.schedule.minimum: '1e-4' is read as text, not as a number; "
         "write 1.0e-4, without quotes",
     ),
     "doubled key": (
@@ -139,10 +139,10 @@ BAD = {
     "wrong scale": (
         "config.yaml",
         ("scale: smoke", "scale: papier"),
-        "config/config.yaml: scale: 'papier' is not valid here; valid: paper, smoke; did you mean 'paper'?",
+        "config/config.yaml: scale: unknown scale 'papier'; valid: paper, smoke; did you mean 'paper'?",
     ),
-    "missing key": ("config.yaml", ("seeds: [0]", "# seeds: [0]"), "config/config.yaml: seeds: is missing"),
-    "no seeds": ("config.yaml", ("seeds: [0]", "seeds: []"), "config/config.yaml: seeds: "),
+    "missing key": ("config.yaml", ("seeds: null", "# seeds:"), "config/config.yaml: seeds: is missing"),
+    "no seeds": ("config.yaml", ("seeds: null", "seeds: []"), "config/config.yaml: seeds: "),
     "root of an unknown dataset": (
         "config.yaml",
         ("  imagenet: null", "  imagenets: null"),
@@ -165,7 +165,7 @@ BAD = {
     "by_scale of an unknown scale": (
         "methods.yaml",
         ("by_scale: {smoke: 256}", "by_scale: {smok: 256}"),
-        "config/methods.yaml: crd.parameters.negatives.by_scale.smok: 'smok' is not valid here; "
+        "config/methods.yaml: crd.parameters.negatives.by_scale.smok: unknown scale 'smok'; "
         "valid: paper, smoke; did you mean 'smoke'?",
     ),
     "parameter that the code lacks": (
@@ -222,9 +222,9 @@ BAD = {
         "config/methods.yaml: fitnet: temperature_initial, 1.5, is above temperature_max, 1.0",
     ),
     "sgd without momentum": (
-        "smoke.yaml",
+        "scales/smoke.yaml",
         ("      momentum: 0.9\n", ""),
-        "config/smoke.yaml: recipes.cnn.optimizer: sgd needs its momentum",
+        "config/scales/smoke.yaml: recipes.cnn.optimizer: sgd needs its momentum",
     ),
     "steps without milestones": (
         "recipes.yaml",
@@ -289,10 +289,10 @@ BAD = {
         "config/architectures.yaml: resnet18.create: timm has no 'resnet81'; did you mean 'resnet18'",
     ),
     "class that timm lacks": (
-        "smoke.yaml",
+        "scales/smoke.yaml",
         ("timm.models.mlp_mixer:MlpMixer", "timm.models.mlp_mixer:MlpMixr"),
-        "config/smoke.yaml: architectures.mixer_b16.create: timm has no 'timm.models.mlp_mixer:MlpMixr'; "
-        "valid in timm.models.mlp_mixer: ",
+        "config/scales/smoke.yaml: architectures.mixer_b16.create: timm has no "
+        "'timm.models.mlp_mixer:MlpMixr'; valid in timm.models.mlp_mixer: ",
     ),
     "unknown architecture of the cost table": (
         "tables/table6.yaml",
@@ -373,7 +373,7 @@ BAD = {
     ),
     "doubled seeds": (
         "config.yaml",
-        ("seeds: [0]", "seeds: [1, 0, 1]"),
+        ("seeds: null", "seeds: [1, 0, 1]"),
         "config/config.yaml: seeds[2]: 1 is given twice",
     ),
     "key of a figure": (
@@ -390,6 +390,21 @@ BAD = {
         "tables/table5.yaml",
         ("corner:", "skip: [[vit_bloc, swin_t__resnet18]]\ncorner:"),
         "config/tables/table5.yaml: skip[0][0]: unknown row 'vit_bloc'; valid: swin_block, vit_block;",
+    ),
+    "scale that extends nothing": (
+        "scales/paper.yaml",
+        ("seeds: [0]", "extends: smoek"),
+        "config/scales/paper.yaml: extends: unknown scale 'smoek'; valid: paper, smoke; did you mean",
+    ),
+    "scale that extends itself": (
+        "scales/smoke.yaml",
+        ("seeds: [0]", "extends: smoke"),
+        "config/scales/smoke.yaml: extends: a scale cannot extend itself (smoke -> smoke)",
+    ),
+    "seeds of an unknown scale": (
+        "tables/table4.yaml",
+        ("seeds: {smoke:", "seeds: {smok:"),
+        "config/tables/table4.yaml: seeds.smok: unknown scale 'smok'; valid: paper, smoke; did you mean",
     ),
     "half a normalisation": (
         "config.yaml",
@@ -615,6 +630,63 @@ def test_no_message_repeats_a_whole_table(copy):
     assert len(problems) == 2 and all(len(problem) < 400 for problem in problems)
 
 
+MINI = """\
+extends: smoke
+title: an evening
+seeds: [0, 1]
+recipes: {cnn: {epochs: 9}}
+trainings: {minutes: 60}
+"""
+
+
+def test_a_scale_of_ones_own_is_one_file_that_states_what_differs(copy):
+    copy.write("scales/mini.yaml", MINI)
+    smoke, mini = copy.load(), copy.load({"scale": "mini"})
+    assert mini.scale.recipes["cnn"] == smoke.scale.recipes["cnn"].model_copy(update={"epochs": 9})
+    assert mini.scale.recipes["msa"] == smoke.scale.recipes["msa"]
+    assert (mini.scale.architectures, mini.scale.datasets) == (
+        smoke.scale.architectures,
+        smoke.scale.datasets,
+    )
+    assert (mini.scale.trainings.minutes, mini.scale.trainings.threads) == (60, 1)
+
+    whole = copy.plan("mini")
+    assert whole.all_tables == copy.plan("smoke").all_tables
+    assert len(whole.tables["table5"].runs) == 2 * len(copy.plan("smoke").tables["table5"].runs)
+    assert {run.seed for run in whole.runs.values()} == {0, 1, 2}, (
+        "Table 4's seeds of smoke count here as well"
+    )
+    negatives = {r.method.parameters["negatives"] for r in whole.runs.values() if r.method.name == "crd"}
+    assert negatives == {256}, "as at smoke, not the paper's 16,384"
+    flow = Flow({"scale": "mini"}, copy.folder)
+    assert flow.results == "results/mini"
+    assert flow.training_resources == {"mem_mb": 1500, "runtime": 60, "gpu": 0}
+
+
+def test_a_scale_of_a_scale_of_its_own(copy):
+    copy.write("scales/mini.yaml", MINI)
+    copy.write("scales/midi.yaml", "extends: mini\ntitle: a night\ntargets: [tables, grid]\n")
+    config = copy.load({"scale": "midi"})
+    assert config.lineage == ("midi", "mini", "smoke")
+    assert (config.scale.seeds, config.scale.recipes["cnn"].epochs) == ((0, 1), 9)
+    assert set(copy.plan("midi").all_tables) == set(config.tables)
+
+
+def test_a_mistake_in_a_scale_is_reported_once_in_the_file_that_states_it(copy):
+    copy.write("scales/mini.yaml", MINI.replace("[0, 1]", "[0, 0]"))
+    copy.replace("scales/smoke.yaml", "momentum: 0.9", "momentun: 0.9")
+    problems = copy.problems()
+    assert len([problem for problem in problems if "momentun" in problem]) == 1
+    assert "config/scales/mini.yaml: seeds[1]: 0 is given twice" in problems
+
+
+@pytest.mark.parametrize("scale", ["smoke", "paper"])
+def test_seeds_that_are_given_count_at_every_scale(scale, copy):
+    """At scale smoke they were once overruled without a word."""
+    runs = copy.plan(scale).tables["table5"].runs
+    assert len(copy.plan(scale, seeds=[3, 4]).tables["table5"].runs) == 2 * len(runs)
+
+
 def test_the_names_read_from_timms_source_are_those_it_has():
     timm = pytest.importorskip("timm")
     assert set(timm.list_models()) <= timm_names()
@@ -652,7 +724,7 @@ def test_lists_given_on_the_command_line_are_typed_as_in_the_file(copy):
 
 
 def test_a_list_of_wrong_items_is_told_by_its_items_only(copy):
-    copy.replace("config.yaml", "seeds: [0]", "seeds: [zero]")
+    copy.replace("config.yaml", "seeds: null", "seeds: [zero]")
     assert [problem.partition(": ")[2].partition(":")[0] for problem in copy.problems()] == ["seeds[0]"]
 
 

@@ -137,7 +137,7 @@ HARMLESS = {
         "key: scratch, label: From scratch",
     ),
     "a caption": ("tables/table5.yaml", "caption: FBT", "caption: Our FBT"),
-    "a comment": ("smoke.yaml", "# Scale smoke", "# At scale smoke"),
+    "a comment": ("scales/smoke.yaml", "# Scale smoke", "# At scale smoke"),
     "a printed number": ("tables/table5.reference.csv", "81.05", "81.06"),
     "the number of workers": ("config.yaml", "workers: 8", "workers: 7"),
     "the device": ("config.yaml", "device: auto", "device: cpu"),

@@ -352,7 +352,7 @@ def test_a_network_may_teach_another_of_its_architecture(copy, scale):
 
 
 def test_the_full_fashion_mnist_is_a_stand_in_and_a_folder(copy):
-    copy.replace("smoke.yaml", "cifar100: fashion_mnist\n", "cifar100: fashion_mnist_full\n")
+    copy.replace("scales/smoke.yaml", "cifar100: fashion_mnist\n", "cifar100: fashion_mnist_full\n")
     copy.replace("config.yaml", "fashion_mnist_full: null", "fashion_mnist_full: /data")
     data = only_run(copy.plan(), "table2", "fbt", "swin_t__resnet18").dataset
     assert (data.train_images, data.test_images, data.variant) == (60000, 10000, "full")
@@ -449,7 +449,7 @@ def test_a_row_may_change_the_recipe(copy):
     )
     run = only_run(copy.plan(), "table5", "vit_block", "swin_t__resnet18")
     assert (run.recipe.epochs, run.recipe.optimizer.momentum) == (7, 0.8)
-    assert run.recipe.optimizer.learning_rate == load().smoke.recipes["cnn"].optimizer.learning_rate
+    assert run.recipe.optimizer.learning_rate == load().scale.recipes["cnn"].optimizer.learning_rate
 
 
 def test_one_and_one_point_zero_are_one_run(copy):
@@ -466,13 +466,13 @@ def test_a_cell_can_be_left_out(copy):
     copy.append("tables/table5.yaml", "skip: [[vit_block, swin_t__resnet18]]\n")
     assert ("vit_block", "swin_t__resnet18") not in copy.plan().tables["table5"].cells
     copy.replace("tables/table5.yaml", "[[vit_block,", "[[vit_blockx,")
-    assert any("skip[0]: unknown row 'vit_blockx'" in problem for problem in copy.problems())
+    assert any("skip[0][0]: unknown row 'vit_blockx'" in problem for problem in copy.problems())
 
 
 def test_scale_comes_before_dataset_in_a_parameter():
     entry = load().methods["crd"].parameters["negatives"]
-    assert entry.value_for("cifar100", "smoke") == 256
-    assert entry.value_for("cifar100", "paper") == 16384
+    assert entry.value_for("cifar100", ("smoke",)) == 256
+    assert entry.value_for("cifar100", ("paper",)) == 16384
 
 
 def test_printed_numbers_are_where_the_tables_have_cells():

@@ -64,7 +64,7 @@ def test_a_second_snakemake_has_nothing_to_do(built):
 HARMLESS = {
     "a comment in the rules": ("workflow/rules/train.smk", "# Training:", "# Trainings:", 0),
     "a comment in a method": ("fbt_core/methods/fbt.py", '"""FBT, Fuse', '"""FBT: Fuse', 0),
-    "a comment in the recipes": ("config/smoke.yaml", "# Scale smoke", "# At scale smoke", 0),
+    "a comment in the recipes": ("config/scales/smoke.yaml", "# Scale smoke", "# At scale smoke", 0),
     "a printed number": ("config/tables/table5.reference.csv", "81.05", "81.06", 1),
     "a label": ("config/tables/table5.yaml", "label: ViT Block", "label: ViT block", 1),
     "the number of workers": ("config/config.yaml", "workers: 8", "workers: 3", 0),
