@@ -1,5 +1,6 @@
 """The README's commands, as written: targets exist, dry runs plan, `fbt` answers, linked files are there."""
 
+import ast
 import os
 import re
 import shlex
@@ -11,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+TEXTS = re.compile(r"<text[^>]*>([^<]*)<")
 BLOCKS = re.findall(r"```console\n(.*?)```", README, re.S)
 COMMANDS = [
     line.removeprefix("$ ").split("#")[0].strip() for block in BLOCKS for line in block.splitlines() if line
@@ -52,3 +54,39 @@ def test_the_first_screen_holds_the_two_commands():
 def test_linked_files_exist(name):
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / name).read_text())
     assert not [link for link in links if not ((ROOT / name).parent / link).exists()]
+
+
+def test_the_picture_of_the_idea_is_what_the_script_draws(tmp_path):
+    """It shows the fused model that the engine builds: the student's S1-S3, L2G, the teacher's S4."""
+    from scripts.draw_idea import draw, fused_parts
+
+    draw(tmp_path / "fbt.svg")
+    committed = TEXTS.findall((ROOT / "docs/pictures/fbt.svg").read_text())
+    assert TEXTS.findall((tmp_path / "fbt.svg").read_text()) == committed
+    assert README.index("docs/pictures/fbt.svg") < README.index("$ make demo")
+    assert fused_parts("cnn", "msa")[2:5] == [("S3", "student"), ("L2G", "L2G"), ("S4", "teacher")]
+    assert fused_parts("mlp", "cnn")[2:5] == [("S3", "teacher"), ("L2G", "L2G"), ("S4", "student")]
+
+
+def defined(path: Path) -> set[str]:
+    """Functions, classes, methods and constants of a file, as `name` or `Class.name`."""
+    names = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            names |= {f"{node.name}.{part.name}" for part in node.body if isinstance(part, ast.FunctionDef)}
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return names
+
+
+def test_the_tour_names_what_exists():
+    text = (ROOT / "docs/tour.md").read_text()
+    plugin = ROOT / "plugin/src/snakemake_executor_plugin_submitit"
+    named = re.findall(r"`([\w/.-]+\.(?:py|smk|yaml))(?::([\w.]+))?`", text)
+    assert len(named) > 30
+    for file, name in named:
+        path = ROOT / file if "/" in file else plugin / file
+        assert path.is_file(), f"docs/tour.md names {file}, which is not there"
+        assert not name or name in defined(path), f"docs/tour.md names {file}:{name}, which is not there"
