@@ -112,7 +112,7 @@ def make_job(*outputs: str, name: str = "train", **changes: Any) -> Any:
     """One of Snakemake's jobs."""
     fields: dict[str, Any] = {
         "name": name, "output": list(outputs) or ["a"], "wildcards_dict": {}, "params": [], "shellcmd": "",
-        "resources": {}, "threads": 1, "is_group": lambda: False,
+        "resources": {}, "threads": 1, "is_group": lambda: False, "input": [],
     }  # fmt: skip
     return SimpleNamespace(**{**fields, **changes})
 
@@ -130,6 +130,7 @@ class MadeExecutor(Executor):
         self.folder, self.logger = folder, logging.getLogger("fake")
         self.journal, self.backend, self.tracker = watched.journal, watched.backend, watched.tracker
         self.followed: dict[str, JournalEntry] = {}
+        self._tokens: set[str] = set()
         self.requests = RequestReader(SimpleNamespace(global_resources={}), self.settings)
         self._scripts: Path | None = None
         self._failures = 0

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pickle
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from snakemake_executor_plugin_submitit import backends, queue, slurm
+from snakemake_executor_plugin_submitit import backends, queue, reattach, slurm
 from snakemake_executor_plugin_submitit.backends import Look, Result, SlurmBackend, setup_lines
+from snakemake_executor_plugin_submitit.job import RuleError, SnakemakeJob
+from snakemake_executor_plugin_submitit.journal import Journal, make_key, sweep
+from snakemake_executor_plugin_submitit.messages import explain_failure
+from snakemake_executor_plugin_submitit.record import JobRecord
 from snakemake_executor_plugin_submitit.requests import (
     RequestError,
     ignored_resources,
@@ -21,8 +27,9 @@ from snakemake_executor_plugin_submitit.requests import (
 )
 from snakemake_executor_plugin_submitit.settings import ExecutorSettings
 from snakemake_executor_plugin_submitit.workflow_jobs import RequestReader
+from snakemake_interface_common.exceptions import WorkflowError
 
-from fakes import Watched, make_entry, make_job
+from fakes import MadeExecutor, Watched, make_entry, make_job
 
 SHELL = {
     "PATH": "/usr/bin",
@@ -286,3 +293,167 @@ def test_a_setup_line_that_fails_fails_the_job(tmp_path: Path, line: str, code: 
     assert answer.returncode == code
     assert (answer.stdout == "5\n") == (code == 0)
     assert code == 0 or f"--submitit-setup failed with exit code {code}" in answer.stderr
+
+
+# Two controllers; damaged files; old files
+
+
+def test_a_job_that_another_controller_submits_is_not_submitted_again(tmp_path: Path) -> None:
+    """Both have read the journal before either has submitted (--nolock)."""
+    first, second = (MadeExecutor(Watched(tmp_path), tmp_path) for _ in range(2))
+    first.run_jobs([make_job("a"), make_job("b")], announce=False)
+    second.run_jobs([make_job("b"), make_job("c")], announce=False)
+    assert first.backend.chunks == [2]  # type: ignore[attr-defined]
+    assert second.backend.chunks == [1]  # type: ignore[attr-defined]
+    assert [info.external_jobid for info in second.active_jobs] == ["1_0", "1_1"]
+
+
+def test_a_job_whose_other_controller_died_while_submitting_is_submitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reattach, "YOUNG_S", -1.0)
+    watched = Watched(tmp_path)
+    executor = MadeExecutor(watched, tmp_path)
+    entry = make_entry(tmp_path, key=make_key(["a"], "train", {}), state="SUBMITTING", job_id=None)
+    watched.journal.write(entry)
+    executor.run_jobs([make_job("a")], announce=False)
+    assert watched.backend.chunks == [1]
+
+
+def test_the_journal_is_locked_by_one_controller_at_a_time(tmp_path: Path) -> None:
+    code = (
+        "import sys, time\nfrom pathlib import Path\n"
+        "from snakemake_executor_plugin_submitit.journal import Journal\n"
+        "with Journal(Path(sys.argv[1])).locked():\n    print('locked', flush=True)\n    time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"locked\n"
+        entered = threading.Event()
+
+        def enter() -> None:
+            with Journal(tmp_path).locked():
+                entered.set()
+
+        threading.Thread(target=enter, daemon=True).start()
+        assert not entered.wait(0.5)
+        other.kill()
+        assert entered.wait(10), "a lock dies with its controller"
+
+
+def test_a_damaged_file_is_no_reason_to_submit_a_running_job_again(tmp_path: Path) -> None:
+    """The job is found by the mark of its submission, and that is said."""
+    watched = Watched(tmp_path)
+    first = MadeExecutor(watched, tmp_path)
+    first.run_jobs([make_job("a"), make_job("b")], announce=False)
+    path = watched.journal.path(make_key(["b"], "train", {}))
+    path.write_text(path.read_text()[:100])
+    later = MadeExecutor(watched, tmp_path)
+    watched.backend.found = "1_1"
+    later.run_jobs([make_job("b")], announce=False)
+    assert watched.backend.chunks == [2]
+    assert [info.external_jobid for info in later.active_jobs] == ["1_1"]
+    assert f"{path} is damaged: looking for the job of train" in watched.said[0]
+    entry = watched.journal.read(path.stem)
+    assert entry is not None
+    assert entry.token == next(iter(first.followed.values())).token
+    assert entry.index == 1
+
+
+def test_a_damaged_file_of_no_known_submission_is_said(tmp_path: Path) -> None:
+    watched = Watched(tmp_path)
+    watched.journal.path(make_key(["a"], "train", {})).write_text("{")
+    executor = MadeExecutor(watched, tmp_path)
+    executor.run_jobs([make_job("a")], announce=False)
+    assert watched.backend.chunks == [1]
+    assert "is damaged and of no known submission" in watched.said[0]
+
+
+def test_files_of_jobs_that_ended_long_ago_are_removed(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal")
+    script = tmp_path / "scripts" / "new" / "a.sh"
+    journal.write(make_entry(tmp_path, key="runs", job_id="8_1", token="r", script=str(script)))
+    journal.write(make_entry(tmp_path, key="ended", job_id="7_0", token="e", state="COMPLETED"))
+    old = ["jobs/7_0_0_log.out", "jobs/7_submission.sh", "records/e_0.json", "scripts/old/a.sh"]
+    kept = ["jobs/8_1_0_log.out", "jobs/8_submission.sh", "records/r_1.json", "scripts/new/a.sh"]
+    for name in [*old, *kept, "jobs/9_0_log.out"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+        if not name.startswith("jobs/9"):
+            os.utime(tmp_path / name, (1.0, 1.0))
+    for folder in ("old", "new"):
+        os.utime(tmp_path / "scripts" / folder, (1.0, 1.0))
+    sweep(tmp_path, journal, days=30)
+    assert not any((tmp_path / name).exists() for name in old)
+    assert all((tmp_path / name).exists() for name in [*kept, "jobs/9_0_log.out"])
+    assert len(list(journal.entries())) == 2
+
+
+# Ctrl-C
+
+
+def test_ctrl_c_that_leaves_jobs_is_no_failure_of_a_job(tmp_path: Path) -> None:
+    """Snakemake would say that at least one job did not complete successfully."""
+    executor = MadeExecutor(Watched(tmp_path), tmp_path)
+    executor.run_jobs([make_job("a"), make_job("b")], announce=False)
+    executor.follow()
+    with pytest.raises(WorkflowError, match="Interrupted: 2 submitted jobs go on; the same command finds"):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            executor.cancel()
+
+
+# Outputs that do not appear
+
+
+def test_a_command_that_ends_well_without_its_outputs_has_failed(tmp_path: Path) -> None:
+    """A node with an old view of the folder: the job's own Snakemake finds nothing to do."""
+    (tmp_path / "script.sh").write_text("#!/bin/sh\ntouch made\n")
+    job = SnakemakeJob(
+        tmp_path / "script.sh", tmp_path, tmp_path / "record.json", cluster="local", runtime_s=60.0,
+        signal_s=10.0, max_timeouts=1, gpus=0, launcher="", submitted=1.0, inputs=["data.csv"],
+        outputs=["made", "weights.pt"], latency_s=0.3,
+    )  # fmt: skip
+    with pytest.raises(RuleError):
+        job()
+    record = JobRecord.load(tmp_path / "record.json")
+    assert record is not None
+    assert record.exit_code != 0
+    message = explain_failure(make_entry(tmp_path, node="n3", exit_code=record.exit_code), "FAILED", record)
+    assert "ended with 0, but on node n3 these did not appear: output weights.pt, input data.csv" in message
+    (tmp_path / "weights.pt").touch()
+    assert job() == {"exit_code": 0}
+
+
+# Ten thousand jobs
+
+
+def test_nothing_is_judged_while_nothing_is_new(tmp_path: Path) -> None:
+    watched = Watched(tmp_path)
+    executor = MadeExecutor(watched, tmp_path)
+    executor.run_jobs([make_job("a")], announce=False)
+    judged: list[str] = []
+    judge = watched.tracker.judge
+    watched.tracker.judge = lambda entry: (judged.append(entry.key), judge(entry))[1]  # type: ignore[method-assign]
+    watched.backend.refresh = lambda: None  # type: ignore[method-assign]
+
+    async def one_round() -> int:
+        return len([info async for info in executor.check_active_jobs(executor.active_jobs)])
+
+    assert [asyncio.run(one_round()) for _ in range(5)] == [1] * 5
+    assert len(judged) == 1
+    watched.backend.answers += 1
+    asyncio.run(one_round())
+    assert len(judged) == 2
+
+
+def test_a_result_is_seen_at_the_next_look(tmp_path: Path) -> None:
+    """The folder is not read again while it has not changed for some looks."""
+    backend = SlurmBackend(ExecutorSettings(), tmp_path / "jobs", print)
+    for _ in range(20):
+        assert backend.results_present() == set()
+    (tmp_path / "jobs" / "7_0_result.pkl").touch()
+    assert backend.results_present() == {"7_0_result.pkl"}
+    (tmp_path / "jobs" / "8_0_result.pkl").touch()
+    assert backend.results_present() == {"7_0_result.pkl", "8_0_result.pkl"}

@@ -251,6 +251,7 @@ def test_interrupt_leaves_jobs(cluster: Cluster, make_workflow: Callable[..., Wo
     work.wait_for_epochs("one", 1)
     controller.interrupt()
     assert controller.wait(60) != 0
+    assert "At least one job did not complete successfully" not in controller.text
     assert "2 submitted jobs go on" in controller.text
     assert f"scancel {job_id.split('_')[0]}" in controller.text
     cluster.run("scontrol", "requeue", job_id)

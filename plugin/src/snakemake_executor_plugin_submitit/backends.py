@@ -50,6 +50,8 @@ from snakemake_executor_plugin_submitit.slurm import (
 __all__ = ["Backend", "Look", "Result", "make_backend"]
 
 UNLIMITED_MINUTES = 365 * 24 * 60
+LOOKS_AFTER_A_CHANGE = 6
+"""A folder's time of change is coarse: a file may come right after the look that the same time belongs to."""
 START_S = 120.0
 """How much later than its entry in the journal the process of a local job may have begun."""
 NEVER_BY_SUBMITIT = 10**6
@@ -105,7 +107,12 @@ class Backend(ABC):
         self.folder = folder
         self.say = say
         self._distrusted: set[str] = set()
-        folder.mkdir(parents=True, exist_ok=True)
+        self.records = folder.parent / "records"
+        self.answers = 0
+        self._results: set[str] = set()
+        self._folder_state = (0, 0)
+        for path in (folder, self.records):
+            path.mkdir(parents=True, exist_ok=True)
 
     def prepare(self) -> None:
         """Learn about the cluster; raises SlurmRefusedError or SlurmBusyError."""
@@ -164,8 +171,8 @@ class Backend(ABC):
             temporary.replace(path)
 
     def refresh(self) -> None:
-        """Learn the state of all jobs, if it is time to."""
-        return
+        """Learn the state of all jobs, if it is time to; `answers` counts what was learnt."""
+        self.answers += 1
 
     @abstractmethod
     def look(self, entry: JournalEntry) -> Look | None:
@@ -219,9 +226,15 @@ class Backend(ABC):
             Path(entry.result).unlink(missing_ok=True)
 
     def results_present(self) -> set[str]:
-        """Names of all result files, by one look into the folder."""
-        with os.scandir(self.folder) as files:
-            return {file.name for file in files if file.name.endswith("_result.pkl")}
+        """Names of all result files, by one look into the folder if it has changed lately."""
+        changed, looks = self.folder.stat().st_mtime_ns, 0
+        if changed == self._folder_state[0]:
+            looks = self._folder_state[1] + 1
+        self._folder_state = (changed, looks)
+        if looks <= LOOKS_AFTER_A_CHANGE:
+            with os.scandir(self.folder) as files:
+                self._results = {file.name for file in files if file.name.endswith("_result.pkl")}
+        return self._results
 
 
 class SlurmBackend(Backend):
@@ -376,12 +389,14 @@ class SlurmBackend(Backend):
         return self.queue.marked(mark(entry.token)).get(entry.index) or super().find(entry)
 
     def refresh(self) -> None:
-        if self.queue.refresh() and self.accounting:
-            self._accounting.want(
-                job_id for job_id, since in self._missing.items() if self.queue.answers >= since + 2
-            )
+        self.queue.refresh()
         if self.accounting:
+            if self.queue.answers + self._accounting.answers != self.answers:
+                self._accounting.want(
+                    job_id for job_id, since in self._missing.items() if self.queue.answers >= since + 2
+                )
             self._accounting.refresh()
+        self.answers = self.queue.answers + self._accounting.answers
 
     def hurry(self) -> None:
         self.queue.hurry()
@@ -470,7 +485,7 @@ class DebugBackend(Backend):
     def __init__(self, settings: ExecutorSettings, folder: Path, say: Callable[[str], None]) -> None:
         super().__init__(settings, folder, say)
         self._jobs: dict[str, Any] = {}
-        self._results: dict[str, Result] = {}
+        self._outcomes: dict[str, Result] = {}
 
     def submit(self, jobs: Sequence[SnakemakeJob], request: Request, name: str, token: str) -> list[str]:
         from submitit.local.debug import DebugExecutor
@@ -486,13 +501,13 @@ class DebugBackend(Backend):
             return Look("FAILED", True)
         try:
             job.submission().result()
-            self._results[job.job_id] = Result(None)
+            self._outcomes[job.job_id] = Result(None)
         except Exception as error:
-            self._results[job.job_id] = Result(f"{type(error).__name__}: {error}")
+            self._outcomes[job.job_id] = Result(f"{type(error).__name__}: {error}")
         return Look("COMPLETED", True)
 
     def result(self, entry: JournalEntry) -> Result | None:
-        return self._results.get(entry.job_id or "")
+        return self._outcomes.get(entry.job_id or "")
 
     def cancel(self, entries: Sequence[JournalEntry]) -> None:
         for entry in entries:

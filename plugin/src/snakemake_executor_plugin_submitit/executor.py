@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -20,7 +21,7 @@ from snakemake_interface_executor_plugins.jobs import JobExecutorInterface  # ty
 from snakemake_executor_plugin_submitit import controller
 from snakemake_executor_plugin_submitit.backends import Backend, make_backend
 from snakemake_executor_plugin_submitit.dryrun import try_submissions
-from snakemake_executor_plugin_submitit.journal import Journal, JournalEntry
+from snakemake_executor_plugin_submitit.journal import Journal, JournalEntry, sweep
 from snakemake_executor_plugin_submitit.probe import shared_folder_problem, unwritable
 from snakemake_executor_plugin_submitit.reattach import EarlierJobs
 from snakemake_executor_plugin_submitit.requests import Request, RequestError
@@ -61,6 +62,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         self.settings: ExecutorSettings = self.executor_settings or ExecutorSettings()
         self.folder = controller.FOLDER.absolute()
         self.followed: dict[str, JournalEntry] = {}
+        self._tokens: set[str] = set()
         self._scripts: Path | None = None
         self._failures = 0
         self._failing_since: float | None = None
@@ -79,6 +81,8 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         controller.note_controller(self.folder)
         self.earlier = EarlierJobs(self.backend, self.tracker, self.journal, self.say)
         self.earlier.find_out()
+        if self.settings.keep_days:
+            sweep(self.folder, self.journal, self.settings.keep_days)
 
     def say(self, message: str) -> None:
         """Report something to the user in one line."""
@@ -119,6 +123,8 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
             self._refuse(job, f"{job.name}: {conflict}")
             return True
         active = [entry for entry in making if entry.active]
+        if not making and key_of(job) in self.earlier.damaged:
+            return self._recover(job)
         if active:
             self._take_over(job, active[0])
         elif making and asked_as_unfinished(self.workflow, job) and all_exist(job):
@@ -128,6 +134,25 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
                 self.earlier.drop(entry)
             return False
         return True
+
+    def _recover(self, job: JobExecutorInterface) -> bool:
+        """The journal's file of a job is damaged: look for the job under the mark of its submission."""
+        key = key_of(job)
+        path = self.journal.path(key)
+        self.earlier.damaged.discard(key)
+        submission = self.journal.submission_of(key)
+        if submission is None:
+            self.say(f"{path} is damaged and of no known submission: {job.name} is submitted.")
+            return False
+        self.say(f"{path} is damaged: looking for the job of {job.name} before it is submitted again.")
+        token, index = submission
+        request = self.requests.request_of(job)
+        script = self.get_jobscript(job)
+        self.write_jobscript(job, script)
+        entry = make_entry(job, request, self.backend, script=script, token=token, index=index)
+        self.earlier.add(entry)
+        self.earlier.find_out()
+        return self._reattach(job)
 
     def _take_over(self, job: JobExecutorInterface, entry: JournalEntry) -> None:
         if entry.fingerprint != fingerprint(job):
@@ -145,9 +170,8 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
             Path(entry.script).parent.mkdir(parents=True, exist_ok=True)
             self.write_jobscript(job, entry.script)
         request = self.requests.request_of(job)
-        self.backend.restore_function(
-            entry.job_id or "", make_submitted(entry, request, self.backend), request
-        )
+        submitted = make_submitted(job, entry, request, self.backend, self.tracker.latency_wait)
+        self.backend.restore_function(entry.job_id or "", submitted, request)
 
     # Submitting
 
@@ -210,8 +234,34 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
             self._refuse(job, f"{job.name} was not taken: {error}")
 
     def _submit(self, request: Request, name: str, jobs: Sequence[JobExecutorInterface]) -> None:
-        """Submit one job or array; raises QueueFullError."""
+        """Submit one job or array, but for what another controller has submitted; raises QueueFullError."""
         token = uuid.uuid4().hex[:16]
+        self._tokens.add(token)
+        with self.journal.locked():
+            theirs = [(job, entry) for job in jobs if (entry := self._entry_of_another(job)) is not None]
+            taken = [job for job, _ in theirs]
+            mine = [job for job in jobs if job not in taken]
+            entries = self._note(request, token, mine)
+        if mine:
+            self._submit_noted(request, name, token, mine, entries)
+        for job, entry in theirs:
+            self.say(f"{entry.name} was submitted by another Snakemake a moment ago: waiting for its job.")
+            self.earlier.add(entry)
+            self.earlier.find_out()
+            if not self._reattach(job):
+                self._submit_all(request, name, [job])
+
+    def _entry_of_another(self, job: JobExecutorInterface) -> JournalEntry | None:
+        """The entry of a job that another controller has submitted since this one has read the journal."""
+        key = key_of(job)
+        if key in self.followed or key in self.earlier.entries:
+            return None
+        entry = self.journal.read(key)
+        return entry if entry is not None and entry.active and entry.token not in self._tokens else None
+
+    def _note(self, request: Request, token: str, jobs: Sequence[JobExecutorInterface]) -> list[JournalEntry]:
+        """Write scripts and journal of jobs that are about to be submitted."""
+        self.journal.note_submission(token, [key_of(job) for job in jobs])
         entries = []
         for index, job in enumerate(jobs):
             script = self.get_jobscript(job)
@@ -221,7 +271,21 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
             entries.append(entry)
             self.followed[entry.key] = entry
             self.journal.write(entry)
-        submitted = [make_submitted(entry, request, self.backend) for entry in entries]
+        return entries
+
+    def _submit_noted(
+        self,
+        request: Request,
+        name: str,
+        token: str,
+        jobs: Sequence[JobExecutorInterface],
+        entries: list[JournalEntry],
+    ) -> None:
+        latency_s = self.tracker.latency_wait
+        submitted = [
+            make_submitted(job, entry, request, self.backend, latency_s)
+            for job, entry in zip(jobs, entries, strict=True)
+        ]
         try:
             job_ids = self.backend.submit(submitted, request, name, token)
         except SlurmRefusedError as error:
@@ -240,6 +304,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
 
     def _report(self, job: JobExecutorInterface, entry: JournalEntry) -> None:
         self.followed[entry.key] = entry
+        self.tracker.expect()
         self.report_job_submission(SubmittedJobInfo(job, external_jobid=entry.job_id, aux={"entry": entry}))
 
     def _refuse(self, job: JobExecutorInterface, message: str) -> None:
@@ -259,9 +324,9 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         if not active_jobs:  # perhaps this executor is not even made
             return
         failures = self._failures
-        looked = self._looked_around()
+        news = self._looked_around() and not self.tracker.quiet
         for info in active_jobs:
-            if not (looked and self.wait and self._ended(info)):
+            if not (news and self.wait and self._ended(info)):
                 yield info
         self.tracker.report_waiting()
         if self._failures == failures:
@@ -317,7 +382,13 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         self._find_unnamed()
         if self.settings.on_interrupt == "cancel":
             self._cancel(list(self.followed.values()))
-        self.shutdown()
+        left = self._close()
+        if left is None:
+            return
+        if isinstance(sys.exception(), KeyboardInterrupt | SystemExit):
+            # Snakemake would end with "At least one job did not complete successfully"
+            raise WorkflowError(f"Interrupted: {left}") from None
+        self.say(left)
 
     def cancel_jobs(self, active_jobs: list[SubmittedJobInfo]) -> None:
         """End submitted jobs for good."""
@@ -365,14 +436,22 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
 
     def shutdown(self) -> None:
         """Stop the poller; scripts stay as long as a job may still need them."""
+        if (left := self._close()) is not None:
+            self.say(left)
+
+    def _close(self) -> str | None:
+        """Stop following; a sentence about the jobs that go on, if any do."""
         self._stop_following()
-        left = [entry for entry in self.followed.values() if entry.job_id is not None]
-        if left:
-            self.say(f"{len(left)} submitted jobs go on; the same command finds them again. "
-                     f"To cancel them: {self.backend.cancel_command(left)}")  # fmt: skip
         if self._scripts is not None and not self._failed and not self._scripts_in_use():
             shutil.rmtree(self._scripts, ignore_errors=True)
         controller.forget_controller(self.folder)
+        left = [entry for entry in self.followed.values() if entry.job_id is not None]
+        if not left:
+            return None
+        return (
+            f"{len(left)} submitted jobs go on; the same command finds them again. "
+            f"To cancel them: {self.backend.cancel_command(left)}"
+        )
 
     def _scripts_in_use(self) -> bool:
         """Whether a job may still read a script of this controller."""

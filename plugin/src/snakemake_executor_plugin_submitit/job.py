@@ -23,7 +23,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -38,6 +38,8 @@ HEARTBEAT_S = 30.0
 SIGNAL_GRACE_S = 2.0
 WAIT_FOR_KILL_S = 900.0
 LONGEST_REQUEUE_S = 60.0
+NO_OUTPUT = 74
+"""Exit code of a job whose outputs did not appear (EX_IOERR of sysexits.h)."""
 
 
 class RuleError(RuntimeError):
@@ -68,6 +70,9 @@ class SnakemakeJob:
         gpus: int,
         launcher: str,
         submitted: float,
+        inputs: Sequence[str] = (),
+        outputs: Sequence[str] = (),
+        latency_s: float = 5.0,
     ) -> None:
         self.script = script
         self.workdir = workdir
@@ -79,6 +84,8 @@ class SnakemakeJob:
         self.gpus = gpus
         self.launcher = launcher
         self.submitted = submitted
+        self.inputs, self.outputs = list(inputs), list(outputs)
+        self.latency_s = latency_s
         self._forget_process()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -87,7 +94,8 @@ class SnakemakeJob:
         return {name: value for name, value in self.__dict__.items() if name not in running}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        before_version_0_2 = {"inputs": [], "outputs": [], "latency_s": 5.0}
+        self.__dict__.update({**before_version_0_2, **state})
         self._forget_process()
 
     def _forget_process(self) -> None:
@@ -152,11 +160,26 @@ class SnakemakeJob:
 
     def _finish(self, exit_code: int) -> dict[str, Any]:
         self._record.peak_memory_mb = max(self._record.peak_memory_mb, largest_child_mb())
+        if exit_code == 0 and (missing := self._missing_outputs()):
+            # a Snakemake on a node with an old view of the folder may find nothing to do
+            unseen = [f"input {path}" for path in self._not_there(self.inputs)]
+            self._record.missing = [*(f"output {path}" for path in missing), *unseen]
+            exit_code = NO_OUTPUT
         self._record.end(exit_code)
         self._record.save(self.record_path)
         if exit_code != 0:
             raise RuleError(f"the job's command ended with exit code {exit_code}")
         return {"exit_code": exit_code}
+
+    def _missing_outputs(self) -> list[str]:
+        """Declared outputs that are not there, also after a while."""
+        deadline = time.monotonic() + self.latency_s
+        while (missing := self._not_there(self.outputs)) and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+        return missing
+
+    def _not_there(self, paths: Sequence[str]) -> list[str]:
+        return [path for path in paths if not (self.workdir / path).exists()]
 
     def _run(self) -> int:
         if self._terminated:

@@ -32,16 +32,20 @@ Snakemake and asks no cluster. Fields:
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import shutil
+import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from snakemake_executor_plugin_submitit.record import JobRecord, write_json
 
-__all__ = ["ACTIVE_STATES", "Journal", "JournalEntry", "make_key", "read_jobs"]
+__all__ = ["ACTIVE_STATES", "Journal", "JournalEntry", "make_key", "read_jobs", "sweep"]
 
 ACTIVE_STATES = frozenset({"SUBMITTING", "PENDING", "RUNNING"})
 
@@ -127,12 +131,27 @@ def make_key(outputs: Iterable[str], rule: str, wildcards: dict[str, str]) -> st
     return hashlib.sha256("\n".join(named).encode()).hexdigest()[:20]
 
 
+def sweep(folder: Path, journal: Journal, days: float) -> None:
+    """Remove logs, records and scripts of jobs that ended long ago; the journal's entries stay."""
+    active = [entry for entry in journal.entries() if entry.active]
+    kept = {name.split("_")[0] for entry in active for name in (entry.job_id, entry.token) if name}
+    scripts = {str(Path(entry.script).parent) for entry in active}
+    before = time.time() - 86400 * days
+    for path in [*(folder / "jobs").iterdir(), *(folder / "records").iterdir()]:
+        if path.name.split("_")[0] not in kept and path.lstat().st_mtime < before:
+            path.unlink(missing_ok=True)
+    for path in folder.glob("scripts/*"):
+        if str(path) not in scripts and path.lstat().st_mtime < before:
+            shutil.rmtree(path, ignore_errors=True)
+
+
 class Journal:
     """The folder with one file per job."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        for path in (folder, folder.parent / "records"):
+            path.mkdir(parents=True, exist_ok=True)
 
     def path(self, key: str) -> Path:
         """The file of one job."""
@@ -145,6 +164,32 @@ class Journal:
     def read(self, key: str) -> JournalEntry | None:
         """What is known of a job, or None."""
         return read_entry(self.path(key))
+
+    def note_submission(self, token: str, keys: list[str]) -> None:
+        """Write down which jobs go out together: it finds them again if their own files are damaged."""
+        write_json(self.folder.parent / "records" / f"{token}_keys.json", {"keys": keys})
+
+    def submission_of(self, key: str) -> tuple[str, int | None] | None:
+        """Mark of a job's last submission and its index in the array."""
+        files = (self.folder.parent / "records").glob("*_keys.json")
+        for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
+            with suppress(OSError, ValueError, KeyError):
+                keys = json.loads(path.read_text())["keys"]
+                if key in keys:
+                    return path.name.split("_")[0], keys.index(key) if len(keys) > 1 else None
+        return None
+
+    def damaged(self) -> set[str]:
+        """Keys of the files that cannot be read: nobody knows from them whether their jobs run."""
+        return {path.stem for path in self.folder.glob("*.json") if read_entry(path) is None}
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other controllers of this folder (--nolock) from submitting meanwhile; the kernel unlocks."""
+        with (self.folder / ".lock").open("w") as file:
+            with suppress(OSError):  # a file system without locks
+                fcntl.lockf(file, fcntl.LOCK_EX)
+            yield
 
     def entries(self) -> Iterator[JournalEntry]:
         """All jobs that were ever submitted from this folder."""

@@ -128,6 +128,11 @@ def what_happened(entry: JournalEntry, state: str, record: JobRecord | None, by_
     if out_of_memory(entry, state):
         return memory_sentence(entry, record)
     code = own_exit_code(entry)
+    if state == "FAILED" and record is not None and record.missing:
+        return (
+            f"its command ended with 0, but on node {entry.node} these did not appear: "
+            f"{as_list(record.missing)} (FAILED): does the node see the folder, and is its view of it old?"
+        )
     if state == "FAILED" and out_of_gpu_memory(entry):
         return f"its GPU had too little memory (exit code {code}, {state}): {GPU_MEMORY_HINT}"
     sentences: Mapping[str, str] = {

@@ -156,6 +156,7 @@ class Accounting:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
+        self.answers = 0
         self._wanted: dict[str, int] = {}
         self._ends: dict[str, End] = {}
         self._next = 0.0
@@ -178,6 +179,7 @@ class Accounting:
         self._next = self.clock() + SACCT_S * (1 + max(self._wanted[job_id] for job_id in asked))
         try:
             self._ends.update(ended_states(asked))
+            self.answers += 1
         except (SlurmBusyError, SlurmRefusedError):
             return
         for job_id in asked:

@@ -33,9 +33,20 @@ class EarlierJobs:
         self.tracker = tracker
         self.journal = journal
         self.say = say
-        self.begun = time.monotonic()
-        self.entries = {entry.key: entry for entry in journal.entries() if entry.active}
-        self._making = {path: entry.key for entry in self.entries.values() for path in entry.outputs}
+        self.damaged = journal.damaged()
+        self.entries: dict[str, JournalEntry] = {}
+        self._making: dict[str, str] = {}
+        self._since: dict[str, float] = {}
+        for entry in journal.entries():
+            if entry.active:
+                self.add(entry)
+
+    def add(self, entry: JournalEntry) -> None:
+        """Follow a job that this controller has not submitted."""
+        self.damaged.discard(entry.key)
+        self.entries[entry.key] = entry
+        self._making.update(dict.fromkeys(entry.outputs, entry.key))
+        self._since[entry.key] = time.monotonic()
 
     def find_out(self) -> None:
         """Learn what has become of each, waiting until the cluster knows."""
@@ -70,12 +81,18 @@ class EarlierJobs:
         return look is not None and not look.ended and not self.tracker.in_doubt(entry)
 
     def _find(self, entry: JournalEntry) -> bool:
-        """The controller ended while it submitted: the job may be there all the same."""
+        """Its controller ended while it submitted, or another submits now: the job may be there."""
+        fresh = self.journal.read(entry.key)
+        if fresh is not None and fresh.token == entry.token and fresh.job_id is not None:
+            self.backend.name_files(entry, fresh.job_id)
+            entry.state = fresh.state
+            return True
         if (job_id := self.backend.find(entry)) is not None:
             self.backend.name_files(entry, job_id)
             self.journal.write(entry)
             return True
-        if time.monotonic() - self.begun > YOUNG_S or time.time() - entry.submitted > YOUNG_S:
+        waited = time.monotonic() - self._since[entry.key]
+        if waited > YOUNG_S or time.time() - entry.submitted > YOUNG_S:
             self._end(entry, "CANCELLED", "the controller ended before the job was submitted")
         return False
 

@@ -10,6 +10,8 @@ controller:
     queue_wait_s   seconds spent waiting in the queue, over all starts
     peak_memory_mb the largest memory of the job's processes together, sampled
     ended, exit_code   set when the rule's command has ended for good
+    missing        outputs that did not appear on the node although the command has ended with 0, and inputs
+                   that the node does not see
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ class JobRecord:
     peak_memory_mb: float = 0.0
     ended: float | None = None
     exit_code: int | None = None
+    missing: list[str] = field(default_factory=list)
 
     @classmethod
     def load(cls, path: Path) -> JobRecord | None:
@@ -73,6 +76,7 @@ class JobRecord:
         self.queue_wait_s += max(0.0, now - waiting_since)
         self.starts.append({"time": now, "host": host, "job_id": job_id})
         self.last_seen, self.ended, self.exit_code = now, None, None
+        self.missing = []
 
     def seen(self) -> None:
         """Note that the job still runs."""

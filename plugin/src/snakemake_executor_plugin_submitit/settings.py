@@ -58,6 +58,9 @@ class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc, unused-ignor
     shared_folder_check: str = setting(
         "yes", "Before the first submission look from a node whether it sees this folder: yes or no."
     )
+    keep_days: int = setting(
+        30, "Days after which logs, records and scripts of jobs that have ended are removed; 0 keeps them."
+    )
     gpu_option: str = setting(
         "auto",
         "How the cluster counts GPUs: gpus-per-node, gres or gpus-per-task; auto: the first of them that "
@@ -69,7 +72,14 @@ class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc, unused-ignor
     )
 
 
-LEAST = {"signal_seconds": 1, "max_timeouts": 0, "array_size": 1, "array_throttle": 0, "poll_seconds": 1}
+LEAST = {
+    "signal_seconds": 1,
+    "max_timeouts": 0,
+    "array_size": 1,
+    "array_throttle": 0,
+    "poll_seconds": 1,
+    "keep_days": 0,
+}
 CHOICES = {
     "cluster": CLUSTERS,
     "on_interrupt": ("leave", "cancel"),

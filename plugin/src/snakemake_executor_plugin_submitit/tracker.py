@@ -60,6 +60,9 @@ class Tracker:
         self.clock = clock
         self.latency_wait = latency_wait
         self._present: set[str] = set()
+        self._answers = -1
+        self._new_jobs = False
+        self.quiet = False
         self._ended_since: dict[str, tuple[str, float]] = {}
         self._error_since: dict[str, float] = {}
         self._hurried = -HURRY_S
@@ -67,9 +70,19 @@ class Tracker:
         self._reported: set[tuple[str, str]] = set()
 
     def look_around(self) -> None:
-        """Learn which results are there, and the state of the queue if it is time to ask."""
+        """Learn which results are there, and the state of the queue if it is time to ask.
+
+        Nothing new at all makes it `quiet`: no verdict on any job can differ from the last one.
+        """
         self._present = self.backend.results_present()
         self.backend.refresh()
+        pending = self._present or self._ended_since or self._error_since
+        self.quiet = self.backend.answers == self._answers and not pending and not self._new_jobs
+        self._answers, self._new_jobs = self.backend.answers, False
+
+    def expect(self) -> None:
+        """Jobs have been added since the last look."""
+        self._new_jobs = True
 
     def judge(self, entry: JournalEntry) -> Verdict | None:
         """How the job has ended; None if it has not, or nobody knows yet."""

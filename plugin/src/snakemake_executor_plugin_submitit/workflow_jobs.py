@@ -156,7 +156,7 @@ def make_entry(
         token=token,
         index=index,
         script=script,
-        record=str(backend.folder / f"{token}_{index or 0}_record.json"),
+        record=str(backend.records / f"{token}_{index or 0}.json"),
         submitted=time.time(),
         fingerprint=fingerprint(job),
         gpus=request.gpu,
@@ -164,8 +164,20 @@ def make_entry(
     )
 
 
-def make_submitted(entry: JournalEntry, request: Request, backend: Backend) -> SnakemakeJob:
-    """What submitit runs on the node for an entry of the journal."""
+def files_to_see(paths: Iterable[Any]) -> list[str]:
+    """Those of a job's files that its node must see: neither in a storage nor removed at its end."""
+    passing = {"temp", "pipe", "service"}
+    return [
+        str(path)
+        for path in paths
+        if not getattr(path, "is_storage", False) and not passing & set(getattr(path, "flags", ()))
+    ]
+
+
+def make_submitted(
+    job: Any, entry: JournalEntry, request: Request, backend: Backend, latency_s: float = 5.0
+) -> SnakemakeJob:
+    """What submitit runs on the node for one of Snakemake's jobs and its entry of the journal."""
     return SnakemakeJob(
         Path(entry.script),
         Path.cwd(),
@@ -177,4 +189,7 @@ def make_submitted(entry: JournalEntry, request: Request, backend: Backend) -> S
         gpus=request.gpu,
         launcher=request.launcher,
         submitted=entry.submitted,
+        inputs=files_to_see(job.input),
+        outputs=files_to_see(job.output),
+        latency_s=latency_s,
     )
