@@ -1,10 +1,13 @@
 """The executor's cost: wall time of small jobs, calls to Slurm, and what the controller needs.
 
-    python benchmarks/executor.py [--parts wall calls controller] [--repeats 3] [--write]
+    python benchmarks/executor.py [--parts wall calls controller poller] [--repeats 3] [--write]
+    python benchmarks/executor.py --parts wall --repeats 5 --before /tmp/main/plugin/src
 
 Needs Slurm with accounting (packages: plugin/tests/cluster.py). A Slurm of one node with four CPUs is
 started in a temporary folder. `snakemake-executor-plugin-slurm` is installed into an environment of its own
 outside the clone (--official FOLDER): beside this plugin it would slow down every start of Snakemake.
+`--before` measures another tree of this plugin in turns with this one. Part `poller` needs no Slurm: what
+following 10,000 jobs costs, with answers of squeue that are made up.
 `--write` puts the figures into benchmarks/README.md, section "Executor".
 """
 
@@ -13,6 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import resource
 import shutil
 import statistics
 import subprocess
@@ -33,6 +37,7 @@ sys.path.insert(0, str(ROOT / "plugin" / "tests"))
 from cluster import Cluster, wait_for  # noqa: E402
 
 README = Path(__file__).with_name("README.md")
+PLUGIN = ROOT / "plugin" / "src"
 SLOTS = 4
 QUEUED = 1000
 SETTLED_S = 20.0
@@ -108,6 +113,14 @@ def count_calls(folder: Path, conf: Path) -> Path:
     return folder
 
 
+def cpu_of_jobs(cluster: Cluster) -> float:
+    """CPU seconds of all jobs so far, as the accounting knows them."""
+    lines = cluster.run("sacct", "-n", "-P", "-X", "--format=TotalCPU").split()
+    return sum(
+        60 * float(minutes) + float(seconds) for minutes, seconds in (t.split(":")[-2:] for t in lines)
+    )
+
+
 def run(
     python: Path, options: Iterable[str], folder: Path, variables: dict[str, str], timeout: float
 ) -> float:
@@ -122,10 +135,13 @@ def run(
     return time.monotonic() - start
 
 
-def measure_walls(cluster: Cluster, folder: Path, official: Path, repeats: int) -> list[str]:
-    """20 jobs of 2 s on four slots, all ways in turns, median of some runs each."""
+def measure_walls(
+    cluster: Cluster, folder: Path, official: Path, repeats: int, before: Path | None
+) -> list[str]:
+    """20 jobs of 2 s on four slots, all ways in turns, median of some runs each: wall and CPU seconds."""
     python_here = Path(sys.executable)
     ways = {
+        **({f"submitit, arrays, {before}": (python_here, SUBMITIT)} if before else {}),
         COMPARED[0]: (python_here, SUBMITIT),
         COMPARED[1]: (official, TUNED),
         f"local, {SLOTS} cores": (python_here, LOCAL),
@@ -133,21 +149,33 @@ def measure_walls(cluster: Cluster, folder: Path, official: Path, repeats: int) 
         "official plugin, default": (official, DEFAULT),
     }
     walls: dict[str, list[float]] = {name: [] for name in ways}
+    cpus: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in range(repeats):
         for number, (name, (python, options)) in enumerate(ways.items()):
             if repeat and name in ONCE:
                 continue
             workdir = folder / f"wall{number}-{repeat}"
             make_workflow(workdir, 20, 2)
-            wall = run(python, options, workdir, environment(cluster, python, folder / "commands"), 1200)
-            walls[name].append(wall)
-            print(f"{name}: {wall:.1f} s", flush=True)
-    lines = ["| 20 jobs of 2 s, 4 slots | wall, median | runs |", "|---|---|---|"]
+            variables = environment(cluster, python, folder / "commands")
+            variables["PYTHONPATH"] = str(before if before and str(before) in name else PLUGIN)
+            cpu_before = cpu_of_jobs(cluster) + own_cpu()
+            walls[name].append(run(python, options, workdir, variables, 1200))
+            time.sleep(SETTLED_S / 5)  # the accounting hears of the last jobs
+            cpus[name].append(cpu_of_jobs(cluster) + own_cpu() - cpu_before)
+            print(f"{name}: wall {walls[name][-1]:.1f} s, CPU {cpus[name][-1]:.1f} s", flush=True)
+    lines = ["| 20 jobs of 2 s, 4 slots | wall, median | CPU, median | walls |", "|---|---|---|---|"]
     for name, runs in walls.items():
         shown = ", ".join(f"{wall:.1f}" for wall in runs)
-        lines.append(f"| {name} | {statistics.median(runs):.1f} s | {shown} |")
+        cpu = statistics.median(cpus[name])
+        lines.append(f"| {name} | {statistics.median(runs):.1f} s | {cpu:.1f} s | {shown} |")
     ours, theirs = (statistics.median(walls[name]) for name in COMPARED)
     return [*lines, "", f"{COMPARED[0]}: {ours / theirs:.2f} of the wall time of {COMPARED[1]}; goal: 0.5."]
+
+
+def own_cpu() -> float:
+    """CPU seconds of the programs that this one has called: Snakemake's own and Slurm's clients."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def measure_calls(cluster: Cluster, folder: Path, official: Path) -> list[str]:
@@ -203,6 +231,41 @@ def watch_controller(cluster: Cluster, python: Path, options: Iterable[str], wor
         wait_for(lambda: queued(cluster) == 0, 120, "an empty queue", interval=1.0)
 
 
+def measure_poller(folder: Path, jobs: int = 10_000, seconds: float = 60.0) -> list[str]:
+    """CPU of the controller's poller while many jobs wait and run; squeue's answers are made up."""
+    sys.path.insert(0, str(PLUGIN))
+    from snakemake_executor_plugin_submitit import queue
+    from snakemake_executor_plugin_submitit.backends import SlurmBackend
+    from snakemake_executor_plugin_submitit.settings import ExecutorSettings
+    from snakemake_executor_plugin_submitit.tracker import Tracker
+
+    from fakes import MadeExecutor, Watched, make_entry, make_job
+
+    ids = [f"{1 + number // 1000}_{number % 1000}" for number in range(jobs)]
+    states = ["RUNNING|n1", "PENDING|"]
+    lines = [f"{job_id}|{states[len(job_id) % 2]}|train|snakemake-submitit:t|None" for job_id in ids]
+    queue.ask = lambda command, timeout=0: "\n".join(lines)  # type: ignore[assignment, misc]
+    watched = Watched(folder)
+    watched.backend = SlurmBackend(ExecutorSettings(), folder / "jobs", print)  # type: ignore[assignment]
+    watched.tracker = Tracker(watched.backend, watched.journal, print)
+    executor = MadeExecutor(watched, folder)
+    for job_id in ids:
+        entry = make_entry(folder, key=job_id, job_id=job_id, outputs=[job_id])
+        watched.backend.name_files(entry, job_id)
+        watched.journal.write(entry)
+        executor._report(make_job(job_id), entry)
+    executor.follow()
+    time.sleep(SETTLED_S)
+    before = time.process_time()
+    time.sleep(seconds)
+    cpu = 100 * (time.process_time() - before) / seconds
+    executor.shutdown()
+    return [
+        f"Following {jobs} active jobs, one squeue in {ExecutorSettings().poll_seconds} s: "
+        f"{cpu:.1f} % of a core; goal: 5."
+    ]
+
+
 def queued(cluster: Cluster) -> int:
     """How many jobs wait, tasks of arrays one by one."""
     return len(cluster.run("squeue", "--noheader", "--array", "--states=PENDING", "--format=%i").split())
@@ -240,25 +303,34 @@ def main() -> None:
     """Measure and print, or write into the README."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--parts", nargs="+", choices=["wall", "calls", "controller"], default=["wall", "calls", "controller"]
+        "--parts",
+        nargs="+",
+        choices=["wall", "calls", "controller", "poller"],
+        default=["wall", "calls", "controller", "poller"],
     )
+    parser.add_argument("--before", type=Path, help="plugin/src of another tree, measured in turns")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument(
         "--official", type=Path, default=Path(tempfile.gettempdir()) / "official-slurm-plugin"
     )
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
-    official = make_official(options.official)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
+        if options.parts == ["poller"]:
+            print("\n".join(measure_poller(folder / "poller")))
+            return
+        official = make_official(options.official)
         with Cluster(folder / "slurm", accounting=True, cpus=SLOTS) as cluster:
             lines = [describe(cluster, options.repeats)]
             if "wall" in options.parts:
-                lines += ["", *measure_walls(cluster, folder, official, options.repeats)]
+                lines += ["", *measure_walls(cluster, folder, official, options.repeats, options.before)]
             if "controller" in options.parts:
                 lines += ["", *measure_controller(cluster, folder, official)]
             if "calls" in options.parts:
                 lines += ["", *measure_calls(cluster, folder, official)]
+        if "poller" in options.parts:
+            lines += ["", *measure_poller(folder / "poller")]
     print("\n".join(lines))
     if options.write:
         write(lines)

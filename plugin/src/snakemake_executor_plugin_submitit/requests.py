@@ -82,7 +82,6 @@ OWNED_OPTIONS = {
     "account": "slurm_account",
     "qos": "qos",
     "constraint": "constraint",
-    "reservation": "reservation",
 }
 PLUGINS_OPTIONS = frozenset(
     {
@@ -167,7 +166,7 @@ class Request:
         if self.tasks > 1:
             options["ntasks"] = str(self.tasks)
         if self.reservation:
-            options["reservation"] = self.reservation
+            options.setdefault("reservation", self.reservation)
         if not self.gpu:
             return options
         model = f"{self.gpu_model}:" if self.gpu_model else ""
