@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from snakemake_executor_plugin_submitit import controller, queue, slurm
 from snakemake_executor_plugin_submitit.backends import Look, Result
-from snakemake_executor_plugin_submitit.job import SnakemakeJob, TooManyTimeoutsError
+from snakemake_executor_plugin_submitit.job import RuleError, SnakemakeJob, TooManyTimeoutsError
 from snakemake_executor_plugin_submitit.journal import Journal, make_key
 from snakemake_executor_plugin_submitit.messages import explain_failure, explain_reason, last_lines
 from snakemake_executor_plugin_submitit.record import JobRecord
@@ -551,6 +551,103 @@ def test_requeue_is_asked_for_until_the_job_is_killed(
     with pytest.raises(KeyboardInterrupt):
         make_job("exit 0")._requeue_again()
     assert 50 < len(paused) < 100
+
+
+@pytest.mark.parametrize("allowed", [0, 1, 2])
+def test_time_limits_are_counted_over_all_starts(
+    make_job: Callable[..., SnakemakeJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: int
+) -> None:
+    """As many as allowed are met and continued; the next one ends the job, and preemptions do not count."""
+    for number in range(allowed + 1):
+        job = make_job("exit 0", max_timeouts=allowed, runtime_s=60.0, signal_s=10.0)
+        job._child = object()  # type: ignore[assignment]
+        monkeypatch.setattr(job, "_watch", lambda: 75)  # the program saves and ends
+        monkeypatch.setattr(job, "_forward", lambda number: None)
+        job._record = JobRecord.load(tmp_path / "record.json") or job._record
+        monkeypatch.setattr(job, "_cause", lambda: "preemption")
+        assert job.checkpoint() is not None
+        monkeypatch.setattr(job, "_cause", lambda: "time limit")
+        if number < allowed:
+            assert job.checkpoint() is not None
+            assert job._requeued
+            continue
+        with pytest.raises(TooManyTimeoutsError, match=f"{allowed + 1} times"):
+            job.checkpoint()
+    record = JobRecord.load(tmp_path / "record.json")
+    assert record is not None
+    assert (record.timeouts, record.exit_code) == (allowed + 1, 75)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "age", "asked", "cause"),
+    [
+        ("slurm", 0.0, True, "preemption"),
+        ("slurm", 3500.0, True, "preemption"),
+        ("slurm", 3500.0, False, "time limit"),
+        ("slurm", 10.0, False, "preemption"),
+        ("local", 3500.0, True, "time limit"),
+        ("local", 10.0, False, "preemption"),
+    ],
+)
+def test_time_limit_and_preemption_are_distinguished(
+    make_job: Callable[..., SnakemakeJob],
+    monkeypatch: pytest.MonkeyPatch,
+    cluster: str,
+    age: float,
+    asked: bool,
+    cause: str,
+) -> None:
+    job = make_job("exit 0", cluster=cluster, runtime_s=3600.0, signal_s=120.0)
+    monkeypatch.setattr("snakemake_executor_plugin_submitit.job.preempted", lambda identifier: asked)
+    job._started = time.time() - age
+    assert job._cause() == cause
+
+
+def test_program_that_ends_well_at_the_signal_is_done(
+    make_job: Callable[..., SnakemakeJob], tmp_path: Path
+) -> None:
+    """It is not queued again, and its record says so."""
+    (tmp_path / "program.py").write_text(
+        "import os, signal, sys, time\n"
+        "signal.signal(signal.SIGUSR2, lambda *_: sys.exit(0))\n"
+        "os.kill(int(sys.argv[1]), signal.SIGUSR2)\ntime.sleep(30)"
+    )
+    job = make_job(f"exec {sys.executable} program.py {os.getpid()}")
+    before = signal.signal(signal.SIGUSR2, lambda *_: job.checkpoint())
+    try:
+        assert job() == {"exit_code": 0}
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    record = JobRecord.load(tmp_path / "record.json")
+    assert record is not None
+    assert (record.exit_code, len(record.interruptions)) == (0, 1)
+    assert record.ended is not None
+
+
+def test_failing_command_leaves_its_end_and_its_memory(
+    make_job: Callable[..., SnakemakeJob], tmp_path: Path
+) -> None:
+    eat = "bytearray(80_000_000)"
+    with pytest.raises(RuleError, match="exit code 3"):
+        make_job(f"{sys.executable} -c '{eat}'; exit 3")()
+    record = JobRecord.load(tmp_path / "record.json")
+    assert record is not None
+    assert record.exit_code == 3
+    assert record.ended is not None
+    assert record.peak_memory_mb > 80
+
+
+def test_job_killed_by_a_signal_counts_as_a_shell_counts(make_job: Callable[..., SnakemakeJob]) -> None:
+    with pytest.raises(RuleError, match="exit code 137"):
+        make_job("kill -KILL $$")()
+
+
+def test_job_runs_where_linux_has_more_than_other_systems(
+    make_job: Callable[..., SnakemakeJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("waitid", "pidfd_open", "sched_getaffinity", "P_PIDFD"):
+        monkeypatch.delattr(os, name, raising=False)
+    assert make_job("sleep 0.3; exit 0")() == {"exit_code": 0}
 
 
 def test_importing_the_plugin_imports_neither_submitit_nor_torch() -> None:
