@@ -204,3 +204,13 @@ def test_the_catalogue_entry_promises_only_what_works():
     deployment = entry["software-stack-deployment"]
     assert not any(deployment.values()), "the rules use the interpreter that runs Snakemake"
     assert entry["report"] is True and "report:" in (ROOT / "Snakefile").read_text()
+
+
+def test_a_missing_executor_is_named_with_what_installs_it(monkeypatch):
+    from fbt_paper.status.cluster import check_module
+
+    monkeypatch.setitem(sys.modules, "snakemake_executor_plugin_submitit", None)
+    check = check_module("snakemake_executor_plugin_submitit")
+    assert not check.ok and "snakemake_executor_plugin_submitit" in check.what
+    assert "pip install ./plugin" in check.hint
+    assert "invalid choice: 'submitit'" in (ROOT / "README.md").read_text()
