@@ -149,7 +149,9 @@ def compare_command(options: Options) -> int:
 
     flow = open_flow(options)
     path = options.out or Path(flow.results, f"{options.comparison}.md")
-    write_text(path, to_markdown(collect_tables(flow, flow.compared(options.comparison)), flow.scale))
+    write_text(
+        path, to_markdown(collect_tables(flow, flow.compared(options.comparison)), flow.config.scale_label)
+    )
     print(path)
     return 0
 

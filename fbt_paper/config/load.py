@@ -87,6 +87,24 @@ class Config:
             names.append(parent)
         return tuple(names)
 
+    @property
+    def stand_ins(self) -> str:
+        """In short, what is trained instead of the paper's networks and data; empty if nothing is."""
+        titles = dict.fromkeys(self.datasets[key].title for key in self.scale.datasets.values())
+        networks = "" if self.scale.is_full_size else "tiny networks"
+        return " on ".join(filter(None, [networks, " and ".join(titles)]))
+
+    @property
+    def scale_label(self) -> str:
+        """What stands beside every number that cannot be compared with the paper's; empty if it can."""
+        if not self.stand_ins:
+            return ""
+        purpose = "These numbers show that the chain works"
+        return (
+            f"{self.main.scale.upper()}: {self.stand_ins}. {purpose}; they are not the paper's and cannot be "
+            "compared with them."
+        )
+
 
 def load(folder: Path | str = CONFIG_FOLDER, overrides: Content | None = None) -> Config:
     """All of config/, checked; `overrides` changes keys of config.yaml (Snakemake's --config, fbt's --set).

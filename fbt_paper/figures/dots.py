@@ -32,7 +32,7 @@ HOLLOW: dict[str, Any] = {"color": PAPER, "markerfacecolor": "white"}
 def draw_dots(dots: pd.DataFrame, note: str, gap: str = "gap") -> Figure:
     """One panel per column of the table, side by side from 60 cells on, with a common scale.
 
-    `gap` heads the gaps, written at the right: at scale smoke it warns that they compare unlike things.
+    `gap` heads the gaps, written at the right: at a small scale it warns that they compare unlike things.
     """
     panels = [panel for _, panel in dots.groupby("column", sort=False)]
     across = 1 if len(dots) <= 60 else 2

@@ -29,7 +29,6 @@ from fbt_paper.tables.frame import TableResults, as_csv, collect, histories, sco
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SMOKE_NOTE = "scale smoke: tiny networks on Fashion-MNIST, not the paper's data"
 LINKS = {"claims_csv": "CSV of the statements below"}
 """What a link to a file is called, if not by its kind."""
 Files = Mapping[str, Path]
@@ -111,8 +110,9 @@ def describe(drawing: Drawing, pictures: Sequence[Picture], files: Files) -> dic
 
 def note_of(plan: FigurePlan, title: str) -> str:
     """The line in a figure that says what it shows and at which scale."""
-    scale = SMOKE_NOTE if plan.flow.scale == "smoke" else "scale paper"
-    return f"{pretty(title)} ({scale})"
+    stand_ins = plan.flow.config.stand_ins
+    what = f": {stand_ins}, not the paper's data" if stand_ins else ""
+    return f"{pretty(title)} (scale {plan.flow.scale}{what})"
 
 
 def pretty(label: str) -> str:
@@ -220,7 +220,7 @@ def paint_curves(plan: FigurePlan, drawing: Drawing, files: Files) -> list[Pictu
         Picture(
             pages=[
                 dots.draw_dots(
-                    gaps, note_of(plan, against), "gap\n(smoke)" if flow.scale == "smoke" else "gap"
+                    gaps, note_of(plan, against), f"gap\n({flow.scale})" if flow.config.stand_ins else "gap"
                 )
             ],
             words=dots.describe(gaps),

@@ -20,7 +20,7 @@ from fbt_paper.plan.targets import Flow
 from fbt_paper.tables.cost_table import CostResults
 from fbt_paper.tables.frame import TableResults, rows_of
 from fbt_paper.tables.reference import STATUS_MARKS
-from fbt_paper.tables.render import SMOKE_LABEL, make_sheet, note_of, signed, to_csv, to_latex
+from fbt_paper.tables.render import make_sheet, note_of, signed, to_csv, to_latex
 from fbt_paper.tables.results import Results, collect_tables
 
 Record = dict[str, Any]
@@ -200,8 +200,8 @@ def describe_page(flow: Flow, page: str, about: Iterable[Path]) -> Record:
     return {
         "title": "FBT: measured and printed" if page == "index" else "FBT: the grids, measured and printed",
         "scale": flow.scale,
-        "smoke_label": SMOKE_LABEL if flow.scale == "smoke" else "",
-        "gap_name": "gap (smoke)" if flow.scale == "smoke" else "gap",
+        "scale_label": flow.config.scale_label,
+        "gap_name": f"gap ({flow.scale})" if flow.config.scale_label else "gap",
         "facts": facts(flow, runs),
         "tables": [describe_table(table) for table in tables],
         "figures": describe_figures(about),
@@ -212,7 +212,7 @@ def describe_page(flow: Flow, page: str, about: Iterable[Path]) -> Record:
 
 def train_again(flow: Flow) -> dict[str, str]:
     """What trains a run again: its folder, which goes first, and the command; RUN stands for the run's id."""
-    where = "--profile slurm" if flow.scale == "paper" else "--cores 2"
+    where = "--cores 2" if flow.config.scale.trainings.cpu else "--profile slurm"
     settings = {**flow.given, "scale": flow.scale}
     changes = " ".join(shlex.quote(f"{key}={_as_text(value)}") for key, value in settings.items())
     folder = f"{flow.runs}/RUN"
@@ -236,7 +236,7 @@ def facts(flow: Flow, runs: Mapping[str, Record]) -> dict[str, str]:
     )
     said = {
         "scale": flow.scale,
-        "recipe set": "smoke" if flow.scale == "smoke" else flow.config.main.recipes,
+        "recipe set": flow.scale if flow.config.scale.recipes else flow.config.main.recipes,
         "runs": str(len(runs)),
         "results of": " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "",
         "code": ", ".join(shas[:3]) + (f" and {len(shas) - 3} more" if len(shas) > 3 else ""),

@@ -41,4 +41,11 @@ def renderer(*folders: str) -> str:
 def table_shows(config: Config, plan: Plan, key: str) -> list[object]:
     """Everything that a table shows but its runs' results."""
     cells = [(cell.row, cell.column, cell.runs, cell.note) for cell in plan.tables[key].cells.values()]
-    return [plan.scale, config.main.score, config.tables[key], config.references.get(key, ()), cells]
+    return [
+        plan.scale,
+        config.scale_label,
+        config.main.score,
+        config.tables[key],
+        config.references.get(key, ()),
+        cells,
+    ]

@@ -231,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--profile", type=Path, default=PROFILE, help="folder of the profile (default: %(default)s)"
     )
-    parser.add_argument("--scale", default="paper", help="smoke or paper (default: paper)")
+    parser.add_argument("--scale", default="paper", help="a scale of config/scales (default: paper)")
     options = parser.parse_args(arguments)
     checks = check_cluster(options.profile, {"scale": options.scale})
     for check in checks:

@@ -8,7 +8,6 @@ from fbt_paper.tables.cost_table import UNITS, CostResults
 from fbt_paper.tables.frame import TableResults, rows_of, score_remark
 from fbt_paper.tables.reference import legend
 from fbt_paper.tables.render import (
-    SMOKE_LABEL,
     cost_cells,
     escape_markdown,
     markdown_table,
@@ -20,38 +19,41 @@ from fbt_paper.tables.render import (
 from fbt_paper.tables.results import Results
 
 FULL_SIZE = (
-    "Counted at full size, so these are no smoke numbers. Ours is counted by the paper's rule; the table "
+    "Counted at full size, so these hold at every scale. Ours is counted by the paper's rule; the table "
     "itself holds the true counts too."
 )
 HEAD = ("Row", "Column", "Ours", "Paper", "Gap", "Seeds")
 
 
-def to_markdown(tables: Sequence[Results], scale: str) -> str:
-    """The whole comparison; at smoke it says first that its numbers are not the paper's."""
-    title = "# Measured and printed" + (" (SMOKE)" if scale == "smoke" else "")
-    parts = [title, *([f"**{SMOKE_LABEL}**"] if scale == "smoke" else [])]
+def to_markdown(tables: Sequence[Results], scale_label: str) -> str:
+    """The whole comparison; the label of a small scale says first that its numbers are not the paper's."""
+    parts = [f"# Measured and printed{_mark(scale_label)}", *([f"**{scale_label}**"] if scale_label else [])]
     parts += list(dict.fromkeys(score_remark(t.score) for t in tables if isinstance(t, TableResults)))
     for table in tables:
         parts += _costs(table) if isinstance(table, CostResults) else _accuracy(table)
     return "\n\n".join(parts) + "\n"
 
 
+def _mark(scale_label: str) -> str:
+    """The scale's name behind a heading, if the scale has a label."""
+    return f" ({scale_label.partition(':')[0]})" if scale_label else ""
+
+
 def _accuracy(table: TableResults) -> list[str]:
-    label = " (SMOKE)" if table.scale == "smoke" else ""
     cells = list(rows_of(table.cells))
     lines = [
         [c.row_label, c.column_label, measured(c), printed(c), signed(c.gap), str(c.seeds or "")]
         for c in cells
     ]
     notes = [f"{c.row_label}, {c.column_label}: {note_of(c)}" for c in cells if note_of(c)]
-    parts = [f"## {escape_markdown(table.title)}{label}", escape_markdown(table.caption)]
+    parts = [f"## {escape_markdown(table.title)}{_mark(table.scale_label)}", escape_markdown(table.caption)]
     parts += [f"> **Warning:** {escape_markdown(warning)}." for warning in table.warnings]
     parts += [markdown_table(HEAD, lines), *map(escape_markdown, legend(table.cells.status))]
     return [*parts, *(["\n".join(f"- {escape_markdown(note)}" for note in notes)] if notes else [])]
 
 
 def _costs(table: CostResults) -> list[str]:
-    """Counted at full size at either scale; only lines that the paper prints have a gap."""
+    """Counted at full size at every scale; only lines that the paper prints have a gap."""
     lines = []
     for line in rows_of(table.frame):
         paper, rule, _ = cost_cells(line)

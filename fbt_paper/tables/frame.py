@@ -73,6 +73,7 @@ class TableResults:
     caption: str
     corner: str
     scale: str
+    scale_label: str
     rows: Sequence[tuple[str, str]]
     columns: Sequence[tuple[str, str]]
     frame: pd.DataFrame
@@ -143,6 +144,7 @@ def collect(config: Config, plan: Plan, key: str, runs: Path) -> TableResults:
         caption=table.caption,
         corner=table.corner,
         scale=plan.scale,
+        scale_label=config.scale_label,
         rows=rows,
         columns=columns,
         frame=frame,

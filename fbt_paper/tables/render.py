@@ -1,4 +1,4 @@
-"""Tables as CSV (one line per cell), Markdown and LaTeX; smoke numbers carry their label everywhere."""
+"""Tables as CSV (one line per cell), Markdown and LaTeX; numbers of a small scale carry its label."""
 
 from __future__ import annotations
 
@@ -15,10 +15,6 @@ from fbt_paper.tables.frame import TableResults, as_csv, rows_of
 from fbt_paper.tables.reference import STATUS_MARKS, legend
 from fbt_paper.tables.results import Results
 
-SMOKE_LABEL = (
-    "SMOKE: tiny networks on a small Fashion-MNIST subset. These numbers show that the chain works; "
-    "they are not the paper's and cannot be compared with them."
-)
 READING = "Each cell: measured (printed)."
 COST_HEAD = ["Params (paper)", "Params (its rule)", "Params (true)"]
 COST_HEAD += ["MACs (paper)", "MACs (its rule)", "MACs (true)"]
@@ -45,7 +41,7 @@ class Sheet:
     """A table as text, as Markdown, LaTeX and the page show it: a head, and lines that begin with a label."""
 
     caption: str
-    smoke_label: str
+    scale_label: str
     head: Sequence[str]
     lines: Sequence[Sequence[str]]
     remarks: Sequence[str]
@@ -60,7 +56,7 @@ def make_sheet(results: Results) -> Sheet:
     texts = {cell.Index: cell_text(cell) for cell in rows_of(results.cells)}
     return Sheet(
         caption=f"{results.caption} {READING}",
-        smoke_label=SMOKE_LABEL if results.scale == "smoke" else "",
+        scale_label=results.scale_label,
         head=[results.corner, *(label for _, label in results.columns)],
         lines=[
             [label, *(texts.get((row, column), "") for column, _ in results.columns)]
@@ -177,7 +173,7 @@ def to_markdown(results: Results) -> str:
     """The table as printed, each cell `measured (printed)`."""
     sheet = make_sheet(results)
     parts = [f"# {escape_markdown(results.title)}"]
-    parts += [f"**{sheet.smoke_label}**"] if sheet.smoke_label else []
+    parts += [f"**{sheet.scale_label}**"] if sheet.scale_label else []
     parts += [escape_markdown(sheet.caption), markdown_table(sheet.head, sheet.lines)]
     parts += map(escape_markdown, all_remarks(sheet))
     return "\n\n".join(parts) + "\n"
@@ -207,7 +203,7 @@ def escape_latex(text: str) -> str:
 def to_latex(results: Results) -> str:
     r"""A `table` for a paper; needs \usepackage{booktabs}. Small where it is wide."""
     sheet = make_sheet(results)
-    caption = " ".join(filter(None, [sheet.smoke_label, f"{results.title}. {sheet.caption}"]))
+    caption = " ".join(filter(None, [sheet.scale_label, f"{results.title}. {sheet.caption}"]))
     frame = pd.DataFrame([[escape_latex(text) for text in line] for line in sheet.lines])
     head: dict[Any, str] = {index: escape_latex(text) for index, text in enumerate(sheet.head)}
     body = frame.style.hide(axis="index").format_index(head.__getitem__, axis=1)

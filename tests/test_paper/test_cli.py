@@ -255,4 +255,4 @@ def test_a_table_that_is_not_there_is_named_with_the_nearest():
     with pytest.raises(
         UserError, match=r"there is no table 'table9'; valid: ablation, .*did you mean 'table"
     ):
-        Flow({}).table_inputs("table9")
+        Flow({}).results_of(["table9"])

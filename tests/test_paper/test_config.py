@@ -746,3 +746,12 @@ def test_every_open_point_that_is_an_option_is_listed():
         assert not entry.source.startswith("open") or f"`{name}`" in text, name
     for setting in ("recipes", "score", "teacher_normalisation", "branch_depth", "split"):
         assert f"`{setting}`" in text
+
+
+def test_the_label_of_a_scale_names_what_is_really_trained(copy):
+    assert copy.load({"scale": "paper"}).scale_label == ""
+    copy.write(
+        "scales/mini.yaml", MINI + "datasets: {cifar100: fashion_mnist_full, imagenet: fashion_mnist_full}\n"
+    )
+    assert copy.load({"scale": "mini"}).scale_label.startswith("MINI: tiny networks on Fashion-MNIST. ")
+    assert "SMOKE: tiny networks on Fashion-MNIST (5,000 + 1,000 images)." in copy.load().scale_label

@@ -139,7 +139,7 @@ def test_a_table_that_mixes_revisions_or_versions_warns(runs, change, warning):
     write_metrics(runs, run, 80.0, **change)
     table = collect(CONFIG, PLAN, "table5", runs)
     assert warning in table.warnings
-    assert f"**Warning:** {warning}" in compare.to_markdown([table], "smoke")
+    assert f"**Warning:** {warning}" in compare.to_markdown([table], CONFIG.scale_label)
 
 
 def test_same_circumstances_give_no_warning(runs):
@@ -157,7 +157,7 @@ def test_the_score_is_a_setting_and_changes_no_run(runs, score, top1):
     assert table.frame[table.frame.run == run].score.tolist() == [top1]
     words = {"best": "the best epoch", "last": "the last epoch", "ema": "the averaged weights"}[score]
     assert f"Top-1 of {words}" in render.to_markdown(table)
-    assert f"top-1 in % of {words}" in compare.to_markdown([table], "smoke")
+    assert f"top-1 in % of {words}" in compare.to_markdown([table], CONFIG.scale_label)
 
 
 def test_a_run_without_averaged_weights_counts_with_its_best(runs):
@@ -178,6 +178,7 @@ def hostile_table() -> TableResults:
         caption="With _ and & and %",
         corner="Row",
         scale="smoke",
+        scale_label=CONFIG.scale_label,
         rows=(("a", label),),
         columns=(("b", label),),
         frame=make_frame([{**both, "run": "x", "score": 60.0}, {**both, "run": "y", "score": 66.0}]),
@@ -235,7 +236,7 @@ def test_the_csv_holds_numbers_source_and_runs(runs):
 
 def test_the_comparison_shows_ours_paper_and_gap(runs):
     tables = [collect(CONFIG, PLAN, key, runs) for key in ("table4", "table5")]
-    text = compare.to_markdown(tables, "smoke")
+    text = compare.to_markdown(tables, CONFIG.scale_label)
     assert "| L\\_MSE in the final features | Top-1 accuracy | 63.00 ± 3.00 | 65.17 | -2.17 | 3 |" in text
     assert text.count("SMOKE") >= 3
     assert "| ViT Block | Swin-T -\\> ResNet18 | 80.00 | 81.05 | -1.05 | 1 |" in text
@@ -297,7 +298,7 @@ def test_table_6_renders_and_is_no_smoke_number(costs, tmp_path):
 
 
 def test_the_comparison_gives_table_6_ours_paper_and_gap_at_full_size(costs, runs):
-    text = compare.to_markdown([collect(CONFIG, PLAN, "table5", runs), costs], "smoke")
+    text = compare.to_markdown([collect(CONFIG, PLAN, "table5", runs), costs], CONFIG.scale_label)
     section = text.partition("## Table 6")[2]
     assert section.startswith(" (full size)\n\nCounted at full size")
     assert "SMOKE" not in section
@@ -317,7 +318,7 @@ def test_table_6_leaves_a_cell_empty_where_nothing_is_printed(costs, tmp_path, l
     printed = lines_of(table, "deit_t__resnet18").printed[part]
     assert printed.count() == (0 if lost == "fbt_branch" else 1)
     render.write_table(table, tmp_path / "tables")
-    compare.to_markdown([table], "smoke")
+    compare.to_markdown([table], CONFIG.scale_label)
 
 
 def test_a_row_that_is_not_counted_yet_says_what_to_run(costs, tmp_path):
