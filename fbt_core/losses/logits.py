@@ -2,23 +2,70 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
 from fbt_core.losses.labels import target_class
-from fbt_core.losses.numerics import in_float32
+from fbt_core.losses.numerics import SHORTEST, in_float32
+
+SMALLEST = 1e-7  # added to a standard deviation, as released
 
 
 @in_float32
-def kl_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def kl_divergence(
+    student: Tensor, teacher: Tensor, temperature: float, weight: Tensor | None = None
+) -> Tensor:
     """KL(teacher || student) of softened probabilities, times T^2, mean over the batch.
 
-    student, teacher (B, C) logits. Hinton et al. 2015, section 2; T^2 keeps the gradient's size as T changes.
+    student, teacher (B, C) logits; weight (B,) of the images, all 1 if None. Hinton et al. 2015, section 2;
+    T^2 keeps the gradient's size as T changes.
     """
     log_student = functional.log_softmax(student / temperature, dim=1)
     log_teacher = functional.log_softmax(teacher / temperature, dim=1)
-    divergence = functional.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
-    return divergence * temperature**2
+    return mean_divergence(log_student, log_teacher, weight) * temperature**2
+
+
+def mean_divergence(log_student: Tensor, log_teacher: Tensor, weight: Tensor | None = None) -> Tensor:
+    """KL(teacher || student) of log-probabilities (B, C), the mean over images with these weights (B,)."""
+    if weight is None:
+        return functional.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+    of_images = functional.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(dim=1)
+    return (weight * of_images).mean()
+
+
+@in_float32
+def standardise(logits: Tensor) -> Tensor:
+    """Each image's logits (B, C) with mean 0 and (unbiased) standard deviation 1 over the classes.
+
+    Sun et al. 2024 (LSKD), in the released form. An image whose logits hardly vary gets zeros and no
+    gradient, which would be 1e7 for an untrained classifier.
+    """
+    centred = logits - logits.mean(dim=1, keepdim=True)
+    variance = centred.square().sum(dim=1, keepdim=True) / (logits.shape[1] - 1)
+    deviation = variance.clamp(min=SHORTEST**2).sqrt()
+    return torch.where(variance > SHORTEST**2, centred / (deviation + SMALLEST), 0)
+
+
+@torch.no_grad()
+@in_float32
+def entropy_weight(student: Tensor, teacher: Tensor, temperature: float, bound: str) -> Tensor:
+    """The weight (B,) of each image: (H_t + H_t H_s / U) / 2, H the entropy of the softened probabilities.
+
+    student, teacher (B, C) logits. EA-KD (preprint, released code): U is the largest entropy, `log_classes`,
+    or the number of classes, as its code has it for KD and DKD on CIFAR-100. No gradient; not normalised.
+    """
+    classes = student.shape[1]
+    largest = math.log(classes) if bound == "log_classes" else classes
+    of_student, of_teacher = _entropy(student / temperature), _entropy(teacher / temperature)
+    return (of_teacher + of_teacher * of_student / largest) / 2
+
+
+def _entropy(logits: Tensor) -> Tensor:
+    log_probability = functional.log_softmax(logits, dim=1)
+    return -(log_probability.exp() * log_probability).sum(dim=1)
 
 
 @in_float32

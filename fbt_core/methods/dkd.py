@@ -10,37 +10,41 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from fbt_core.losses.labels import target_class
+from fbt_core.losses.logits import mean_divergence
 from fbt_core.losses.numerics import in_float32
 from fbt_core.methods.base import Batch, Method, Terms
+from fbt_core.methods.modules import logits_to_compare
 from fbt_core.staged.base import StagedOutput
 
 
 @in_float32
-def target_divergence(student: Tensor, teacher: Tensor, target: Tensor, temperature: float) -> Tensor:
+def target_divergence(
+    student: Tensor, teacher: Tensor, target: Tensor, temperature: float, weight: Tensor | None = None
+) -> Tensor:
     """TCKD: KL between (p_target, 1 - p_target) of teacher and student, times T^2, mean over the batch.
 
-    student, teacher (B, C) logits; target (B,) or (B, C). Zhao et al. 2022, section 3.1.
+    student, teacher (B, C) logits; target (B,) or (B, C); weight (B,) of the images. Zhao et al. 2022,
+    section 3.1.
     """
     target = target_class(target)
     binary_student = _target_against_rest(student / temperature, target)
     binary_teacher = _target_against_rest(teacher / temperature, target)
-    return _divergence(binary_student, binary_teacher) * temperature**2
+    return mean_divergence(binary_student, binary_teacher, weight) * temperature**2
 
 
 @in_float32
-def other_divergence(student: Tensor, teacher: Tensor, target: Tensor, temperature: float) -> Tensor:
+def other_divergence(
+    student: Tensor, teacher: Tensor, target: Tensor, temperature: float, weight: Tensor | None = None
+) -> Tensor:
     """NCKD: KL between the probabilities of the non-target classes alone, times T^2, mean over the batch.
 
-    student, teacher (B, C) logits; target (B,) or (B, C). Zhao et al. 2022, section 3.1.
+    student, teacher (B, C) logits; target (B,) or (B, C); weight (B,) of the images. Zhao et al. 2022,
+    section 3.1.
     """
     target = target_class(target)
     others_student = functional.log_softmax(_without_target(student, target) / temperature, dim=1)
     others_teacher = functional.log_softmax(_without_target(teacher, target) / temperature, dim=1)
-    return _divergence(others_student, others_teacher) * temperature**2
-
-
-def _divergence(log_student: Tensor, log_teacher: Tensor) -> Tensor:
-    return functional.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+    return mean_divergence(others_student, others_teacher, weight) * temperature**2
 
 
 def _target_against_rest(logits: Tensor, target: Tensor) -> Tensor:
@@ -57,14 +61,18 @@ def _without_target(logits: Tensor, target: Tensor) -> Tensor:
 
 
 class DKD(Method):
-    """Cross-entropy, and the two parts of KD with weights of their own: `alpha` TCKD's, `beta` NCKD's."""
+    """Cross-entropy, and the two parts of KD with weights of their own: `alpha` TCKD's, `beta` NCKD's.
+
+    `standardise` (LSKD) compares shapes of logits alone, `image_weight: entropy` (EA-KD) weighs the images.
+    """
 
     def terms(self, student: StagedOutput, teacher: StagedOutput, batch: Batch) -> Terms:
-        s, inputs = self.settings, (student.logits, teacher.logits, batch.target)
+        s = self.settings
+        learner, source, weight = logits_to_compare(s, student.logits, teacher.logits)
         return {
             "labels": s.label_weight * self.label_loss(student.logits, batch),
-            "target": s.alpha * target_divergence(*inputs, s.temperature),
-            "others": s.beta * other_divergence(*inputs, s.temperature),
+            "target": s.alpha * target_divergence(learner, source, batch.target, s.temperature, weight),
+            "others": s.beta * other_divergence(learner, source, batch.target, s.temperature, weight),
         }
 
 

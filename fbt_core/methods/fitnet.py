@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fbt_core.distributed import gather_with_gradient
 from fbt_core.losses.contrast import info_nce
+from fbt_core.losses.logits import kl_divergence
 from fbt_core.losses.numerics import in_float32
 from fbt_core.methods.base import COMPARES, Batch, Method, Terms
 from fbt_core.methods.modules import Aligned, Temperature, project
@@ -44,6 +45,9 @@ class FitNet(Method):
         terms = {"labels": self.settings.label_weight * self.label_loss(student.logits, batch)}
         for name, hint in self._hints(student, teacher):
             terms[name] = self.settings.feature_weight * hint
+        if self.settings.logit_weight:
+            divergence = kl_divergence(student.logits, teacher.logits, temperature=1.0)
+            terms["logits"] = self.settings.logit_weight * divergence
         return terms
 
     def _build_map_projectors(self) -> dict[str, nn.Module]:

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from fbt_core.methods.parameters import ParameterError
+from fbt_core.losses.logits import entropy_weight, standardise
+from fbt_core.methods.parameters import ParameterError, Parameters
 from fbt_core.staged import StagedModel
 from fbt_core.staged.base import FeatureShape, StagedOutput
 from fbt_core.staged.layout import to_map
@@ -85,6 +86,21 @@ def feature_width(network: StagedModel, feature: str) -> int:
 def image_feature(network: StagedModel, output: StagedOutput, feature: str) -> Tensor:
     """The feature (B, D) that stands for an image: what enters the classifier, or the pooled one."""
     return output.pooled if feature == "pooled" else network.classifier_input(output)
+
+
+def logits_to_compare(
+    settings: Parameters, student: Tensor, teacher: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Student's and teacher's logits and the images' weights, as KD's and DKD's options say.
+
+    `standardise` is LSKD's, `image_weight: entropy` EA-KD's, whose entropies are those of the raw logits.
+    """
+    weight = None
+    if settings.image_weight == "entropy":
+        weight = entropy_weight(student, teacher, settings.entropy_temperature, settings.entropy_bound)
+    if settings.standardise:
+        student, teacher = standardise(student), standardise(teacher)
+    return student, teacher, weight
 
 
 def project(width_in: int, width_out: int) -> nn.Linear:
