@@ -172,7 +172,8 @@ BAD = {
         "methods.yaml",
         ("    alpha: {value", "    alfa: {value"),
         "config/methods.yaml: dkd.parameters.alfa: fbt_core/methods/dkd.py takes no such parameter; "
-        "valid: alpha, beta, label_weight, temperature; did you mean 'alpha'?",
+        "valid: alpha, beta, entropy_bound, entropy_temperature, image_weight, label_weight, standardise, "
+        "temperature; did you mean 'alpha'?",
     ),
     "parameter left out": (
         "methods.yaml",
