@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fbt_paper.config.claims import Claim, Observation, Ratio, load_claims, named_cells, pairs
+from fbt_paper.plan.shown import digest, renderer, table_shows
 from fbt_paper.plan.targets import Flow
 
 FILES = {"claims": "index", "claims_grid": "grid"}
@@ -28,6 +29,13 @@ class ClaimPlan:
         for claim in self.of(name):
             files.update(dict.fromkeys(self._evidence(claim)))
         return list(files)
+
+    def shows(self, name: str) -> str:
+        """A digest of everything that a claims file shows besides results."""
+        config, claims = self.flow.config, self.of(name)
+        tables = {cell.split("/")[0] for claim in claims for cell in named_cells(claim).values()}
+        shown = [table_shows(config, self.flow.plan, table) for table in sorted(tables)]
+        return digest(renderer("claims", "tables"), claims, shown, config.datasets)
 
     def target(self, name: str) -> list[str]:
         """The files of the verdicts."""

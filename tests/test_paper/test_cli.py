@@ -55,10 +55,10 @@ def example_of(command: str, capsys) -> list[str]:
     return re.search(r"example: fbt (.*)$", printed)[1].split()
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "draw", "build-page"])
+@pytest.mark.parametrize("command", [*COMMANDS, "draw", "build-page", "collect-results"])
 def test_every_example_runs(command, capsys, tmp_path, monkeypatch):
     """On made-up results of the whole smoke scale; only the cluster is not asked."""
-    arguments = example_of(command, capsys)
+    arguments = [text.replace("png=", f"png={tmp_path}/") for text in example_of(command, capsys)]
     flow = write_results(tmp_path)
     monkeypatch.setattr(cli, "Flow", lambda given, folder: Flow(given) if given else flow)
     monkeypatch.setattr(cluster, "main", lambda options: 0)

@@ -120,11 +120,11 @@ SHOWN = [
 ]
 
 
-def made_up_arrays(images: int = 2) -> dict[str, np.ndarray]:
+def made_up_arrays(images: int = 2, networks: list[features.Shown] = SHOWN) -> dict[str, np.ndarray]:
     draws = np.random.default_rng(0)
     arrays: dict[str, np.ndarray] = {"images": draws.integers(0, 255, (images, 64, 64, 3), dtype=np.uint8)}
     arrays["grids"] = np.array([(4, 4), (4, 4), (4, 4), (2, 2)])
-    for network in SHOWN:
+    for network in networks:
         sides = (16, 8, 4, 2) if network.hierarchical else (4, 4, 4, 4)
         for stage, side in enumerate(sides, start=1):
             arrays[f"{network.key}.stage{stage}"] = draws.random((images, side, side))

@@ -75,12 +75,17 @@ class WorkflowCopy:
         for package in ("fbt_core", "fbt_paper"):
             shutil.copytree(ROOT / package, folder / package, ignore=ignored)
         (folder / "fbt_core" / "run.py").write_text(RUN)
-        (folder / "fbt_core" / "cost.py").write_text(COST)
+        (folder / "fbt_core" / "measure" / "cost.py").write_text(COST)
         return cls(folder)
 
     def clone(self, folder: Path) -> WorkflowCopy:
         """The same state, times included, in another folder."""
         shutil.copytree(self.folder, folder)
+        return WorkflowCopy(folder)
+
+    def clone_of_config(self, folder: Path) -> WorkflowCopy:
+        """The configuration alone in another folder."""
+        shutil.copytree(self.folder / "config", folder / "config")
         return WorkflowCopy(folder)
 
     def snakemake(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -24,5 +24,7 @@ rule judge_claims:
         md=f"{FLOW.results}/{{claims}}.md",
     log:
         f"{FLOW.results}/logs/{{claims}}.log",
+    params:
+        shows=lambda wildcards: CLAIMS.shows(wildcards.claims),
     shell:
         f"{FLOW.fbt} judge-claims {{wildcards.claims:q}} 2>&1 | tee {{log:q}}"
