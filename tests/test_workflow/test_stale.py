@@ -130,9 +130,9 @@ CHANGES = {
         after="of the last epoch",
     ),
     "seeds": Change(
-        "config/config.yaml",
-        "seeds: [0] ",
-        "seeds: [0, 1] ",
+        "config/scales/paper.yaml",
+        "seeds: [0]",
+        "seeds: [0, 1]",
         ("tables/table2.md", "tables/table2.tex", "index.html"),
         before="Seeds per cell: 1",
         after="Seeds per cell: 2",
