@@ -235,6 +235,29 @@ def fetch_weights_command(options: Options) -> int:
     return subprocess.run([sys.executable, "-m", "fbt_core.weights", "fetch", *tags], check=False).returncode
 
 
+def export_command(options: Options) -> int:
+    """Give a trained student away: weights, a config.json that timm reads, a model card."""
+    flow = open_flow(options)
+    run = find_run(flow, options.run)
+    licence = flow.config.datasets[flow.spec(run).dataset.name].licence or ""
+    folder = options.to or Path("exported", run)
+    command = ["fbt_core.export", str(Path(flow.runs, run)), "--to", str(folder), "--licence", licence]
+    return subprocess.run([sys.executable, "-m", *command], check=False).returncode
+
+
+def eval_command(options: Options) -> int:
+    """Try a trained student on a folder of images: top-1, top-5, each class, or predictions."""
+    source = Path(options.run)
+    if not source.is_dir():
+        flow = open_flow(options)
+        source = Path(flow.runs, find_run(flow, options.run))
+    command = ["fbt_core.measure.evaluate", str(source), str(options.images)]
+    for name in ("csv", "weights"):
+        if getattr(options, name):
+            command += [f"--{name}", str(getattr(options, name))]
+    return subprocess.run([sys.executable, "-m", *command], check=False).returncode
+
+
 def init_command(options: Options) -> int:
     """Make a folder to work in: Snakefile, config, workflow and profiles (a clone is one already)."""
     from fbt_paper.init import write_working_copy
@@ -322,6 +345,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_plan_commands(commands)
     _add_result_commands(commands)
+    _add_weight_commands(commands)
     _add_machine_commands(commands)
     return parser
 
@@ -415,6 +439,19 @@ def _add_result_commands(commands: Any) -> None:
     compare = _add(commands, "compare", compare_command, "fbt compare comparison")
     compare.add_argument("comparison", choices=["comparison", "comparison_grid"], metavar="comparison[_grid]")
     compare.add_argument("--out", type=Path, metavar="FILE")
+
+
+def _add_weight_commands(commands: Any) -> None:
+    export = _add(commands, "export", export_command, f"fbt export {CELL} --to my-student")
+    export.add_argument("run", metavar="RUN", help=RUN_HELP)
+    export.add_argument("--to", type=Path, metavar="FOLDER", help="a new folder (default: exported/RUN)")
+    evaluate = _add(commands, "eval", eval_command, f"fbt eval {CELL} photographs/")
+    evaluate.add_argument("run", metavar="RUN", help=f"{RUN_HELP}; or a folder that `fbt export` wrote")
+    evaluate.add_argument(
+        "images", type=Path, metavar="FOLDER", help="FOLDER/CLASS/*, or FOLDER/* without labels"
+    )
+    evaluate.add_argument("--weights", type=Path, metavar="FILE", help="other weights of the same network")
+    evaluate.add_argument("--csv", type=Path, metavar="FILE", help="accuracy by class, or the predictions")
 
 
 def _add_machine_commands(commands: Any) -> None:

@@ -178,6 +178,7 @@ class DatasetEntry(Strict):
         "from_scratch: a run that starts from nothing"
     )
     recipes: RecipesName = Field(description="whose recipes (config/recipes.yaml) its runs take")
+    licence: Text | None = Field(default=None, description="of the images; for cards of networks")
     test_crop: Literal["network"] | None = Field(
         default=None,
         description="network: a student is tested with its own `test_crop` (architectures.yaml); left out: "

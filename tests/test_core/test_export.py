@@ -44,15 +44,17 @@ def student_spec(architecture, scale):
     """The from-scratch run of an architecture at a scale, or a run like it."""
     planned = plan(load(overrides={"scale": scale}))
     runs = planned.runs.values()
-    own = [run for run in runs if run.student.architecture == architecture and run.method.name != "simkd"]
-    if own:
-        return own[0]
+    students = [
+        run for run in runs if run.student.architecture == architecture and run.method.name != "simkd"
+    ]
+    if students:
+        return students[0]
     teacher = next(run.teacher for run in runs if run.teacher and run.teacher.architecture == architecture)
     return next(iter(runs)).model_copy(update={"student": teacher.model_copy(update={"weights": "none"})})
 
 
 def compare(spec, tmp_path, script=LOAD):
-    """Export a run, load it in a process of its own, and compare the logits."""
+    """Export a run, load it in a process of its alone, and compare the logits."""
     network = finish(spec, tmp_path / "runs" / spec.id)
     export(tmp_path / "runs" / spec.id, tmp_path / "out", licence="MIT")
     size = spec.dataset.image_size
