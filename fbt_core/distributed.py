@@ -6,17 +6,14 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from fbt_core.errors import UserError
 from fbt_core.spec import ExecutionSettings, RecipeSpec
-
-if TYPE_CHECKING:
-    from fbt_core.methods.base import Method
 
 
 def world_size() -> int:
@@ -198,7 +195,7 @@ def _threads_given() -> int:
     return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def wrap(method: Method, settings: ExecutionSettings, place: Place) -> Callable[..., dict[str, Any]]:
+def wrap(method: nn.Module, settings: ExecutionSettings, place: Place) -> Callable[..., dict[str, Any]]:
     """What the loop calls for a step: the method itself, inside DDP where there are several processes."""
     if place.world > 1:
         devices = [place.device.index] if place.device.type == "cuda" else None
@@ -219,7 +216,7 @@ def share_of_batch(recipe: RecipeSpec, place: Place, accumulation: int) -> int:
     raise UserError(what, where="recipe.batch_size", hint=f"use a product among {', '.join(divisors)}")
 
 
-def check_accumulation(method: Method, recipe: RecipeSpec, accumulation: int) -> None:
+def check_accumulation(method: nn.Module, recipe: RecipeSpec, accumulation: int) -> None:
     """Refuse to cut a batch in parts for a method that needs it whole, unless the recipe allows it."""
     if recipe.allow_changed_batch or accumulation == 1 or not method.needs_whole_batch:
         return
