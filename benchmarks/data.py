@@ -2,9 +2,10 @@
 
     OMP_NUM_THREADS=1 python benchmarks/data.py [--images 1024] [--rounds 5]
 
-From 32x32 colour images to 224x224 batches: Table 1's CNN pipeline (crop, flip) and its MSA/MLP pipeline
-(crop, flip, RandAugment; mixing and erasing happen on the device and are left out on both sides), and the
-smoke scale's (28x28 grey images, flip, 64x64). Ours is the engine's own way from a split to normalised
+From 32x32 colour images and from photographs of ImageNet's size (20 JPEGs of foolbox, repeated) to 224x224
+batches: Table 1's CNN pipeline (crop, flip) and its MSA/MLP pipeline (crop, flip, RandAugment; mixing and
+erasing happen on the device and are left out on both sides), and the smoke scale's (28x28 grey images, flip,
+64x64). The floor of photographs is their decoding alone, by the decoder we use. Ours is the engine's own way from a split to normalised
 batches; timm's is its loader with the prefetcher (the default of its training script: bytes are gathered,
 then normalised) and without (each picture is normalised). Time is CPU time of this process, which also does
 the loaders' work.
@@ -13,6 +14,7 @@ the loaders' work.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import statistics
 import time
 from collections.abc import Callable
@@ -28,7 +30,7 @@ from torch.utils.data import Dataset
 from fbt_core.data import mnist
 from fbt_core.data.feed import Feed, Preparation
 from fbt_core.data.order import Order
-from fbt_core.data.splits import InMemory
+from fbt_core.data.splits import InMemory, OnDisk, Split
 from fbt_core.data.transforms import training_pipeline
 from fbt_core.spec import AugmentationSpec, DatasetSpec, RecipeSpec
 
@@ -40,17 +42,33 @@ CONFIG = Path(__file__).resolve().parents[1] / "config"
 
 
 class Pictures(Dataset):
-    """The same images as torchvision's CIFAR100 gives them to timm."""
+    """The same images as torchvision's CIFAR100 and ImageFolder give them to timm."""
 
-    def __init__(self, split: InMemory) -> None:
+    def __init__(self, split: Split) -> None:
         self.split, self.transform = split, None
 
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitem__(self, index: int):
-        picture = Image.fromarray(np.broadcast_to(self.split.images[index], (32, 32, 3)))
-        return self.transform(picture), int(self.split.labels[index])
+        return self.transform(self._picture(index)), int(self.split.labels[index])
+
+    def _picture(self, index: int) -> Image.Image:
+        if isinstance(self.split, InMemory):
+            return Image.fromarray(np.broadcast_to(self.split.images[index], (32, 32, 3)))
+        with self.split.path(index).open("rb") as file:
+            return Image.open(file).convert("RGB")
+
+
+def photographs(count: int) -> OnDisk:
+    """foolbox's 20 photographs (512 px and larger), repeated; the package is found, never imported."""
+    package = importlib.util.find_spec("foolbox")
+    if package is None or package.origin is None:
+        raise SystemExit("the photographs of foolbox are missing (pip install --no-deps foolbox==3.3.4)")
+    folder = Path(package.origin).parent / "data"
+    names = sorted(path.name for path in folder.glob("imagenet_*"))
+    files = np.array([names[i % len(names)].encode() for i in range(count)])
+    return OnDisk(folder, files, torch.zeros(count, dtype=torch.int64))
 
 
 def augmentation(policy: str | None, crop: bool) -> AugmentationSpec:
@@ -59,7 +77,7 @@ def augmentation(policy: str | None, crop: bool) -> AugmentationSpec:
     return AugmentationSpec(crop_scale=scale, flip=0.5, rand_augment=policy, **options)
 
 
-def ours(split: InMemory, policy: str | None, size: int, crop: bool = True) -> Callable[[], None]:
+def ours(split: Split, policy: str | None, size: int, crop: bool = True) -> Callable[[], None]:
     names = {"name": "bench", "loader": "cifar100", "variant": "full", "classes": 100}
     counts = {"train_images": len(split), "test_images": 1, "image_size": size}
     data = DatasetSpec(**names, **counts, mean=MEAN, std=STD)
@@ -82,7 +100,7 @@ def recipe(augmentation: AugmentationSpec) -> RecipeSpec:
     return RecipeSpec.model_validate(content, strict=False)
 
 
-def timms(split: InMemory, policy: str | None, size: int, prefetcher: bool) -> Callable[[], None]:
+def timms(split: Split, policy: str | None, size: int, prefetcher: bool) -> Callable[[], None]:
     loader = create_loader(
         Pictures(split),
         input_size=(3, size, size),
@@ -104,6 +122,12 @@ def timms(split: InMemory, policy: str | None, size: int, prefetcher: bool) -> C
             pass
 
     return epoch
+
+
+def decode(split: OnDisk) -> None:
+    """Every photograph decoded, nothing else."""
+    for index in range(len(split)):
+        split.pixels(index)
 
 
 def rate(epoch: Callable[[], None], images: int) -> float:
@@ -136,6 +160,11 @@ def main() -> None:
     for title, policy in (("CNN: crop, flip (224 px)", None), ("MSA/MLP: crop, flip, RandAugment", POLICY)):
         theirs = [timms(split, policy, 224, prefetcher) for prefetcher in (True, False)]
         compare(title, chosen.images, chosen.rounds, ours(split, policy, 224), *theirs)
+    large = photographs(chosen.images)
+    for title, policy in (("photographs, CNN", None), ("photographs, MSA/MLP", POLICY)):
+        theirs = [timms(large, policy, 224, prefetcher) for prefetcher in (True, False)]
+        compare(title, chosen.images, chosen.rounds, ours(large, policy, 224), *theirs)
+    compare("photographs, decoding alone", chosen.images, chosen.rounds, lambda: decode(large))
     grey = mnist.load_split(None, "train", 10, 5000)
     compare("smoke: flip (64 px, grey)", 5000, chosen.rounds, ours(grey, None, 64, crop=False))
 

@@ -1,6 +1,9 @@
-"""Random resized crops of small images as timm draws them, for a whole batch at a time."""
+"""Random resized crops as timm draws them, drawn for a whole batch at a time and cut in torch's kernels."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,29 +16,54 @@ INTERPOLATIONS = ("bilinear", "bicubic")
 """timm's train_interpolation `random` chooses between these two."""
 
 
-def draw_boxes(
-    generator: np.random.Generator, count: int, side: tuple[int, int], scale: tuple[float, float]
-) -> np.ndarray:
-    """`count` boxes (top, left, height, width) with the distribution of timm's random resized crop.
+class Crops(NamedTuple):
+    """What is drawn for random resized crops (N,) before the images' sizes are known.
 
-    An area and an aspect ratio are drawn up to ten times until the box fits; else the largest centred box
-    of an allowed ratio is taken.
+    Ten attempts each at a share of the area and an aspect ratio (N, 10), a position (N, 2) in 0..1, and the
+    filter, a number of INTERPOLATIONS (N,).
     """
-    height, width = side
+
+    share: np.ndarray
+    ratio: np.ndarray
+    position: np.ndarray
+    filters: np.ndarray
+
+    def of(self, rows: list[int] | slice) -> Crops:
+        """The draws for some of the images."""
+        return Crops(*(values[rows] for values in self))
+
+    def boxes(self, side: tuple[int, int]) -> np.ndarray:
+        """Boxes (N, 4: top, left, height, width) in images of this height and width.
+
+        The first attempt whose box fits counts; if none does, the largest centred box of an allowed ratio.
+        """
+        height, width = side
+        area = self.share * height * width
+        wide = np.rint(np.sqrt(area * self.ratio)).astype(int)
+        high = np.rint(np.sqrt(area / self.ratio)).astype(int)
+        fits = (wide <= width) & (high <= height)
+        first, rows = fits.argmax(1), np.arange(len(area))
+        wide, high = wide[rows, first], high[rows, first]
+        top = (self.position[:, 0] * (height - high + 1)).astype(int)
+        left = (self.position[:, 1] * (width - wide + 1)).astype(int)
+        boxes = np.stack([top, left, high, wide], 1)
+        boxes[~fits.any(1)] = _centred(side)
+        return boxes
+
+
+def centred_square(side: tuple[int, int]) -> np.ndarray:
+    """The box (4,) of the largest square in the middle of an image of this height and width."""
+    edge = min(side)
+    return np.array([(side[0] - edge) // 2, (side[1] - edge) // 2, edge, edge])
+
+
+def draw_crops(generator: np.random.Generator, count: int, scale: tuple[float, float]) -> Crops:
+    """`count` draws with the distribution of timm's random resized crop."""
     shape = (count, ATTEMPTS)
-    area = generator.uniform(*scale, shape) * height * width
+    share = generator.uniform(*scale, shape)
     ratio = np.exp(generator.uniform(np.log(RATIO[0]), np.log(RATIO[1]), shape))
-    wide = np.rint(np.sqrt(area * ratio)).astype(int)
-    high = np.rint(np.sqrt(area / ratio)).astype(int)
-    fits = (wide <= width) & (high <= height)
-    first, rows = fits.argmax(1), np.arange(count)
-    wide, high = wide[rows, first], high[rows, first]
     position = generator.random((count, 2))
-    top = (position[:, 0] * (height - high + 1)).astype(int)
-    left = (position[:, 1] * (width - wide + 1)).astype(int)
-    boxes = np.stack([top, left, high, wide], 1)
-    boxes[~fits.any(1)] = _centred(side)
-    return boxes
+    return Crops(share, ratio, position, generator.integers(len(INTERPOLATIONS), size=count))
 
 
 def _centred(side: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -45,18 +73,24 @@ def _centred(side: tuple[int, int]) -> tuple[int, int, int, int]:
     return (height - high) // 2, (width - wide) // 2, high, wide
 
 
-def resize_crops(images: Tensor, boxes: np.ndarray, size: int, kinds: np.ndarray) -> Tensor:
-    """Each image's box resized to size x size with Pillow's filters, in torch's kernels for bytes.
+def cut(image: Tensor, box: np.ndarray) -> Tensor:
+    """The part of an image (C, H, W) inside a box (top, left, height, width); shares its memory."""
+    top, left, height, width = box.tolist()
+    return image[:, top : top + height, left : left + width]
 
-    Shapes: images uint8 (B, C, H, W) -> uint8 (B, C, size, size), channels last in memory. `kinds` (B,)
-    chooses bilinear or bicubic. A pixel differs from Pillow's by a level or two where rounding goes the
-    other way.
+
+def resize_each(images: Iterable[Tensor], filters: np.ndarray, size: int) -> Tensor:
+    """Images of any sizes resized to size x size with Pillow's filters, in torch's kernels for bytes.
+
+    Shapes: images uint8 (C, H, W), asked for one at a time; filters (B,), numbers of INTERPOLATIONS -> uint8
+    (B, C, size, size), channels last in memory. Rounding may move a pixel by a level or two from Pillow's.
     """
-    shape = (len(images), images.shape[1], size, size)
-    output = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
-    for i, (top, left, high, wide) in enumerate(boxes.tolist()):
-        crop = images[i : i + 1, :, top : top + high, left : left + wide]
-        output[i : i + 1] = resize(crop, size, INTERPOLATIONS[kinds[i]])
+    output = torch.empty(0, dtype=torch.uint8)
+    for i, image in enumerate(images):
+        if i == 0:
+            shape = (len(filters), len(image), size, size)
+            output = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
+        output[i : i + 1] = resize(image[None], size, INTERPOLATIONS[filters[i]])
     return output
 
 

@@ -1,8 +1,8 @@
-"""From a split's images to uint8 batches: the quick way for small images, timm's transforms for all else."""
+"""From a split's images to uint8 batches, with the distribution and the pixels of timm's transforms."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,9 +13,9 @@ from timm.data.transforms_factory import transforms_imagenet_eval, transforms_im
 from torch import Tensor
 from torchvision.transforms.functional import center_crop
 
-from fbt_core.data.crops import INTERPOLATIONS, draw_boxes, resize, resize_crops, resize_whole
+from fbt_core.data.crops import centred_square, cut, draw_crops, resize, resize_each, resize_whole
 from fbt_core.data.order import AUGMENT, BatchKey, generator, seed_everything
-from fbt_core.data.splits import InMemory, Split
+from fbt_core.data.splits import InMemory, OnDisk, Split
 from fbt_core.spec import AugmentationSpec, CropSpec, DatasetSpec
 
 
@@ -25,9 +25,10 @@ class Pipeline(Protocol):
     def __call__(self, split: Split, key: BatchKey) -> Tensor: ...
 
 
-class QuickTraining:
-    """Crop and flip of in-memory images, drawn for the whole batch at once, with timm's distribution.
+class TrainingBatches:
+    """Crop and flip, drawn for the whole batch at once with timm's distribution, cut by torch's byte kernels.
 
+    What is drawn for an image depends on the seed, the epoch, the step and its row in the whole batch only.
     `augment` is what timm does to a picture between flip and normalisation (RandAugment), one at a time.
     """
 
@@ -40,13 +41,43 @@ class QuickTraining:
     ) -> None:
         self.augmentation, self.size, self.seed, self.augment = augmentation, size, seed, augment
 
-    def __call__(self, split: InMemory, key: BatchKey) -> Tensor:
-        rows, draws = list(key.rows), generator(self.seed, AUGMENT, key.epoch, key.step)
-        flips = draws.random(key.whole)[rows] < self.augmentation.flip
-        images = split.images[list(key.indices)]
-        images[flips] = images[flips, :, ::-1]  # before they grow: a box is as likely as its mirror image
-        images = self._sized(split, as_tensor(images), draws, key)
+    def __call__(self, split: Split, key: BatchKey) -> Tensor:
+        draws = generator(self.seed, AUGMENT, key.epoch, key.step)
+        flips = (draws.random(key.whole) < self.augmentation.flip)[list(key.rows)]
+        if isinstance(split, InMemory):
+            images = self._from_memory(split, key, draws, flips)
+        else:
+            images = self._from_disk(split, key, draws, flips)
         return images if self.augment is None else self._augmented(images, key)
+
+    def _from_memory(
+        self, split: InMemory, key: BatchKey, draws: np.random.Generator, flips: np.ndarray
+    ) -> Tensor:
+        pixels = split.images[list(key.indices)]
+        pixels[flips] = pixels[flips, :, ::-1]  # before they grow: a box is as likely as its mirror image
+        images = as_tensor(pixels)
+        if self.augmentation.crop_scale is None:
+            return resize_whole(images, self.size, split.enlarge)
+        crops = draw_crops(draws, key.whole, self.augmentation.crop_scale).of(list(key.rows))
+        boxes = crops.boxes(tuple(images.shape[2:]))
+        return resize_each(map(cut, images, boxes), crops.filters, self.size)
+
+    def _from_disk(
+        self, split: OnDisk, key: BatchKey, draws: np.random.Generator, flips: np.ndarray
+    ) -> Tensor:
+        scale = self.augmentation.crop_scale
+        crops = draw_crops(draws, key.whole, scale or (1.0, 1.0)).of(list(key.rows))
+
+        def cuts() -> Iterator[Tensor]:
+            # One image at a time: a batch of decoded photographs would take a hundred megabytes.
+            for i, index in enumerate(key.indices):
+                pixels = split.pixels(index)
+                side = tuple(pixels.shape[1:])
+                yield cut(pixels, crops.of([i]).boxes(side)[0] if scale else centred_square(side))
+
+        images = resize_each(cuts(), crops.filters, self.size)
+        images[flips] = images[flips].flip(-1)
+        return images
 
     def _augmented(self, images: Tensor, key: BatchKey) -> Tensor:
         pixels = images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous().numpy()
@@ -55,16 +86,8 @@ class QuickTraining:
             pixels[i] = np.asarray(self.augment(Image.fromarray(picture)))
         return as_tensor(pixels)
 
-    def _sized(self, split: InMemory, images: Tensor, draws: np.random.Generator, key: BatchKey) -> Tensor:
-        if self.augmentation.crop_scale is None:
-            return resize_whole(images, self.size, split.enlarge)
-        rows = list(key.rows)
-        boxes = draw_boxes(draws, key.whole, images.shape[2:], self.augmentation.crop_scale)[rows]
-        kinds = draws.integers(len(INTERPOLATIONS), size=key.whole)[rows]
-        return resize_crops(images, boxes, self.size, kinds)
 
-
-class QuickTest:
+class TestBatches:
     """In-memory images at the network's input size: whole, or their centre as timm cuts it."""
 
     def __init__(self, size: int, crop: CropSpec | None = None) -> None:
@@ -83,61 +106,49 @@ def as_tensor(images: np.ndarray) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
-class Pictures:
-    """timm's transforms, one picture at a time; its draws depend on its epoch, step and row only."""
+class TestPictures:
+    """Images of a folder by timm's test transform, one picture at a time."""
 
-    def __init__(self, transform: Callable[[Image.Image], np.ndarray], seed: int) -> None:
-        self.transform, self.seed = transform, seed
+    def __init__(self, transform: Callable[[Image.Image], Tensor]) -> None:
+        self.transform = transform
 
     def __call__(self, split: Split, key: BatchKey) -> Tensor:
-        images = [self._image(split, key, i) for i in range(len(key.indices))]
-        return torch.from_numpy(np.stack(images))
-
-    def _image(self, split: Split, key: BatchKey, i: int) -> np.ndarray:
-        if key.epoch is not None:
-            seed_everything(self.seed, AUGMENT, key.epoch, key.step, key.rows[i])
-        return self.transform(split.picture(key.indices[i]))
+        return torch.stack([self.transform(split.picture(index)) for index in key.indices])
 
 
 def training_pipeline(
     split: Split, dataset: DatasetSpec, augmentation: AugmentationSpec, seed: int
 ) -> Pipeline:
     """How a training batch is made; erasing and mixing follow on the device."""
-    if not isinstance(split, InMemory):
-        return Pictures(_timm_training(dataset, augmentation), seed)
     changes = augmentation.rand_augment or augmentation.color_jitter
-    augment = _timm_training(dataset, augmentation, separate=True)[1] if changes else None
-    return QuickTraining(augmentation, dataset.image_size, seed, augment)
+    augment = colour_changes(dataset, augmentation) if changes else None
+    return TrainingBatches(augmentation, dataset.image_size, seed, augment)
 
 
 def test_pipeline(split: Split, dataset: DatasetSpec, crop: CropSpec | None = None) -> Pipeline:
     """How a test batch is made; without a crop small images stay whole, others keep 0.875 of each side."""
     if isinstance(split, InMemory):
-        return QuickTest(dataset.image_size, crop)
+        return TestBatches(dataset.image_size, crop)
     crop = crop or CropSpec(share=0.875, interpolation="bicubic")
     options = {"interpolation": crop.interpolation, "crop_pct": crop.share, "use_prefetcher": True}
-    return Pictures(transforms_imagenet_eval(dataset.image_size, **options), 0)
+    return TestPictures(transforms_imagenet_eval(dataset.image_size, **options))
 
 
-def _timm_training(dataset: DatasetSpec, augmentation: AugmentationSpec, separate: bool = False) -> Any:
-    """timm's training transforms; as in timm, RandAugment replaces colour jitter.
-
-    `separate` gives them in three parts: crop and flip, what changes the colours, what makes an array.
-    """
+def colour_changes(
+    dataset: DatasetSpec, augmentation: AugmentationSpec
+) -> Callable[[Image.Image], Image.Image]:
+    """What timm does to a cropped and flipped picture; as in timm, RandAugment replaces colour jitter."""
     allow_posterize_to_zero_bits()
-    whole = augmentation.crop_scale is None
-    return transforms_imagenet_train(
+    parts: tuple[Any, ...] = transforms_imagenet_train(
         dataset.image_size,
-        scale=augmentation.crop_scale or (1.0, 1.0),
-        ratio=(1.0, 1.0) if whole else None,
-        hflip=augmentation.flip,
         color_jitter=augmentation.color_jitter,
         auto_augment=augmentation.rand_augment,
         interpolation="random",
         mean=dataset.mean,
         use_prefetcher=True,
-        separate=separate,
+        separate=True,
     )
+    return parts[1]
 
 
 def allow_posterize_to_zero_bits() -> None:

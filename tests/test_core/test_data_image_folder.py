@@ -8,19 +8,21 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from timm.data import ImageNetInfo
 
 from fbt_core.data import image_folder
-from fbt_core.data.order import BatchKey
+from fbt_core.data.crops import draw_crops
+from fbt_core.data.order import AUGMENT, BatchKey, generator
 from fbt_core.data.transforms import test_pipeline as make_test_pipeline
 from fbt_core.data.transforms import training_pipeline
 from fbt_core.errors import UserError
 from fbt_core.measure.check_data import _check_counts, check_data
 from fbt_core.spec import AugmentationSpec, DatasetSpec
-from tests.test_core.engine_runs import EVERYTHING, arguments, in_child, make_spec, network
+from tests.test_core.engine_runs import EVERYTHING, PLAIN, arguments, in_child, make_spec, network
 from tests.test_core.photographs import IMAGENET, photographs
 
 CLASSES = ("bird", "cat", "dog", "fish")
@@ -74,10 +76,68 @@ def test_batches_of_photographs(root):
     assert make_test_pipeline(load(root), spec())(load(root), key).shape == (3, 3, 64, 64)
 
 
+def test_photographs_are_decoded_cropped_and_flipped_as_by_pillow(root):
+    """The same pixels to the last bit before they are resized, and then within two levels."""
+    split, rows = load(root), list(range(12))
+    for i in rows:
+        pixels = split.pixels(i)
+        assert pixels.dtype == torch.uint8
+        assert np.array_equal(pixels.permute(1, 2, 0), np.asarray(split.picture(i)))
+    augmentation = AugmentationSpec(**{**PLAIN, "crop_scale": (0.08, 1.0)})
+    size = spec().model_copy(update={"image_size": 224})
+    batch = training_pipeline(split, size, augmentation, seed=3)(
+        split, BatchKey(tuple(rows), tuple(rows), 12, 0, 0)
+    )
+    draws = generator(3, AUGMENT, 0, 0)
+    flips, crops = draws.random(12) < 0.5, draw_crops(draws, 12, (0.08, 1.0))
+    assert 0 < flips.sum() < 12
+    for i in rows:
+        picture = split.picture(i)
+        ((top, left, height, width),) = crops.of([i]).boxes(picture.size[::-1]).tolist()
+        kind = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)[crops.filters[i]]
+        crop = picture.crop((left, top, left + width, top + height)).resize((224, 224), kind)
+        crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flips[i] else crop
+        difference = batch[i].permute(1, 2, 0).int() - torch.from_numpy(np.array(crop)).int()
+        assert difference.abs().max() <= 2
+        assert difference.float().mean().abs() < 0.02
+
+
+def test_an_uncropped_photograph_is_its_central_square(root):
+    split, size = load(root), spec().model_copy(update={"image_size": 100})
+    Image.new("RGB", (300, 100), "red").save(split.path(0))
+    picture = Image.open(split.path(0)).copy()
+    picture.paste("blue", (100, 0, 200, 100))
+    picture.save(split.path(0), quality=100, subsampling=0)
+    batch = training_pipeline(split, size, AugmentationSpec(**PLAIN), seed=0)(
+        split, BatchKey((0,), (0,), 1, 0, 0)
+    )
+    assert batch[0, 2].float().mean() > 240
+    assert batch[0, 0].float().mean() < 15
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "RGB"])
+def test_jpegs_of_every_mode_have_pillows_pixels(root, mode):
+    split = load(root)
+    Image.open(split.path(1)).convert(mode).save(split.path(1), "JPEG")
+    assert np.array_equal(split.pixels(1).permute(1, 2, 0), np.asarray(split.picture(1)))
+
+
+def test_a_png_that_is_called_jpeg_and_a_cut_jpeg(root):
+    split = load(root)
+    picture, content = split.picture(2), split.path(3).read_bytes()
+    picture.save(split.path(2), "PNG")
+    assert np.array_equal(split.pixels(2).permute(1, 2, 0), np.asarray(picture))
+    split.path(3).write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=f"{split.path(3).name}: image cannot be decoded .*truncated"):
+        split.pixels(3)
+
+
 def test_a_picture_too_large_to_be_decoded_safely_is_named(root, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(UserError, match=r"00\.\w+: image cannot be decoded .*decompression bomb"):
         load(root).picture(0)
+    with pytest.raises(UserError, match="decompression bomb"):
+        load(root).pixels(0)
     assert {finding.level for finding in check_data("photos", spec(), root, processes=1)} == {"error"}
 
 

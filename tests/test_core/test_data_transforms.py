@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +14,10 @@ from PIL import Image, ImageOps
 from scipy.stats import ks_2samp
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation, ToNumpy
-from timm.data.transforms_factory import transforms_imagenet_eval
+from timm.data.transforms_factory import transforms_imagenet_eval, transforms_imagenet_train
 
 from fbt_core.data import transforms
-from fbt_core.data.crops import draw_boxes, resize_crops
+from fbt_core.data.crops import cut, draw_crops, resize_each
 from fbt_core.data.feed import Feed, Preparation, Raw
 from fbt_core.data.order import BatchKey, Order, seed_everything
 from fbt_core.data.splits import InMemory, OnDisk
@@ -47,7 +48,7 @@ def test_boxes_have_timms_distribution(scale, side):
     picture = Image.new("RGB", side[::-1])
     draw = RandomResizedCropAndInterpolation.get_params
     theirs = np.array([draw(picture, scale, (3 / 4, 4 / 3)) for _ in range(DRAWS)])
-    ours = draw_boxes(np.random.default_rng(0), DRAWS, side, scale)
+    ours = draw_crops(np.random.default_rng(0), DRAWS, scale).boxes(side)
     assert (ours >= 0).all()
     assert (ours[:, 0] + ours[:, 2] <= side[0]).all()
     assert (ours[:, 1] + ours[:, 3] <= side[1]).all()
@@ -60,9 +61,9 @@ def test_crops_are_pillows_but_for_rounding(channels):
     """The same pixels within two levels, 99 of 100 exactly, and none brighter or darker on average."""
     count = 64
     split = pictures(count, channels)
-    boxes = draw_boxes(np.random.default_rng(0), count, (32, 32), (0.08, 1.0))
+    boxes = draw_crops(np.random.default_rng(0), count, (0.08, 1.0)).boxes((32, 32))
     kinds = np.arange(count) % 2
-    ours = resize_crops(transforms.as_tensor(split.images), boxes, 224, kinds).int()
+    ours = resize_each(map(cut, transforms.as_tensor(split.images), boxes), kinds, 224).int()
     theirs = torch.stack([pillows_crop(split, i, boxes[i], kinds[i]) for i in range(count)])
     differences = ours - theirs[:, :channels]
     assert differences.abs().max() <= 2
@@ -80,7 +81,7 @@ def pillows_crop(split: InMemory, index: int, box: np.ndarray, kind: int) -> tor
 
 def test_uncropped_grey_images_are_doubled_pixel_by_pixel():
     split = pictures(3, 1, "nearest")
-    doubled = transforms.QuickTest(64)(split, BatchKey((0, 1, 2), (0, 1, 2), 3, epoch=None, step=0))
+    doubled = transforms.TestBatches(64)(split, BatchKey((0, 1, 2), (0, 1, 2), 3, epoch=None, step=0))
     assert np.array_equal(doubled[:, 0, ::2, ::2], split.images[..., 0])
     assert np.array_equal(doubled[:, 0, 1::2, 1::2], split.images[..., 0])
 
@@ -88,21 +89,39 @@ def test_uncropped_grey_images_are_doubled_pixel_by_pixel():
 def test_test_images_are_pillows_but_for_rounding():
     split = pictures(3, 3, "bicubic")
     key = BatchKey((0, 1, 2), (0, 1, 2), 3, epoch=None, step=0)
-    ours = transforms.QuickTest(48)(split, key).permute(0, 2, 3, 1).int()
+    ours = transforms.TestBatches(48)(split, key).permute(0, 2, 3, 1).int()
     for i in range(3):
         theirs = np.asarray(split.picture(i).resize((48, 48), Image.Resampling.BICUBIC))
         assert (ours[i] - torch.from_numpy(theirs.copy()).int()).abs().max() <= 2
 
 
+def timms_training(spec: DatasetSpec, augmentation: AugmentationSpec) -> Callable[[Image.Image], np.ndarray]:
+    """timm's whole training transform; its posterize may be asked for 0 bits."""
+    transforms.allow_posterize_to_zero_bits()
+    return transforms_imagenet_train(
+        spec.image_size,
+        scale=augmentation.crop_scale,
+        hflip=augmentation.flip,
+        color_jitter=augmentation.color_jitter,
+        auto_augment=augmentation.rand_augment,
+        interpolation="random",
+        mean=spec.mean,
+        use_prefetcher=True,
+    )
+
+
 @pytest.mark.parametrize("policy", [None, "rand-m9-mstd0.5-inc1"])
-def test_quick_and_timm_pipelines_flip_and_interpolate_alike(policy):
+def test_our_and_timms_pipelines_flip_and_interpolate_alike(policy):
     """Mean and spread over many draws agree: same boxes, filters, flips and policy."""
     split, spec = pictures(1), dataset()
     augmentation = AugmentationSpec(**{**CROPPED, "rand_augment": policy})
-    quick = transforms.training_pipeline(split, spec, augmentation, seed=0)
-    slow = transforms.Pictures(transforms._timm_training(spec, augmentation), seed=0)
-    key = BatchKey((0,) * 3000, tuple(range(3000)), 3000, epoch=0, step=0)
-    ours, theirs = (pipeline(split, key).float() for pipeline in (quick, slow))
+    pipeline, timms = (
+        transforms.training_pipeline(split, spec, augmentation, seed=0),
+        timms_training(spec, augmentation),
+    )
+    ours = pipeline(split, BatchKey((0,) * 3000, tuple(range(3000)), 3000, epoch=0, step=0)).float()
+    seed_everything(0)
+    theirs = torch.stack([torch.as_tensor(timms(split.picture(0))) for _ in range(3000)]).float()
     differences = ours.mean(0) - theirs.mean(0)
     assert differences.abs().max() < 10
     assert differences.abs().mean() < 2
@@ -246,15 +265,15 @@ def test_table_1s_policy_survives_pillow_13_on_2000_images(monkeypatch):
     monkeypatch.setattr(ImageOps, "posterize", pillow_13)
     monkeypatch.setattr(transforms, "posterize", counted)
     split = pictures(50)
-    transform = transforms._timm_training(dataset(32), AugmentationSpec(**EVERYTHING))
+    transform = transforms.colour_changes(dataset(32), AugmentationSpec(**EVERYTHING))
     random.seed(0)
     np.random.seed(0)
     for i in range(2000):
-        assert transform(split.picture(i % 50)).shape == (3, 32, 32)
+        assert transform(split.picture(i % 50)).size == (32, 32)
     assert 0 in bits, "the policy never asked for 0 bits: this test shows nothing"
 
 
-def test_mended_posterize_is_the_older_pillows():
+def test_our_posterize_is_the_older_pillows():
     picture = pictures(1).picture(0)
     black = transforms.posterize(picture, 0)
     assert not np.asarray(black).any()
