@@ -5,10 +5,10 @@
 From 32x32 colour images and from photographs of ImageNet's size (20 JPEGs of foolbox, repeated) to 224x224
 batches: Table 1's CNN pipeline (crop, flip) and its MSA/MLP pipeline (crop, flip, RandAugment; mixing and
 erasing happen on the device and are left out on both sides), and the smoke scale's (28x28 grey images, flip,
-64x64). The floor of photographs is their decoding alone, by the decoder we use. Ours is the engine's own way from a split to normalised
-batches; timm's is its loader with the prefetcher (the default of its training script: bytes are gathered,
-then normalised) and without (each picture is normalised). Time is CPU time of this process, which also does
-the loaders' work.
+64x64). The floor of photographs is their decoding alone, by the decoder we use. Ours is the engine's own way
+from a split to normalised batches; timm's is its loader with the prefetcher (the default of its training
+script: bytes are gathered, then normalised) and without (each picture is normalised). Time is CPU time of
+this process, which also does the loaders' work.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def timms(split: Split, policy: str | None, size: int, prefetcher: bool) -> Call
 def decode(split: OnDisk) -> None:
     """Every photograph decoded, nothing else."""
     for index in range(len(split)):
-        split.pixels(index)
+        split.file(index).pixels()
 
 
 def rate(epoch: Callable[[], None], images: int) -> float:

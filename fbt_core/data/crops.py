@@ -32,29 +32,31 @@ class Crops(NamedTuple):
         """The draws for some of the images."""
         return Crops(*(values[rows] for values in self))
 
-    def boxes(self, side: tuple[int, int]) -> np.ndarray:
-        """Boxes (N, 4: top, left, height, width) in images of this height and width.
+    def boxes(self, sides: np.ndarray) -> np.ndarray:
+        """Boxes (N, 4: top, left, height, width) in images of these heights and widths (N, 2) or (2,).
 
         The first attempt whose box fits counts; if none does, the largest centred box of an allowed ratio.
         """
-        height, width = side
+        sides = np.broadcast_to(sides, (len(self.share), 2))
+        height, width = sides[:, :1], sides[:, 1:]
         area = self.share * height * width
         wide = np.rint(np.sqrt(area * self.ratio)).astype(int)
         high = np.rint(np.sqrt(area / self.ratio)).astype(int)
         fits = (wide <= width) & (high <= height)
         first, rows = fits.argmax(1), np.arange(len(area))
         wide, high = wide[rows, first], high[rows, first]
-        top = (self.position[:, 0] * (height - high + 1)).astype(int)
-        left = (self.position[:, 1] * (width - wide + 1)).astype(int)
+        top = (self.position[:, 0] * (height[:, 0] - high + 1)).astype(int)
+        left = (self.position[:, 1] * (width[:, 0] - wide + 1)).astype(int)
         boxes = np.stack([top, left, high, wide], 1)
-        boxes[~fits.any(1)] = _centred(side)
+        for i in np.flatnonzero(~fits.any(1)):
+            boxes[i] = _centred(*sides[i].tolist())
         return boxes
 
 
-def centred_square(side: tuple[int, int]) -> np.ndarray:
-    """The box (4,) of the largest square in the middle of an image of this height and width."""
-    edge = min(side)
-    return np.array([(side[0] - edge) // 2, (side[1] - edge) // 2, edge, edge])
+def centred_squares(sides: np.ndarray) -> np.ndarray:
+    """Boxes (N, 4) of the largest square in the middle of images of these heights and widths (N, 2)."""
+    edges = sides.min(1, keepdims=True)
+    return np.hstack([(sides - edges) // 2, edges, edges])
 
 
 def draw_crops(generator: np.random.Generator, count: int, scale: tuple[float, float]) -> Crops:
@@ -66,8 +68,7 @@ def draw_crops(generator: np.random.Generator, count: int, scale: tuple[float, f
     return Crops(share, ratio, position, generator.integers(len(INTERPOLATIONS), size=count))
 
 
-def _centred(side: tuple[int, int]) -> tuple[int, int, int, int]:
-    height, width = side
+def _centred(height: int, width: int) -> tuple[int, int, int, int]:
     wide = min(width, round(height * RATIO[1]))
     high = min(height, round(width / RATIO[0]))
     return (height - high) // 2, (width - wide) // 2, high, wide

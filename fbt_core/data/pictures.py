@@ -28,16 +28,24 @@ def open_picture(path: Path) -> Image.Image:
         return to_rgb(picture, str(path))
 
 
-def read_pixels(path: Path) -> Tensor:
-    """The pixels of `open_picture` as bytes (3, H, W), decoded faster if it is a JPEG."""
-    with _naming(path):
-        content = path.read_bytes()
-        with Image.open(io.BytesIO(content)) as picture:  # reads no more than the header
-            if picture.format == "JPEG" and picture.mode in ("L", "RGB"):
-                # Pillow says what is wrong with a file that this decoder refuses, if it refuses it too.
-                with contextlib.suppress(RuntimeError):
-                    return decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), RGB)
-            return torch.from_numpy(np.array(to_rgb(picture, str(path)))).permute(2, 0, 1)
+class ImageFile:
+    """An image file read into memory, of which only the header is decoded: `side` is (height, width)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with _naming(path):
+            self.content = path.read_bytes()
+            self.picture = Image.open(io.BytesIO(self.content))
+        self.side = self.picture.size[::-1]
+
+    def pixels(self) -> Tensor:
+        """The pixels of `open_picture` as bytes (3, H, W), decoded faster if it is a JPEG."""
+        if self.picture.format == "JPEG" and self.picture.mode in ("L", "RGB"):
+            # Pillow says what is wrong with a file that this decoder refuses, if it refuses it too.
+            with contextlib.suppress(RuntimeError):
+                return decode_jpeg(torch.frombuffer(bytearray(self.content), dtype=torch.uint8), RGB)
+        with _naming(self.path):
+            return torch.from_numpy(np.array(to_rgb(self.picture, str(self.path)))).permute(2, 0, 1)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fbt_core.data.pictures import Variety, look_at, open_picture, read_pixels
+from fbt_core.data.pictures import ImageFile, Variety, look_at, open_picture
 from fbt_core.errors import UserError
 
 
@@ -58,9 +58,9 @@ class OnDisk:
         """Image number `index` as an RGB picture; a UserError names a file that is gone or damaged."""
         return open_picture(self.path(index))
 
-    def pixels(self, index: int) -> Tensor:
-        """The same image as bytes (3, H, W)."""
-        return read_pixels(self.path(index))
+    def file(self, index: int) -> ImageFile:
+        """Image number `index` as it lies on the disk, for `ImageFile.pixels`."""
+        return ImageFile(self.path(index))
 
 
 Split = InMemory | OnDisk

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,7 +13,7 @@ from timm.data.transforms_factory import transforms_imagenet_eval, transforms_im
 from torch import Tensor
 from torchvision.transforms.functional import center_crop
 
-from fbt_core.data.crops import centred_square, cut, draw_crops, resize, resize_each, resize_whole
+from fbt_core.data.crops import centred_squares, cut, draw_crops, resize, resize_each, resize_whole
 from fbt_core.data.order import AUGMENT, BatchKey, generator, seed_everything
 from fbt_core.data.splits import InMemory, OnDisk, Split
 from fbt_core.spec import AugmentationSpec, CropSpec, DatasetSpec
@@ -59,7 +59,7 @@ class TrainingBatches:
         if self.augmentation.crop_scale is None:
             return resize_whole(images, self.size, split.enlarge)
         crops = draw_crops(draws, key.whole, self.augmentation.crop_scale).of(list(key.rows))
-        boxes = crops.boxes(tuple(images.shape[2:]))
+        boxes = crops.boxes(np.array(images.shape[2:]))
         return resize_each(map(cut, images, boxes), crops.filters, self.size)
 
     def _from_disk(
@@ -68,15 +68,15 @@ class TrainingBatches:
         scale = self.augmentation.crop_scale
         crops = draw_crops(draws, key.whole, scale or (1.0, 1.0)).of(list(key.rows))
 
-        def cuts() -> Iterator[Tensor]:
-            # One image at a time: a batch of decoded photographs would take a hundred megabytes.
-            for i, index in enumerate(key.indices):
-                pixels = split.pixels(index)
-                side = tuple(pixels.shape[1:])
-                yield cut(pixels, crops.of([i]).boxes(side)[0] if scale else centred_square(side))
+        files = [split.file(index) for index in key.indices]
+        sides = np.array([file.side for file in files])
+        boxes = crops.boxes(sides) if scale else centred_squares(sides)
 
-        images = resize_each(cuts(), crops.filters, self.size)
-        images[flips] = images[flips].flip(-1)
+        # One image is decoded at a time: a batch of photographs would take a hundred megabytes.
+        cuts = (cut(file.pixels(), box) for file, box in zip(files, boxes, strict=True))
+        images = resize_each(cuts, crops.filters, self.size)
+        for i in np.flatnonzero(flips).tolist():
+            images[i] = images[i].flip(-1)
         return images
 
     def _augmented(self, images: Tensor, key: BatchKey) -> Tensor:

@@ -80,20 +80,19 @@ def test_photographs_are_decoded_cropped_and_flipped_as_by_pillow(root):
     """The same pixels to the last bit before they are resized, and then within two levels."""
     split, rows = load(root), list(range(12))
     for i in rows:
-        pixels = split.pixels(i)
+        pixels = split.file(i).pixels()
         assert pixels.dtype == torch.uint8
         assert np.array_equal(pixels.permute(1, 2, 0), np.asarray(split.picture(i)))
     augmentation = AugmentationSpec(**{**PLAIN, "crop_scale": (0.08, 1.0)})
     size = spec().model_copy(update={"image_size": 224})
-    batch = training_pipeline(split, size, augmentation, seed=3)(
-        split, BatchKey(tuple(rows), tuple(rows), 12, 0, 0)
-    )
+    pipeline = training_pipeline(split, size, augmentation, seed=3)
+    batch = pipeline(split, BatchKey(tuple(rows), tuple(rows), 12, 0, 0))
     draws = generator(3, AUGMENT, 0, 0)
     flips, crops = draws.random(12) < 0.5, draw_crops(draws, 12, (0.08, 1.0))
     assert 0 < flips.sum() < 12
     for i in rows:
         picture = split.picture(i)
-        ((top, left, height, width),) = crops.of([i]).boxes(picture.size[::-1]).tolist()
+        ((top, left, height, width),) = crops.of([i]).boxes(np.array(picture.size[::-1])).tolist()
         kind = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)[crops.filters[i]]
         crop = picture.crop((left, top, left + width, top + height)).resize((224, 224), kind)
         crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flips[i] else crop
@@ -119,17 +118,17 @@ def test_an_uncropped_photograph_is_its_central_square(root):
 def test_jpegs_of_every_mode_have_pillows_pixels(root, mode):
     split = load(root)
     Image.open(split.path(1)).convert(mode).save(split.path(1), "JPEG")
-    assert np.array_equal(split.pixels(1).permute(1, 2, 0), np.asarray(split.picture(1)))
+    assert np.array_equal(split.file(1).pixels().permute(1, 2, 0), np.asarray(split.picture(1)))
 
 
 def test_a_png_that_is_called_jpeg_and_a_cut_jpeg(root):
     split = load(root)
     picture, content = split.picture(2), split.path(3).read_bytes()
     picture.save(split.path(2), "PNG")
-    assert np.array_equal(split.pixels(2).permute(1, 2, 0), np.asarray(picture))
+    assert np.array_equal(split.file(2).pixels().permute(1, 2, 0), np.asarray(picture))
     split.path(3).write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match=f"{split.path(3).name}: image cannot be decoded .*truncated"):
-        split.pixels(3)
+        split.file(3).pixels()
 
 
 def test_a_picture_too_large_to_be_decoded_safely_is_named(root, monkeypatch):
@@ -137,7 +136,7 @@ def test_a_picture_too_large_to_be_decoded_safely_is_named(root, monkeypatch):
     with pytest.raises(UserError, match=r"00\.\w+: image cannot be decoded .*decompression bomb"):
         load(root).picture(0)
     with pytest.raises(UserError, match="decompression bomb"):
-        load(root).pixels(0)
+        load(root).file(0)
     assert {finding.level for finding in check_data("photos", spec(), root, processes=1)} == {"error"}
 
 
