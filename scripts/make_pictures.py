@@ -74,7 +74,7 @@ def observe(flow: Flow, tables: Mapping[str, Sequence[str]]) -> Overview:
 
 
 def states_of(overview: Overview) -> set[str]:
-    """The states that some run is in, and `requeued` where one was."""
+    """The states that some run is in, and `requeued` if one was."""
     runs = [status for runs in overview.tables.values() for status in runs]
     return {status.state for status in runs} | {"requeued" for status in runs if status.restarts}
 

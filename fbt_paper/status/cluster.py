@@ -194,7 +194,7 @@ def evaluate(value: Any, wildcards: Any) -> Any:
 
 
 def check_data(flow: Flow) -> list[Check]:
-    """Whether every dataset that a run needs is where the configuration says."""
+    """Whether every dataset that a run needs is in the folder that the configuration names."""
     checks = []
     for name in dict.fromkeys(spec.dataset.name for spec in flow.plan.runs.values()):
         try:

@@ -151,7 +151,7 @@ def test_the_tests_take_a_row_a_method_and_an_architecture_as_they_are(copy):
 
 
 def test_a_dataset_is_one_entry_and_a_folder(copy, tmp_path):
-    write_images(tmp_path / "flowers", {"train": 40, "val": 10})
+    write_images(tmp_path / "flowers", {"train": 600, "val": 10})
     before = copy.runs()
     copy.append("config/datasets.yaml", block("Add a dataset", "yaml"))
     main = copy.folder / "config/config.yaml"
@@ -189,7 +189,7 @@ def write_images(root: Path, counts: dict[str, int]) -> None:
         for number in range(2 * count):
             path = root / split / ("daisy", "tulip")[number % 2] / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.frombytes("RGB", (70, 80), noise.randbytes(70 * 80 * 3)).save(path)
+            Image.frombytes("RGB", (30, 40), noise.randbytes(30 * 40 * 3)).save(path)
 
 
 def test_a_figure_is_one_file(copy):
