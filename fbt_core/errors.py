@@ -23,7 +23,7 @@ class UserError(Exception):
         what: str,
         *,
         where: str | None = None,
-        given: str | None = None,
+        given: str | None = None,  # words: allow
         choices: Iterable[str] | None = None,
         hint: str | None = None,
     ) -> None:
@@ -80,9 +80,9 @@ def is_number(text: str) -> bool:
     return True
 
 
-def number_as_text(given: str) -> str:
+def number_as_text(text: str) -> str:
     """The message for a number that YAML reads as text, such as 1e-3."""
-    return f"'{given}' is read as text, not as a number; write {_with_point(given)}, without quotes"
+    return f"'{text}' is read as text, not as a number; write {_with_point(text)}, without quotes"
 
 
 def _with_point(number: str) -> str:

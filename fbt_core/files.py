@@ -73,7 +73,7 @@ def _write_through(path: Path, write: Callable[[BinaryIO], None]) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Make a rename inside the folder survive a power cut, where the file system can."""
+    """Make a rename inside the folder survive a power cut, if the file system can."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -31,7 +31,7 @@ RUN_HELP = "a run's id, a part of it, or its cell: table/row/column"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 when it did what it says, 1 with one message where something must be fixed."""
+    """Run one command; 0 when it did what it says, 1 with one message if something must be fixed."""
     parser = make_parser()
     options = parser.parse_args(arguments)
     if not hasattr(options, "command"):
@@ -103,7 +103,7 @@ def recipe_command(options: Options) -> int:
 
 
 def check_data_command(options: Options) -> int:
-    """Tell whether a dataset is in place and whole; with --out leave the answer in a file."""
+    """Report whether a dataset is in place and whole; with --out leave the answer in a file."""
     from fbt_paper.config.data_roots import find_root
 
     flow = open_flow(options)
@@ -113,7 +113,7 @@ def check_data_command(options: Options) -> int:
         return 1
     print(f"{options.dataset}: in place ({where})")
     if options.out:
-        write_text(options.out, json.dumps({"dataset": options.dataset, "place": where}) + "\n")
+        write_text(options.out, json.dumps({"dataset": options.dataset, "folder": where}) + "\n")
     return 0
 
 
@@ -175,7 +175,7 @@ def judge_claims_command(options: Options) -> int:
 
 
 def status_command(options: Options) -> int:
-    """Where every run of every table stands, read from files; exit code 1 where one has failed."""
+    """Where every run of every table stands, read from files; exit code 1 if one has failed."""
     from fbt_paper.status.commands import show_status
 
     watch = options.every if options.watch else None
@@ -277,19 +277,19 @@ def check_cluster_command(options: Options) -> int:
 
 def open_flow(options: Options) -> Flow:
     """The plan for the scale and settings given on the command line."""
-    given: dict[str, Any] = json.loads(options.given)
+    settings: dict[str, Any] = json.loads(options.given)
     for text in [*options.set, *options.set_here]:
         key, equals, value = text.partition("=")
         if not equals:
             raise UserError("must be KEY=VALUE, e.g. recipes=as_printed", where=f"--set {text}")
         try:
-            given[key] = yaml.safe_load(value)
+            settings[key] = yaml.safe_load(value)
         except yaml.YAMLError:
             hint = "put quotes around a text with brackets or colons"
             raise UserError("the value is not YAML", where=f"--set {text}", hint=hint) from None
     if options.scale:
-        given["scale"] = options.scale
-    return Flow(given, config_folder(options.config))
+        settings["scale"] = options.scale
+    return Flow(settings, config_folder(options.config))
 
 
 def config_folder(named: Path | None) -> Path:
@@ -304,7 +304,7 @@ def config_folder(named: Path | None) -> Path:
 
 
 def choose(names: Sequence[str], known: Iterable[str], kind: str) -> list[str]:
-    """The names given, all of which must be known; everything where none is given."""
+    """The names given, all of which must be known; everything if none is given."""
     choices = list(known)
     for name in names:
         if name not in choices:

@@ -45,6 +45,7 @@ def test_a_word_of_the_dialect_is_found_with_its_line(line, tmp_path, monkeypatc
         "# the journal's own word: told  # words: allow",
         "# the head of a network",
         "one.found = 1",
+        "found = 1  # words: allow",
     ],
 )
 def test_ordinary_english_is_let_through(line, tmp_path, monkeypatch):

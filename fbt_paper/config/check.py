@@ -85,7 +85,7 @@ def _real_path(error: ErrorDetails, data: Any) -> Path:
 
 
 def _message(error: ErrorDetails, model: type[BaseModel], path: Path) -> str:
-    kind, given = error["type"], error.get("input")
+    kind, value = error["type"], error.get("input")
     if kind == "fault":
         return error["msg"]
     if kind == "value_error":
@@ -96,13 +96,13 @@ def _message(error: ErrorDetails, model: type[BaseModel], path: Path) -> str:
         return "is missing"
     if kind == "literal_error":
         choices = [part.strip(" '") for part in error["ctx"]["expected"].replace(" or ", ",").split(",")]
-        return f"'{given}' is not valid here; {nearest(given, choices)}"
-    if isinstance(given, str) and kind in {"float_type", "int_type"} and is_number(given):
-        return number_as_text(given)
+        return f"'{value}' is not valid here; {nearest(value, choices)}"
+    if isinstance(value, str) and kind in {"float_type", "int_type"} and is_number(value):
+        return number_as_text(value)
     if kind == "string_pattern_mismatch":
-        return f"'{given}' has a form that is not allowed here ({error['ctx']['pattern']})"
-    if kind == "string_type" and isinstance(given, bool | int | float):
-        what = "true or false" if isinstance(given, bool) else "a number"
+        return f"'{value}' has a form that is not allowed here ({error['ctx']['pattern']})"
+    if kind == "string_type" and isinstance(value, bool | int | float):
+        what = "true or false" if isinstance(value, bool) else "a number"
         return f"must be a text, but YAML reads this as {what} ({_given(error)}); put quotes around it"
     if kind in EXPECTED:
         return f"must be {EXPECTED[kind]} ({_given(error)})"

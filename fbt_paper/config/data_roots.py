@@ -16,14 +16,14 @@ WANTED: dict[str, tuple[tuple[str, ...], ...]] = {
 
 
 def find_root(config: Config, dataset: str) -> Path | None:
-    """The dataset's folder, None where its images are shipped; a ConfigError names the setting to fill in."""
+    """The dataset's folder, None if its images are shipped; a ConfigError names the setting to fill in."""
     if dataset not in config.datasets:
         choices = nearest(dataset, config.datasets)
         raise ConfigError([Problem("config/datasets.yaml", "", f"unknown dataset '{dataset}'; {choices}")])
-    entry, given = config.datasets[dataset], config.main.data_roots.get(dataset)
+    entry, setting = config.datasets[dataset], config.main.data_roots.get(dataset)
     if not entry.needs_root:
         return None
-    root = Path(given).expanduser() if given else None
+    root = Path(setting).expanduser() if setting else None
     missing = "is not set" if root is None else _missing(root, entry.loader)
     if missing:
         message = f"{missing}; fill in the folder of {entry.title} ({_wanted(entry.loader)})"

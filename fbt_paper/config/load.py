@@ -268,9 +268,9 @@ def _scales(
                 entries[name] = validate(ScaleEntry, content, file, names=names)
         except ConfigError as error:
             problems[name] = list(error.problems)
-    for name, found in problems.items():
+    for name, own_problems in problems.items():
         inherited = {(p.path, p.message) for p in problems.get(str((scales[name] or {}).get("extends")), [])}
-        collect.problems += [p for p in found if (p.path, p.message) not in inherited]
+        collect.problems += [p for p in own_problems if (p.path, p.message) not in inherited]
     return entries
 
 

@@ -46,7 +46,7 @@ def _value_faults(
 
 
 def _other_facts(name: str, method: MethodFacts) -> Iterator[tuple[str, str]]:
-    """Where a config folder of the user's own states what the code of this checkout does not do.
+    """Facts of a user's own config folder that state what the code of this checkout does not do.
 
     The code goes with the methods.yaml of the checkout: values and sources may differ from it, but not which
     parameters there are, of which kind and with which choices.

@@ -39,7 +39,7 @@ class Collector:
         self.problems: list[Problem] = []
 
     def try_(self, reader: typing.Callable[..., typing.Any], *arguments: typing.Any) -> typing.Any:
-        """What the reader gives; None where it has problems."""
+        """What the reader gives; None if it has problems."""
         try:
             return reader(*arguments)
         except ConfigError as error:
@@ -47,7 +47,7 @@ class Collector:
             return None
 
     def finish(self) -> None:
-        """Raise ConfigError where there are problems."""
+        """Raise ConfigError if there are problems."""
         if self.problems:
             raise ConfigError(self.problems)
 

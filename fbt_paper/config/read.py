@@ -53,8 +53,8 @@ def _key_problem(node: yaml.Node, seen: Collection[str]) -> str | None:
     if node.tag == "tag:yaml.org,2002:merge":
         return None
     if node.tag != "tag:yaml.org,2002:str":
-        given = f" (given: {node.value})" if isinstance(node, yaml.ScalarNode) else ""
-        return f"a key must be text{given}; put quotes around a word that YAML reads as something else"
+        value = f" (given: {node.value})" if isinstance(node, yaml.ScalarNode) else ""
+        return f"a key must be text{value}; put quotes around a word that YAML reads as something else"
     return f"the key '{node.value}' is given twice; keep one" if node.value in seen else None
 
 

@@ -107,7 +107,7 @@ Seeds = Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_refuse_
 class Execution(Strict):
     """How runs are executed; nothing here changes a number, so nothing here retrains."""
 
-    device: Literal["auto", "cpu", "cuda"] = Field(description="auto takes CUDA where torch sees it")
+    device: Literal["auto", "cpu", "cuda"] = Field(description="auto takes CUDA if torch sees it")
     workers: int = Field(ge=0, description="loader processes per GPU, unless the scale states them")
     channels_last: bool
     compile: bool
@@ -118,7 +118,7 @@ class Execution(Strict):
 
 
 class WeightFile(Strict):
-    """A weights file of your own that takes the place of a teacher's fine-tune run."""
+    """A weights file of your own used instead of a teacher's fine-tune run."""
 
     path: Text
     sha256: Sha256
@@ -362,7 +362,7 @@ RunSettings.model_rebuild()
 ChainSettings.model_rebuild()
 
 
-class Line(RunSettings):
+class TableLine(RunSettings):
     """A row or a column: its key (reference.csv), its label as printed, and what it sets."""
 
     key: Key
@@ -380,7 +380,7 @@ class Gain(Strict):
     @field_validator("over")
     @classmethod
     def _check_over(cls, over: str, info: ValidationInfo) -> str:
-        """A column where the gain is averaged along the rows, and the other way round."""
+        """A gain averaged along the rows subtracts a column, one along the columns a row."""
         kind = {"rows": "column", "columns": "row"}.get(info.data.get("along", ""))
         return Among(kind)(over, info) if kind else over
 
@@ -399,8 +399,8 @@ class AccuracyTable(Strict):
         default=None, description="instead of the scale's, for this table"
     )
     base: RunSettings
-    rows: Annotated[tuple[Line, ...], Field(min_length=1), AfterValidator(_refuse_doubled_keys)]
-    columns: Annotated[tuple[Line, ...], Field(min_length=1), AfterValidator(_refuse_doubled_keys)]
+    rows: Annotated[tuple[TableLine, ...], Field(min_length=1), AfterValidator(_refuse_doubled_keys)]
+    columns: Annotated[tuple[TableLine, ...], Field(min_length=1), AfterValidator(_refuse_doubled_keys)]
     skip: tuple[tuple[RowName, ColumnName], ...] = Field(
         default=(), description="[row, column] pairs without a cell"
     )

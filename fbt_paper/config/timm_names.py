@@ -16,7 +16,7 @@ OLD_NAME = re.compile(r"'(\w+)'\s*:")
 
 @cache
 def timm_names() -> frozenset[str]:
-    """Every name that timm.create_model takes, old ones included; none where timm is not installed."""
+    """Every name that timm.create_model takes, old ones included; none if timm is not installed."""
     names: set[str] = set()
     for path in sorted(timm_folder("models").rglob("*.py")):
         text = path.read_text(encoding="utf-8")
@@ -27,10 +27,10 @@ def timm_names() -> frozenset[str]:
 
 
 def timm_folder(part: str = "") -> Path:
-    """Where timm's source lies; a folder that does not exist where timm is not installed."""
-    found = importlib.util.find_spec("timm")
-    places = (found.submodule_search_locations or ()) if found else ()
-    return Path(next(iter(places), "timm-is-not-installed")) / part
+    """Where timm's source lies; a folder that does not exist if timm is not installed."""
+    package = importlib.util.find_spec("timm")
+    folders = (package.submodule_search_locations or ()) if package else ()
+    return Path(next(iter(folders), "timm-is-not-installed")) / part
 
 
 def is_unknown(create: str) -> bool:

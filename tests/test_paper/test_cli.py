@@ -60,7 +60,7 @@ def test_every_example_runs(command, capsys, tmp_path, monkeypatch):
     """On made-up results of the whole smoke scale; only the cluster is not asked."""
     arguments = [text.replace("png=", f"png={tmp_path}/") for text in example_of(command, capsys)]
     flow = write_results(tmp_path)
-    monkeypatch.setattr(cli, "Flow", lambda given, folder: Flow(given) if given else flow)
+    monkeypatch.setattr(cli, "Flow", lambda settings, folder: Flow(settings) if settings else flow)
     monkeypatch.setattr(cluster, "main", lambda options: 0)
     assert main(arguments) == 0
     assert capsys.readouterr().out or command == "check-cluster"

@@ -1,4 +1,4 @@
-"""config/: every file is valid, and every mistake a user can make is told in one message."""
+"""config/: every file is valid, and every mistake a user can make is reported in one message."""
 
 import re
 from pathlib import Path
@@ -472,12 +472,12 @@ BAD = {
 }
 
 
-def without_places(text: str) -> str:
+def without_indices(text: str) -> str:
     """A message without the numbers of rows and columns: config/ may get more of them."""
     return re.sub(r"\[\d+\]", "[n]", text)
 
 
-def test_a_mistake_is_told_with_the_place_of_its_row_and_column(copy):
+def test_a_mistake_is_reported_with_the_index_of_its_row_and_column(copy):
     column = "columns:\n  - {key: zero, label: Zero, student: vit_s}\n"
     copy.write(
         "tables/new.yaml", TABLE.replace("columns:\n", column).replace("student: resnet18", "student: x")
@@ -497,11 +497,11 @@ def test_a_mistake_ends_the_command_with_one_message_and_no_file(case, copy, tmp
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err.startswith("fbt: ")
-    assert without_places(expected) in without_places(output.err)
+    assert without_indices(expected) in without_indices(output.err)
     assert "Traceback" not in output.err
 
 
-def test_all_mistakes_of_a_file_are_told_at_once(copy):
+def test_all_mistakes_of_a_file_are_reported_at_once(copy):
     copy.replace("datasets.yaml", "classes: 100", "classes: many")
     copy.replace("datasets.yaml", "loader: image_folder\n", "loader: image_foldre\n")
     copy.replace("datasets.yaml", "title: CIFAR-100", "titlex: CIFAR-100")
@@ -558,11 +558,11 @@ def test_one_mistake_does_not_hide_another(case, copy):
     edit, expected = TOGETHER[case]
     copy.replace(*edit)
     problems = copy.problems()
-    places = [without_places(problem) for problem in problems]
-    assert all(any(f": {without_places(text)}" in problem for problem in places) for text in expected), places
+    shown = [without_indices(problem) for problem in problems]
+    assert all(any(f": {without_indices(text)}" in problem for problem in shown) for text in expected), shown
 
 
-def test_printed_numbers_that_are_not_utf_8_are_told(copy):
+def test_printed_numbers_that_are_not_utf_8_are_reported(copy):
     copy.path("tables/table5.reference.csv").write_bytes(
         b"row,column,value,source,status\n\xff,x,1,s,primary\n"
     )
@@ -694,7 +694,7 @@ def test_the_names_read_from_timms_source_are_those_it_has():
     assert all(timm.is_model(name) for name in timm_names())
 
 
-def test_mistakes_of_several_files_are_told_at_once(copy):
+def test_mistakes_of_several_files_are_reported_at_once(copy):
     copy.replace("datasets.yaml", "classes: 100", "classes: many")
     copy.replace("config.yaml", "scale: smoke", "scale: smok")
     copy.path("recipes.yaml").unlink()
@@ -707,24 +707,28 @@ def test_mistakes_of_several_files_are_told_at_once(copy):
     }
 
 
-def test_an_empty_cell_setting_is_told_once_for_all_its_cells(copy):
+def test_an_empty_cell_setting_is_reported_once_for_all_its_cells(copy):
     copy.replace("tables/table5.yaml", "method: fbt", "method: fbd")
     assert len([problem for problem in copy.problems() if "base.method" in problem]) == 1
 
 
-def test_a_wrong_setting_on_the_command_line_is_told(copy):
+def test_a_wrong_setting_on_the_command_line_is_reported(copy):
     with pytest.raises(ConfigError, match="config/config.yaml: scal: unknown key; .* did you mean 'scale'"):
         copy.load({"scal": "paper"})
 
 
 def test_lists_given_on_the_command_line_are_typed_as_in_the_file(copy):
-    given = {"seeds": ["0", "1"], "data_roots": {"cifar100": "/data", "imagenet": "null"}, "scale": "paper"}
-    config = copy.load(changed_settings(given, copy.folder))
+    settings = {
+        "seeds": ["0", "1"],
+        "data_roots": {"cifar100": "/data", "imagenet": "null"},
+        "scale": "paper",
+    }
+    config = copy.load(changed_settings(settings, copy.folder))
     assert config.main.seeds == (0, 1)
     assert config.main.data_roots == {"cifar100": "/data", "imagenet": None, "fashion_mnist_full": None}
 
 
-def test_a_list_of_wrong_items_is_told_by_its_items_only(copy):
+def test_a_list_of_wrong_items_is_reported_by_its_items_only(copy):
     copy.replace("config.yaml", "seeds: null", "seeds: [zero]")
     assert [problem.partition(": ")[2].partition(":")[0] for problem in copy.problems()] == ["seeds[0]"]
 
