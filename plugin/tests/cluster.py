@@ -30,7 +30,7 @@ ACCOUNTING_PACKAGES = "slurmdbd slurm-wlm-mysql-plugin mariadb-server"
 SBIN = "/usr/sbin:/sbin"
 
 SLURM_CONF = """\
-ClusterName=test
+ClusterName={name}
 SlurmctldHost={host}(127.0.0.1)
 SlurmUser={user}
 SlurmdUser={user}
@@ -49,8 +49,8 @@ TaskPlugin=task/none
 {gathering}
 MpiDefault=none
 SwitchType=switch/none
-SelectType=select/cons_tres
-SelectTypeParameters=CR_Core_Memory
+SelectType=select/{select}
+SelectTypeParameters={consumable}
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=1,sched_min_interval=0,batch_sched_delay=0,bf_interval=1
 PreemptType=preempt/partition_prio
@@ -129,6 +129,7 @@ class Cluster:
     def __init__(
         self, folder: Path, nodes: int = 1, *, accounting: bool = False, kill_over_memory: bool = False,
         gpus: int = 2, cpus: int = 2, node_prefix: Sequence[str] = (), node_timeout: int = 300,
+        name: str = "test", select: str = "cons_tres",
     ) -> None:  # fmt: skip
         self.folder = folder
         self.nodes = [f"n{number}" for number in range(1, nodes + 1)]
@@ -136,6 +137,7 @@ class Cluster:
         self.kill_over_memory = kill_over_memory
         self.gpus, self.cpus = gpus, cpus
         self.node_timeout = node_timeout
+        self.name, self.select = name, select
         self.node_prefix = list(node_prefix)
         self.ports = free_ports(nodes + 2)
         self.started: list[psutil.Process] = []
@@ -178,7 +180,8 @@ class Cluster:
             "host": socket.gethostname().split(".")[0], "user": getpass.getuser(), "folder": self.folder,
             "node_timeout": self.node_timeout, "port": self.ports[0], "node_port": self.ports[1],
             "gathering": GATHER_AND_KILL if self.kill_over_memory or self.accounting else GATHER_NOTHING,
-            "accounting": self._accounting_lines(),
+            "accounting": self._accounting_lines(), "name": self.name, "select": self.select,
+            "consumable": "CR_Memory" if self.select == "linear" else "CR_Core_Memory",
         }  # fmt: skip
         lines = [
             f"NodeName={node} NodeHostname={values['host']} NodeAddr=127.0.0.1 Port={port} CPUs={self.cpus} "

@@ -22,8 +22,9 @@ from snakemake_executor_plugin_submitit.backends import (
     Look,
     Result,
     SlurmBackend,
+    finish_call,
     local_processes,
-    uninterrupted,
+    sigterm_as_interrupt,
 )
 from snakemake_executor_plugin_submitit.requests import read_request
 from snakemake_executor_plugin_submitit.settings import ExecutorSettings
@@ -160,13 +161,59 @@ def test_ctrl_c_between_sbatch_and_the_journal(tmp_path: Path, monkeypatch: pyte
 
 def test_ctrl_c_waits_for_sbatch_which_does_not_hear_it() -> None:
     done = []
+
+    def submit() -> list[str]:
+        os.kill(os.getpid(), signal.SIGINT)
+        child = "import os, signal, sys; os.kill(os.getpid(), signal.SIGINT); sys.exit(7)"
+        done.append(subprocess.run([sys.executable, "-c", child], check=False).returncode)
+        return []
+
     with pytest.raises(KeyboardInterrupt):
-        with uninterrupted():
-            os.kill(os.getpid(), signal.SIGINT)
-            child = "import os, signal, sys; os.kill(os.getpid(), signal.SIGINT); sys.exit(7)"
-            done.append(subprocess.run([sys.executable, "-c", child], check=False).returncode)
-        done.append(0)
+        finish_call(submit)
     assert done == [7]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupts_are_heard_while_sbatch_hangs(tmp_path: Path, number: signal.Signals) -> None:
+    """It has some time to end, then it is killed: what came of it is asked of squeue."""
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text(f"#!{sys.executable}\nimport time\ntime.sleep(60)\n")
+    sbatch.chmod(0o755)
+    ended = threading.Event()
+
+    def submit() -> list[str]:
+        subprocess.run([sbatch], check=False)
+        ended.set()
+        return []
+
+    threading.Timer(0.5, os.kill, [os.getpid(), number]).start()
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), sigterm_as_interrupt():
+        finish_call(submit, patience=0.5)
+    assert time.monotonic() - start < 20
+    assert ended.wait(10), "sbatch is gone"
+
+
+def test_interrupts_are_heard_while_submitting_is_tried_again(
+    slurm: SlurmBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm does not answer: Snakemake's own handler of SIGTERM would only be seen after the submission."""
+
+    def busy(*_: Any) -> list[str]:
+        raise SlurmBusyError("sbatch: timed out")
+
+    monkeypatch.setattr(slurm, "_submit_once", busy)
+    answering(monkeypatch, squeue=SlurmBusyError("no"))
+    noted: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: noted.append(number))
+    threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGTERM]).start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            slurm.submit([], REQUEST, "train", "t")
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert noted == [signal.SIGTERM], "its own handler is back"
 
 
 @pytest.mark.parametrize(

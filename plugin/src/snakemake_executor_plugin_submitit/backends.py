@@ -15,7 +15,8 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -274,11 +275,16 @@ class SlurmBackend(Backend):
         return limit or UNLIMITED_MINUTES
 
     def submit(self, jobs: Sequence[SnakemakeJob], request: Request, name: str, token: str) -> list[str]:
+        with sigterm_as_interrupt():
+            return self._submit_until_taken(jobs, request, name, token)
+
+    def _submit_until_taken(
+        self, jobs: Sequence[SnakemakeJob], request: Request, name: str, token: str
+    ) -> list[str]:
         backoff = Backoff(first=2.0)
         while True:
             try:
-                with uninterrupted():
-                    return self._submit_once(jobs, request, name, token)
+                return finish_call(lambda: self._submit_once(jobs, request, name, token))
             except SlurmBusyError as error:
                 if backoff.failures == 0:
                     self.say(f"Slurm does not take jobs at the moment ({error}); trying again until it does.")
@@ -545,22 +551,59 @@ def setup_lines(settings: ExecutorSettings) -> list[str]:
     return [f"{{ {settings.setup}\n}} || {{ code=$?; {failed}; exit $code; }}"]
 
 
+def finish_call(call: Callable[[], list[str]], patience: float = 10.0) -> list[str]:
+    """Call sbatch so that Ctrl-C ends neither it nor the waiting at once, but is heard if it hangs.
+
+    The call runs in a thread whose programs do not receive the signal: a submission is not cut in two. After
+    Ctrl-C it has some seconds to end; then its programs are killed, and squeue knows whether jobs came of it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return call()
+    outcome: Future[list[str]] = Future()
+
+    def work() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})  # programs inherit this
+        try:
+            outcome.set_result(call())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    try:
+        threading.Thread(target=work, daemon=True).start()
+        return outcome.result()
+    except KeyboardInterrupt:
+        with suppress(Exception):
+            outcome.result(timeout=patience)
+        if not outcome.done():
+            kill_programs("sbatch")
+        raise
+
+
+def kill_programs(name: str) -> None:
+    """Kill the programs of a name that this process has started."""
+    import psutil  # type: ignore[import-untyped, unused-ignore]
+
+    for process in psutil.Process().children():
+        with suppress(psutil.Error):
+            if name in (process.name(), *(os.path.basename(word) for word in process.cmdline()[:2])):
+                process.kill()
+
+
 @contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Let a Ctrl-C wait for the end of a submission; the programs called for it do not hear it at all."""
+def sigterm_as_interrupt() -> Iterator[None]:
+    """While jobs are submitted SIGTERM ends Snakemake as Ctrl-C does; its own handler would not be seen."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    noted: list[int] = []
-    handler = signal.signal(signal.SIGINT, lambda number, _: noted.append(number))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        signal.signal(signal.SIGINT, handler)
-        if noted:
-            raise KeyboardInterrupt
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
