@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster import Cluster, missing_programs, wait_for
-from slurm_fixtures import require
+from cluster import Cluster, wait_for
 from workflows import Controller, Workflow
 
 pytestmark = pytest.mark.slurm
@@ -177,9 +176,6 @@ def test_other_ways_of_running(cluster: Cluster, make_workflow: Callable[..., Wo
 
 def test_accounting(start_cluster: Callable[..., Cluster], make_workflow: Callable[..., Workflow]) -> None:
     """With slurmdbd: who cancelled a job is reported (forgotten by squeue: test_submission.py)."""
-    require(missing_programs())
-    if missing := missing_programs(accounting=True):
-        pytest.skip(missing)
     cluster = start_cluster(accounting=True)
     work = make_workflow(cluster, epochs=12)
     work.write_training(["one", "two"], step_s=0.4)
