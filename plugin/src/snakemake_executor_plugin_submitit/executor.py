@@ -241,7 +241,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
             theirs = [(job, entry) for job in jobs if (entry := self._entry_of_another(job)) is not None]
             taken = [job for job, _ in theirs]
             mine = [job for job in jobs if job not in taken]
-            entries = self._note(request, token, mine)
+            entries = self._note(request, token, mine) if mine else []
         if mine:
             self._submit_noted(request, name, token, mine, entries)
         for job, entry in theirs:
