@@ -82,8 +82,8 @@ class FusedModel(nn.Module):
         student_feature, teacher_feature = student_output.stages[2], teacher_output.stages[2].detach()
         if self.direction == "teacher_head":
             return self._finish(teacher, student_feature, teacher_feature)
-        own = student_feature if self.class_token == "gradient" else student_feature.detach()
-        return self._finish(student, teacher_feature, own)
+        entering = student_feature if self.class_token == "gradient" else student_feature.detach()
+        return self._finish(student, teacher_feature, entering)
 
     def _finish(self, last: StagedModel, early_feature: Tensor, entering: Tensor) -> tuple[Tensor, Tensor]:
         """L2G, then the last stage; `entering` is what enters S4 of its own network in this batch."""

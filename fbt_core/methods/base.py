@@ -1,4 +1,27 @@
-"""Method: what all distillation methods share. The one file that imports timm's young task interface."""
+"""Method: what all distillation methods share. The one file that imports timm's young task interface.
+
+A method takes two networks that are cut into stages, and adds terms to the loss of the student:
+
+>>> import timm, torch
+>>> from fbt_core.methods import build_method
+>>> from fbt_core.spec import MethodSpec
+>>> from fbt_core.staged import stage
+>>> teacher = stage(timm.create_model("test_vit", num_classes=10, img_size=32), 32)
+>>> student = stage(timm.create_model("test_resnet", num_classes=10), 32)
+>>> parameters = {"label_weight": 1.0, "logit_weight": 1.0, "temperature": 4.0}
+>>> context = Context(10, 50_000, 300, 0.1, 32, student_family="cnn", teacher_family="msa")
+>>> method = build_method(MethodSpec(name="kd", parameters=parameters, revision=1), student, teacher, context)
+
+The loop gives it batches, and what the frozen teacher makes of them:
+
+>>> batch = Batch(torch.randn(2, 3, 32, 32), target=torch.tensor([3, 7]), indices=torch.tensor([0, 1]))
+>>> with torch.no_grad():
+...     seen = teacher.features(batch.images)
+>>> result = method.train()(batch, seen)
+>>> result["loss"].backward()
+>>> list(result["terms"]), tuple(result["output"].shape)
+(['labels', 'logits'], (2, 10))
+"""
 
 from __future__ import annotations
 
@@ -28,7 +51,7 @@ Terms = dict[str, Tensor]
 class Context:
     """What a method may know of the run besides its parameters.
 
-    `labels` (train_images,) int64 gives the class of every training image where the loader can tell it;
+    `labels` (train_images,) int64 gives the class of every training image if the loader knows it;
     only CRD reads it (negatives of other classes), and learns the classes as images come where it is None.
     """
 

@@ -113,12 +113,12 @@ class OtherClasses(nn.Module):
         """
         known = (getattr(self, name) for name in SORTED)
         ordered, positions, ranks = known if self.is_complete else sort_by_class(self.labels)
-        first, own = self._gaps(ordered, ranks, indices)
-        available = (len(ordered) - own).clamp(min=1)
+        first, same_class = self._gaps(ordered, ranks, indices)
+        available = (len(ordered) - same_class).clamp(min=1)
         fewest = self.fewest if self.is_complete else int(available.min())
         drawn = draw_rows(len(indices), max(1, min(count, fewest)), indices.device)
         numbers = (drawn * available[:, None]).long()
-        return positions[(numbers + (numbers >= first[:, None]) * own[:, None]) % len(positions)]
+        return positions[(numbers + (numbers >= first[:, None]) * same_class[:, None]) % len(positions)]
 
     def _gaps(self, ordered: Tensor, ranks: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Where each image's class starts in the sorted labels, and how many images it has (B,).
@@ -127,13 +127,13 @@ class OtherClasses(nn.Module):
         """
         labels = self.labels[indices]
         first = torch.searchsorted(ordered, labels)
-        own = torch.searchsorted(ordered, labels, right=True) - first
-        alone = (labels == UNKNOWN) | (own == len(ordered))
-        return torch.where(alone, ranks[indices], first), torch.where(alone, 1, own)
+        count = torch.searchsorted(ordered, labels, right=True) - first
+        alone = (labels == UNKNOWN) | (count == len(ordered))
+        return torch.where(alone, ranks[indices], first), torch.where(alone, 1, count)
 
 
 def sort_by_class(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The labels (N,) in order, the images in that order, and each image's place in it."""
+    """The labels (N,) in order, the images in that order, and each image's position in it."""
     ordered, positions = labels.sort(stable=True)
     return ordered, positions, positions.argsort()
 

@@ -82,8 +82,8 @@ class PathStatistics(nn.Module):
         saved = [(norm, norm.training, [getattr(norm, name) for name in names]) for norm in norms]
         for i, norm in enumerate(norms):
             norm.training = True
-            for name, own in zip(names, (f"mean{i}", f"var{i}", f"count{i}"), strict=True):
-                setattr(norm, name, getattr(self, own))
+            for name, buffer in zip(names, (f"mean{i}", f"var{i}", f"count{i}"), strict=True):
+                setattr(norm, name, getattr(self, buffer))
         try:
             yield
         finally:
@@ -145,11 +145,13 @@ class FCFD(Method):
         self, path: Path, student: StagedOutput, teacher: StagedOutput, bridged: list[Tensor]
     ) -> StagedOutput:
         """The later stages of a path and its logits; class tokens are the later network's own."""
-        late, own = (self.teacher, teacher) if path.late == "teacher" else (self.student, student)
+        if path.late == "teacher":
+            late, passed, entering = self.teacher, teacher, bridged[path.stage]
+        else:
+            late, passed = self.student, student
+            entering = self.extras[path.bridge](teacher.stages[path.stage])
         shape = late.shapes[path.stage]
-        to_teacher = path.late == "teacher"
-        entering = bridged[path.stage] if to_teacher else self.extras[path.bridge](teacher.stages[path.stage])
-        x = from_map(entering, shape, prefix_of(own.stages[path.stage], shape))
+        x = from_map(entering, shape, prefix_of(passed.stages[path.stage], shape))
         with self.extras[f"statistics_{path.bridge}"].used_by(late_norms(late, path.stage)):
             stages = late.run(x, first=path.stage + 1)
             return StagedOutput(stages, *late.finish(stages[-1]))
@@ -193,8 +195,8 @@ class FCFD(Method):
 def late_norms(network: StagedModel, stage: int) -> list[_BatchNorm]:
     """The BatchNorms with running statistics that come after a stage (0..2), the head's included."""
     parts = [*range(stage + 1, 4), "head"]
-    found = [module for part in parts for module in network.stage_modules(part)]
-    modules = [inner for module in found if isinstance(module, nn.Module) for inner in module.modules()]
+    owned = [module for part in parts for module in network.stage_modules(part)]
+    modules = [inner for module in owned if isinstance(module, nn.Module) for inner in module.modules()]
     return [norm for norm in modules if isinstance(norm, _BatchNorm) and norm.running_mean is not None]
 
 

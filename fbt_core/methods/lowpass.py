@@ -49,10 +49,10 @@ class LowFrequencyContrast(Method):
         s = self.settings
         bounds = s.temperature_initial, s.temperature_min, s.temperature_max, s.learnable_temperature
         extras: dict[str, nn.Module] = {"temperature": Temperature(*bounds)}
-        for i, (own, other) in enumerate(zip(self.student.shapes, self.teacher.shapes, strict=True)):
-            largest = common_grid(own.grid, other.grid)
-            extras[f"student{i + 1}"] = LowPass(own, largest, s.width, s.scales)
-            extras[f"teacher{i + 1}"] = LowPass(other, largest, s.width, s.scales)
+        for i, (learner, source) in enumerate(zip(self.student.shapes, self.teacher.shapes, strict=True)):
+            largest = common_grid(learner.grid, source.grid)
+            extras[f"student{i + 1}"] = LowPass(learner, largest, s.width, s.scales)
+            extras[f"teacher{i + 1}"] = LowPass(source, largest, s.width, s.scales)
         return extras
 
     def terms(self, student: StagedOutput, teacher: StagedOutput, batch: Batch) -> Terms:

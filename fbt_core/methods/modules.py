@@ -113,12 +113,12 @@ def rectified_features(network: StagedModel) -> tuple[bool, ...]:
 
     Read from one random image of a generator of its own, in eval mode.
     """
-    place = next(network.parameters())
+    weight = next(network.parameters())
     image = torch.randn(
         1, 3, network.image_size, network.image_size, generator=torch.Generator().manual_seed(0)
     )
     with torch.no_grad(), evaluating(network):
-        stages = network.run(network.stem(image.to(place.device, place.dtype)))
+        stages = network.run(network.stem(image.to(weight.device, weight.dtype)))
         return tuple(bool((feature >= 0).all()) for feature in [*stages, network.norm(stages[-1])])
 
 

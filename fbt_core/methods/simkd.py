@@ -40,12 +40,12 @@ class Projector(nn.Module):
 
     def __init__(self, student: StagedModel, shape: FeatureShape, reduction: int, rectified: bool) -> None:
         super().__init__()
-        own = student.shapes[3]
-        self.own_shape, self.shape = own, replace(shape, grid=common_grid(own.grid, shape.grid))
+        self.student_shape = student.shapes[3]
+        self.shape = replace(shape, grid=common_grid(self.student_shape.grid, shape.grid))
         inner = max(1, shape.width // reduction)
         last = nn.ReLU() if rectified else nn.Identity()
         self.convolutions = nn.Sequential(
-            *(nn.Conv2d(own.width, inner, 1, bias=False), nn.BatchNorm2d(inner), nn.ReLU()),
+            *(nn.Conv2d(self.student_shape.width, inner, 1, bias=False), nn.BatchNorm2d(inner), nn.ReLU()),
             *(nn.Conv2d(inner, inner, 3, padding=1, bias=False), nn.BatchNorm2d(inner), nn.ReLU()),
             *(nn.Conv2d(inner, shape.width, 1, bias=False), nn.BatchNorm2d(shape.width), last),
         )
@@ -54,7 +54,7 @@ class Projector(nn.Module):
 
     def forward(self, feature: Tensor, pooled: Tensor) -> Tensor:
         """The student's stage 4 and pooled feature -> one in the teacher's layout, on the common grid."""
-        feature_map = shrink(to_map(feature, self.own_shape), self.shape.grid)
+        feature_map = shrink(to_map(feature, self.student_shape), self.shape.grid)
         prefix = None
         if self.prefix is not None:
             prefix = self.prefix(pooled).unflatten(1, (self.shape.prefix_tokens, self.shape.width))

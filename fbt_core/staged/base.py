@@ -1,4 +1,22 @@
-"""The words in which an adapter describes a network, and what one staged pass gives back."""
+"""The words in which an adapter describes a network, and what one staged pass gives back.
+
+An adapter (a file in fbt_core/staged/adapters) states the parts of a network: a stem, a body of pieces that
+no cut divides, a norm and a head. One after the other they are the network, to the last bit:
+
+>>> import timm, torch
+>>> from fbt_core.staged.model import StagedModel
+>>> network = timm.create_model("test_resnet", num_classes=10).eval()
+>>> layers = tuple(chain(f"layer{number}") for number in (1, 2, 3, 4))
+>>> parts = Parts(chain("conv1", "bn1", "act1", "maxpool"), layers, norm=unchanged, head=call("forward_head"))
+>>> images = torch.randn(2, 3, 32, 32)
+>>> with torch.no_grad():
+...     staged = StagedModel(network, parts, images[:1], split="even")
+...     output = staged.features(images)
+...     torch.equal(output.logits, network(images))
+True
+>>> [shape.grid for shape in staged.shapes], output.stages[3].shape[1], tuple(output.pooled.shape)
+([(8, 8), (4, 4), (2, 2), (1, 1)], 96, (2, 96))
+"""
 
 from __future__ import annotations
 

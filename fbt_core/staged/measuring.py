@@ -16,13 +16,13 @@ from fbt_core.staged.base import FeatureShape, Layout, Parts, UnknownStructure
 def dry_run(network: nn.Module, image_size: int) -> Iterator[Tensor]:
     """Eval mode, no gradient, random state put back; gives one image (1, 3, S, S) where the network is."""
     modes = [(module, module.training) for module in network.modules()]
-    place = next(network.parameters())
+    weight = next(network.parameters())
     image = torch.randn(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
-    devices = [place.device] if place.device.type == "cuda" else []
+    devices = [weight.device] if weight.device.type == "cuda" else []
     network.eval()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=devices):
-            yield image.to(place.device, place.dtype)
+            yield image.to(weight.device, weight.dtype)
     finally:
         for module, training in modes:
             module.training = training

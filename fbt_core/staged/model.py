@@ -137,8 +137,8 @@ class StagedModel(nn.Module):
 
     def stage_parameters(self, part: Part) -> Iterator[nn.Parameter]:
         """The parameters of stage 0..3, of the "stem" or of the "head"."""
-        for found in self.stage_modules(part):
-            yield from [found] if isinstance(found, nn.Parameter) else found.parameters()
+        for owned in self.stage_modules(part):
+            yield from [owned] if isinstance(owned, nn.Parameter) else owned.parameters()
 
     def _owned_names(self, part: Part) -> tuple[str, ...]:
         stem, body = self._parts.stem, self._parts.body

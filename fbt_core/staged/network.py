@@ -71,7 +71,7 @@ def _refuse_options(options: Iterable[str], where: str) -> None:
 
 
 def _constructor(create: str, where: str) -> tuple[Callable[..., nn.Module], bool]:
-    """The callable behind `create`, and whether it wants to be told the image size."""
+    """The callable behind `create`, and whether it takes the image size."""
     if ":" in create:
         network_class = _named_class(create, where)
         return network_class, "img_size" in inspect.signature(network_class).parameters
@@ -108,8 +108,8 @@ def _named_class(name: str, where: str) -> Any:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise NetworkError(f"{where}: cannot import {module_name!r}: {error}") from error
-    found = getattr(module, class_name, None)
-    if not (inspect.isclass(found) and issubclass(found, nn.Module)):
+    network_class = getattr(module, class_name, None)
+    if not (inspect.isclass(network_class) and issubclass(network_class, nn.Module)):
         classes = [
             key for key, item in vars(module).items() if inspect.isclass(item) and issubclass(item, nn.Module)
         ]
@@ -117,12 +117,14 @@ def _named_class(name: str, where: str) -> Any:
         raise NetworkError(
             "; ".join([f"{where}: {module_name} has no network class {class_name!r}", *matches])
         )
-    return found
+    return network_class
 
 
 def _allowed(module_name: str) -> bool:
-    own = [package.strip() for package in os.environ.get(PACKAGES_VARIABLE, "").split(",") if package.strip()]
+    packages = [
+        package.strip() for package in os.environ.get(PACKAGES_VARIABLE, "").split(",") if package.strip()
+    ]
     return any(
         module_name == allowed or module_name.startswith(allowed + ".")
-        for allowed in (*ALLOWED_MODULES, *own)
+        for allowed in (*ALLOWED_MODULES, *packages)
     )

@@ -72,11 +72,11 @@ def images(shape, batch=3):
 )
 def test_every_layout_grid_and_width_gives_logits_and_gradient(shape, stage, depths):
     branch = ofa_branch(shape, stage, student_width=96, teacher_width=80, classes=10, depths=depths)
-    given = images(shape)
-    logits = branch(given)
+    feature = images(shape)
+    logits = branch(feature)
     assert logits.shape == (3, 10)
     logits.square().sum().backward()
-    assert given.grad.abs().sum() > 0
+    assert feature.grad.abs().sum() > 0
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in branch.parameters())
 
 
@@ -90,7 +90,7 @@ def test_a_map_branch_doubles_its_width_and_ends_at_the_wider_network():
 def test_a_class_token_alone_decides_the_logits_where_there_is_one():
     branch = ofa_branch(FeatureShape("tokens", 8, (4, 4), 1), 3, 8, 8, 5, PAPER_DEPTHS).eval()
     seen = []
-    branch.blocks.register_forward_hook(lambda module, given, result: seen.append(result))
+    branch.blocks.register_forward_hook(lambda module, inputs, result: seen.append(result))
     logits = branch(torch.randn(2, 17, 8))
     assert torch.equal(logits, branch.head(seen[0][:, 0]))
 

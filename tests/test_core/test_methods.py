@@ -167,13 +167,15 @@ def build_without_teacher(name):
 
 def test_the_teacher_sees_its_own_normalisation():
     network, raw = make_network("swin_t"), torch.rand(2, 3, SIZE, SIZE)
-    own, other = ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)), ((0.1, 0.2, 0.3), (0.5, 0.5, 0.25))
+    batches, other = ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)), ((0.1, 0.2, 0.3), (0.5, 0.5, 0.25))
 
     def normalise(mean, std):
         return (raw - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
 
-    torch.testing.assert_close(Teacher(network, own, other).normalise(normalise(*own)), normalise(*other))
-    assert Teacher(network, own, own).normalise(raw) is raw
+    torch.testing.assert_close(
+        Teacher(network, batches, other).normalise(normalise(*batches)), normalise(*other)
+    )
+    assert Teacher(network, batches, batches).normalise(raw) is raw
 
 
 def test_label_smoothing_is_for_hard_targets_only():

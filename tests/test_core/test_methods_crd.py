@@ -50,8 +50,8 @@ def mixed_batch(weight):
     """Images mixed with the mirrored ones of other classes, each keeping `weight` of its own label."""
     batch = make_batch()
     batch.indices = torch.tensor([0, 11, 22, 33])
-    own = torch.nn.functional.one_hot(LABELS[batch.indices], CLASSES).float()
-    batch.target = weight * own + (1 - weight) * own.flip(0)
+    labels = torch.nn.functional.one_hot(LABELS[batch.indices], CLASSES).float()
+    batch.target = weight * labels + (1 - weight) * labels.flip(0)
     return batch
 
 
@@ -84,9 +84,9 @@ def test_classes_are_learnt_where_they_are_not_given():
     others.learn(torch.tensor([3, 1]), torch.tensor([5, 0]))
     assert others.labels.tolist() == [1, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, 3]
     assert 5 not in others.draw(torch.tensor([5] * 50), 5)
-    given = OtherClasses(2, torch.tensor([0, 1]))
-    given.learn(torch.tensor([7]), torch.tensor([0]))
-    assert given.labels.tolist() == [0, 1]
+    others = OtherClasses(2, torch.tensor([0, 1]))
+    others.learn(torch.tensor([7]), torch.tensor([0]))
+    assert others.labels.tolist() == [0, 1]
 
 
 def test_a_row_moves_half_way_and_back_to_unit_length():

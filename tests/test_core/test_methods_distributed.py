@@ -42,8 +42,8 @@ def gradients_of(method, batch):
     result = run_step(method, batch)
     result["loss"].backward()
     named = method.trainable_module.named_parameters()
-    found = {name.removeprefix("module."): p.grad for name, p in named}
-    return {name: torch.zeros(()) if gradient is None else gradient for name, gradient in found.items()}
+    gradients = {name.removeprefix("module."): p.grad for name, p in named}
+    return {name: torch.zeros(()) if gradient is None else gradient for name, gradient in gradients.items()}
 
 
 def work(rank, folder, port):
@@ -52,15 +52,15 @@ def work(rank, folder, port):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=WORLD)
     torch.manual_seed(rank)
-    whole, found = make_batch(6), {}
+    whole, results = make_batch(6), {}
     for name in VARIANTS:
         method = make(name).prepare_distributed(broadcast_buffers=False)
         half = slice(3 * rank, 3 * rank + 3)
         part = Batch(whole.images[half], whole.target[half], whole.indices[half])
-        found[name] = gradients_of(method, part)
+        results[name] = gradients_of(method, part)
         if name == "crd":
-            found["banks"] = {key: value.clone() for key, value in method.extras.named_buffers()}
-    torch.save(found, folder / f"{rank}.pt")
+            results["banks"] = {key: value.clone() for key, value in method.extras.named_buffers()}
+    torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -78,12 +78,12 @@ def halves(tmp_path_factory):
 @pytest.mark.parametrize("name", sorted(set(VARIANTS) - DRAWS_ITS_OWN))
 def test_gradients_are_those_of_the_whole_batch(halves, name):
     expected = gradients_of(make(name), make_batch(6))
-    for found in halves:
-        torch.testing.assert_close(found[name], expected, rtol=2e-3, atol=2e-5)
+    for half in halves:
+        torch.testing.assert_close(half[name], expected, rtol=2e-3, atol=2e-5)
 
 
 def test_the_banks_of_all_processes_stay_equal_and_hold_every_image(halves):
-    first, second = (found["banks"] for found in halves)
+    first, second = (half["banks"] for half in halves)
     torch.testing.assert_close(first, second, rtol=0, atol=0)
     torch.manual_seed(0)
     alone = make("crd")

@@ -86,8 +86,8 @@ def test_full_size_equals_timm_in_eval_and_train_mode_for_both_splits(architectu
     twin = copy.deepcopy(network)
     for split in BLOCKS:
         staged = stage(network, 224, split)
-        found = [(s.width, s.grid[0]) for s in staged.shapes]
-        assert found == FULL_SHAPES.get(architecture, found)
+        shapes = [(s.width, s.grid[0]) for s in staged.shapes]
+        assert shapes == FULL_SHAPES.get(architecture, shapes)
         if architecture in UNIFORM:
             assert staged._ends == (0, *BLOCKS[split])
         with torch.no_grad():
@@ -123,17 +123,17 @@ def test_features_are_one_pass_with_true_shapes_and_pooled_is_the_average(archit
     staged, x = stage(tiny(architecture), 64).eval(), images(3, 64)
     assert set(staged.state_dict()) == {f"network.{key}" for key in staged.network.state_dict()}
     with torch.no_grad():
-        found = staged.features(x)
-        assert torch.equal(found.logits, staged.network(x))
-        for feature, shape in zip(found.stages, staged.shapes, strict=True):
+        output = staged.features(x)
+        assert torch.equal(output.logits, staged.network(x))
+        for feature, shape in zip(output.stages, staged.shapes, strict=True):
             feature_map = to_map(feature, shape)
             assert feature_map.shape == (3, shape.width, *shape.grid)
             assert torch.equal(to_tokens(feature, shape), feature_map.flatten(2).transpose(1, 2))
             assert torch.equal(from_map(feature_map, shape, prefix_of(feature, shape)), feature)
-        normed = staged.norm(found.stages[-1])
-        assert torch.allclose(found.pooled, to_map(normed, staged.shapes[-1]).mean((2, 3)), atol=1e-5)
-        assert torch.equal(staged.run(found.stages[0], first=1)[-1], found.stages[-1])
-    assert found.pooled.shape == (3, staged.width) and found.logits.shape == (3, staged.classes)
+        normed = staged.norm(output.stages[-1])
+        assert torch.allclose(output.pooled, to_map(normed, staged.shapes[-1]).mean((2, 3)), atol=1e-5)
+        assert torch.equal(staged.run(output.stages[0], first=1)[-1], output.stages[-1])
+    assert output.pooled.shape == (3, staged.width) and output.logits.shape == (3, staged.classes)
 
 
 @pytest.mark.parametrize("architecture", TWINS)
@@ -261,20 +261,20 @@ def test_a_map_that_does_not_fit_a_shape_is_refused():
 
 def test_pooling_follows_an_image_of_another_size():
     dynamic = timm.create_model("vit_tiny_patch16_224", num_classes=7, dynamic_img_size=True, depth=4).eval()
-    found = stage(dynamic, 64).features(images(2, 96))
-    assert found.stages[-1].shape[1] == 1 + 36
-    expected = dynamic.norm(found.stages[-1])[:, 1:].mean(1)
-    assert torch.equal(found.pooled, expected)
+    output = stage(dynamic, 64).features(images(2, 96))
+    assert output.stages[-1].shape[1] == 1 + 36
+    expected = dynamic.norm(output.stages[-1])[:, 1:].mean(1)
+    assert torch.equal(output.pooled, expected)
 
 
 @pytest.mark.parametrize("architecture", sorted(TWINS))
 def test_the_classifiers_input_gives_the_logits(architecture):
     staged = stage(tiny(architecture), 64).eval()
     with torch.no_grad():
-        found = staged.features(images(2, 64))
-        entering = staged.classifier_input(found)
+        output = staged.features(images(2, 64))
+        entering = staged.classifier_input(output)
     assert entering.shape == (2, staged.classifier_width)
-    assert torch.equal(staged.network.get_classifier()(entering), found.logits)
+    assert torch.equal(staged.network.get_classifier()(entering), output.logits)
 
 
 def test_the_classifiers_input_is_a_class_token_or_normalised_after_the_average():
@@ -288,9 +288,9 @@ def test_the_classifiers_input_is_a_class_token_or_normalised_after_the_average(
     ):
         staged = stage(tiny(architecture), 64).eval()
         with torch.no_grad():
-            found = staged.features(images(2, 64))
-            expected = pick(staged.network, staged.norm(found.stages[3]))
-            torch.testing.assert_close(staged.classifier_input(found), expected)
+            output = staged.features(images(2, 64))
+            expected = pick(staged.network, staged.norm(output.stages[3]))
+            torch.testing.assert_close(staged.classifier_input(output), expected)
 
 
 @pytest.mark.parametrize(("architecture", "rectified"), [
@@ -302,13 +302,13 @@ def test_features_before_the_last_relu(architecture, rectified):
     plain = copy.deepcopy(staged)
     staged.keep_preactivations()
     for network in (staged, copy.deepcopy(staged)):
-        found, expected = network.features(images(2, 64)), plain.features(images(2, 64))
+        output, expected = network.features(images(2, 64)), plain.features(images(2, 64))
         assert expected.preactivations is None
-        assert torch.equal(found.logits, expected.logits)
-        pairs = zip(found.preactivations, found.stages, rectified, strict=True)
+        assert torch.equal(output.logits, expected.logits)
+        pairs = zip(output.preactivations, output.stages, rectified, strict=True)
         for before, after, ends_in_relu in pairs:
             assert (before is not after) == ends_in_relu
             assert not ends_in_relu or bool((before < 0).any())
             if ends_in_relu:
                 assert torch.equal(before.clamp(min=0, max=after.max().item()), after)
-        found.preactivations[3].sum().backward()  # the copy that was kept belongs to the graph
+        output.preactivations[3].sum().backward()  # the copy that was kept belongs to the graph

@@ -1,4 +1,4 @@
-"""MViT: four stages over tokens, each told the grid that it gets."""
+"""MViT: four stages over tokens, each called with the grid of its tokens."""
 
 import math
 

@@ -54,13 +54,13 @@ def cut(network: nn.Module, image: Tensor) -> Parts:
     """The recorded chain; the body's longest pieces are opened until there are four."""
     stem, body, tail = divide(recorded(network, image))
     while len(body) < STAGES:
-        body = open_one(body)
+        body = open_longest(body)
     return Parts(
-        chain(*(one.name for one in stem)),
-        tuple(chain(one.name) for one in body),
-        chain(*(one.name for one in tail)).run,
+        chain(*(part.name for part in stem)),
+        tuple(chain(part.name) for part in body),
+        chain(*(part.name for part in tail)).run,
         call("forward_head"),
-        channels_last=all(_channels_last(one.gives) for one in body),
+        channels_last=all(_channels_last(part.gives) for part in body),
         prefix_tokens=getattr(network, "num_prefix_tokens", 0),
     )
 
@@ -80,17 +80,19 @@ def recorded(network: nn.Module, image: Tensor) -> Call:
 
 def divide(whole: Call) -> tuple[list[Call], list[Call], list[Call]]:
     """Stem, body and tail of the chain: the body is the first container with one of the usual names."""
-    calls = [part for one in whole.opened() for part in (one.opened() if one.name in BODIES else [one])]
+    calls = []
+    for part in whole.opened():
+        calls += part.opened() if part.name in BODIES else [part]
     for name in BODIES:
-        inside = [index for index, one in enumerate(calls) if one.name.startswith(f"{name}.")]
+        inside = [index for index, part in enumerate(calls) if part.name.startswith(f"{name}.")]
         if inside:
             return calls[: inside[0]], calls[inside[0] : inside[-1] + 1], calls[inside[-1] + 1 :]
     return calls[:1], calls[1:], []
 
 
-def open_one(body: Sequence[Call]) -> list[Call]:
+def open_longest(body: Sequence[Call]) -> list[Call]:
     """The body with its longest piece opened; raises UnknownStructure when none can be."""
-    lengths = [len(one.opened()) for one in body]
+    lengths = [len(part.opened()) for part in body]
     if not lengths or max(lengths) == 1:
         raise UnknownStructure(f"its body has {len(body)} pieces and none of them is a chain")
     longest = lengths.index(max(lengths))
@@ -105,10 +107,10 @@ def is_chain(calls: Sequence[Call]) -> bool:
 def first_break(whole: Call) -> str:
     """Where the calls stop being a chain, in words."""
     before = Call("the image", None, 0, whole.takes, whole.taken_version)
-    for one in whole.inner:
-        if not before.feeds(one):
-            return f"{one.name} does not take just what {before.name} gives"
-        before = one
+    for part in whole.inner:
+        if not before.feeds(part):
+            return f"{part.name} does not take just what {before.name} gives"
+        before = part
     return f"the result is not just what {before.name} gives"
 
 
