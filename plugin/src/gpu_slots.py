@@ -28,7 +28,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["HELD", "Lease", "SlotError", "devices", "handed_out", "join", "take"]
+__all__ = ["CHOSEN", "HELD", "Lease", "SlotError", "devices", "handed_out", "join", "take", "take_share"]
 
 HELD = "GPU_SLOTS_HELD"
 """Set in the processes of a job that holds slots: the paths of their lock files, joined by ':'."""
@@ -93,9 +93,15 @@ def devices(environment: Mapping[str, str], chosen: str | None = None) -> tuple[
     return tuple(identity for identity in identities if identity in allowed)
 
 
-def handed_out(environment: Mapping[str, str]) -> bool:
-    """Whether this process's GPUs were chosen by somebody who keeps count of them: a lease, or Slurm."""
-    return HELD in environment or "SLURM_JOB_ID" in environment
+def handed_out(count: int, environment: Mapping[str, str]) -> bool:
+    """Whether this process's GPUs were chosen by somebody who keeps count of them: a lease, or Slurm.
+
+    In an allocation of Slurm with more GPUs than one job wants (`salloc`), the job takes its part of them.
+    """
+    if HELD in environment:
+        return True
+    visible = _names(environment.get("CUDA_VISIBLE_DEVICES"))
+    return "SLURM_JOB_ID" in environment and (visible is None or len(visible) <= count)
 
 
 def take(
@@ -111,7 +117,7 @@ def take(
     wanted than exist.
     """
     environment = os.environ if environment is None else environment
-    if count < 1 or handed_out(environment):
+    if count < 1 or handed_out(count, environment):
         return Lease((), (), ())
     identities = devices(environment, chosen)
     if not identities:
@@ -121,6 +127,28 @@ def take(
             f"{count} GPUs are wanted, and this machine offers {len(identities)} ({', '.join(identities)}); "
             "ask for fewer, or name more (CUDA_VISIBLE_DEVICES, --submitit-gpus)"
         )
+    return _wait_for(count, identities, "GPUs", waiting)
+
+
+def take_share(
+    kind: str, amount: float, whole: float, parts: int, waiting: Callable[[str], None] | None = None
+) -> Lease:
+    """Lock a share of something that the machine has much of, such as CPU cores or memory.
+
+    `whole` is dealt into `parts` slots, and as many are taken as `amount` needs (at most all: a job that asks
+    for more than there is runs alone). The order of calls must be the same in every program: GPUs, cores,
+    memory; then no two jobs wait for each other.
+    """
+    if amount <= 0 or whole <= 0:
+        return Lease((), (), ())
+    count = min(parts, max(1, -int(-amount * parts // whole)))
+    return _wait_for(count, [f"{kind}-{number}" for number in range(parts)], f"parts of the {kind}", waiting)
+
+
+def _wait_for(
+    count: int, identities: Sequence[str], what: str, waiting: Callable[[str], None] | None
+) -> Lease:
+    """Lock so many of these slots, and wait until they are free."""
     folder = shared_folder()
     # One waiting line for all who want of the same GPUs: a job that needs four is not overtaken for ever.
     line = hashlib.sha256(" ".join(sorted(identities)).encode()).hexdigest()[:16]
@@ -128,7 +156,7 @@ def take(
         announced = waiting is None
         while (lease := _take_free(count, identities, folder)) is None:
             if not announced and waiting is not None:
-                waiting(f"waiting for {count} of {len(identities)} GPUs of this machine to be free")
+                waiting(f"waiting for {count} of {len(identities)} {what} of this machine to be free")
                 announced = True
             time.sleep(POLL_S)
     return lease

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gpu_slots
+
 from snakemake_executor_plugin_submitit.job import SnakemakeJob, family
 from snakemake_executor_plugin_submitit.journal import JournalEntry
 from snakemake_executor_plugin_submitit.queue import (
@@ -444,9 +446,15 @@ class LocalBackend(Backend):
         super().__init__(settings, folder, say)
         self.host = socket.gethostname()
         self._jobs: dict[str, Any] = {}
+        # Jobs get these by name: submitit replaces the CUDA_VISIBLE_DEVICES that the user may have set.
+        self._gpus = gpu_slots.devices(os.environ, settings.gpus)
+        os.environ[gpu_slots.CHOSEN] = ",".join(self._gpus)
 
     def problems(self, request: Request) -> list[str]:
-        return [*super().problems(request), *self.time_problems(request)]
+        problems = [*super().problems(request), *self.time_problems(request)]
+        if self._gpus and request.gpu > len(self._gpus):
+            problems.append(f"gpu={request.gpu} is more than this machine offers: {', '.join(self._gpus)}")
+        return problems
 
     def submit(self, jobs: Sequence[SnakemakeJob], request: Request, name: str, token: str) -> list[str]:
         from submitit.local.local import LocalExecutor
@@ -455,8 +463,7 @@ class LocalBackend(Backend):
         executor.update_parameters(
             timeout_min=self.minutes(request),
             signal_delay_s=self.settings.signal_seconds,
-            gpus_per_node=request.gpu,
-            tasks_per_node=1,
+            tasks_per_node=1,  # the job takes its GPUs itself, when they are free (gpu_slots)
             setup=setup_lines(self.settings),
         )
         with unheard_interrupts():

@@ -28,6 +28,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+import gpu_slots
+
 from snakemake_executor_plugin_submitit.record import JobRecord
 from snakemake_executor_plugin_submitit.requests import IGNORE_SIGNALS
 
@@ -39,6 +41,7 @@ SIGNAL_GRACE_S = 2.0
 WAIT_FOR_KILL_S = 900.0
 LONGEST_REQUEUE_S = 60.0
 NO_OUTPUT = 74
+MEMORY_PARTS = 64
 """Exit code of a job whose outputs did not appear (EX_IOERR of sysexits.h)."""
 
 
@@ -68,6 +71,8 @@ class SnakemakeJob:
         signal_s: float,
         max_timeouts: int,
         gpus: int,
+        cpus: int = 1,
+        memory_mb: int = 0,
         launcher: str,
         submitted: float,
         inputs: Sequence[str] = (),
@@ -81,7 +86,7 @@ class SnakemakeJob:
         self.runtime_s = runtime_s
         self.signal_s = signal_s
         self.max_timeouts = max_timeouts
-        self.gpus = gpus
+        self.gpus, self.cpus, self.memory_mb = gpus, cpus, memory_mb
         self.launcher = launcher
         self.submitted = submitted
         self.inputs, self.outputs = list(inputs), list(outputs)
@@ -90,16 +95,26 @@ class SnakemakeJob:
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle the settings, not the running process."""
-        running = ("_child", "_record", "_terminated", "_started", "_sampled", "_too_often", "_requeued")
+        running = (
+            "_child",
+            "_record",
+            "_terminated",
+            "_started",
+            "_sampled",
+            "_too_often",
+            "_requeued",
+            "_slots",
+        )
         return {name: value for name, value in self.__dict__.items() if name not in running}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        before_version_0_2 = {"inputs": [], "outputs": [], "latency_s": 5.0}
+        before_version_0_2 = {"inputs": [], "outputs": [], "latency_s": 5.0, "cpus": 1, "memory_mb": 0}
         self.__dict__.update({**before_version_0_2, **state})
         self._forget_process()
 
     def _forget_process(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
+        self._slots: list[gpu_slots.Lease] = []
         self._record = JobRecord(submitted=self.submitted)
         self._terminated = False
         self._too_often = False
@@ -182,6 +197,8 @@ class SnakemakeJob:
         return [path for path in paths if not (self.workdir / path).exists()]
 
     def _run(self) -> int:
+        if self.cluster == "local":
+            self._take_slots()
         if self._terminated:
             return 143
         self._child = self._start()
@@ -192,13 +209,35 @@ class SnakemakeJob:
                 time.sleep(POLL_S)
         return exit_code
 
+    def _take_slots(self) -> None:
+        """Wait for this job's part of the machine: GPUs of its own, cores and memory that no other job has.
+
+        A time limit that ends the wait is not counted: nothing has run yet.
+        """
+        import psutil  # type: ignore[import-untyped, unused-ignore]
+
+        environment = {gpu_slots.CHOSEN: os.environ.get(gpu_slots.CHOSEN, "")}
+        memory = psutil.virtual_memory().total / 1e6
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._slots = [
+            gpu_slots.take(self.gpus, environment, waiting=self._say),
+            gpu_slots.take_share("cores", self.cpus, cores, cores, self._say),
+            gpu_slots.take_share("memory", self.memory_mb, memory, MEMORY_PARTS, self._say),
+        ]
+
+    def _say(self, line: str) -> None:
+        print(f"submitit: {line}", flush=True)
+
     def _start(self) -> subprocess.Popen[bytes]:
         """Start the script; SIGUSR2 and SIGTERM are ignored until a program in it installs its handlers."""
         with self.script.open("rb") as script:
             plain = script.readline() == b"#!/bin/sh\n"  # need not be executable on this node
         command = ["/bin/sh", str(self.script)] if plain else [str(self.script)]
         return subprocess.Popen(
-            ["/bin/sh", str(IGNORE_SIGNALS), *command], cwd=self.workdir, env=self._environment()
+            ["/bin/sh", str(IGNORE_SIGNALS), *command],
+            cwd=self.workdir,
+            env=self._environment(),
+            pass_fds=[lock for lease in self._slots for lock in lease.locks],
         )
 
     def _watch(self) -> int:
@@ -221,6 +260,10 @@ class SnakemakeJob:
         environment["SNAKEMAKE_SUBMITIT_QUEUE_WAIT_S"] = f"{self._record.queue_wait_s:.1f}"
         environment["SNAKEMAKE_SUBMITIT_GPUS"] = str(self.gpus)
         environment["SNAKEMAKE_SUBMITIT_LAUNCHER"] = self.launcher
+        for lease in self._slots:
+            environment.update(lease.environment)
+        if files := [str(path) for lease in self._slots for path in lease.files]:
+            environment[gpu_slots.HELD] = ":".join(files)
         return environment
 
     @contextmanager
@@ -286,6 +329,8 @@ class SnakemakeJob:
         """Distinguish a time limit from a preemption: Slurm knows; without Slurm the clock does."""
         if self.cluster == "slurm" and preempted(job_id()):
             return "preemption"
+        if self._child is None:
+            return "no free slot"  # nothing has run yet, so no time limit was met
         almost_over = self.runtime_s - self.signal_s - 90.0
         return "time limit" if time.time() - self._started >= almost_over else "preemption"
 

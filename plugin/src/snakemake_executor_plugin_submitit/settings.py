@@ -54,6 +54,10 @@ class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc, unused-ignor
         "What Ctrl-C does with submitted jobs: leave (they go on, the same command finds them again) "
         "or cancel.",
     )
+    gpus: str = setting(
+        "",
+        "Cluster local: the GPUs that jobs share, e.g. 0,1,2,3 (or UUIDs, MIG ids); empty: all.",
+    )
     setup: str = setting("", "Shell line that every job runs first, e.g. 'module load cuda'.")
     shared_folder_check: str = setting(
         "yes", "Before the first submission look from a node whether it sees this folder: yes or no."

@@ -187,6 +187,8 @@ def make_submitted(
         signal_s=float(backend.settings.signal_seconds),
         max_timeouts=backend.settings.max_timeouts,
         gpus=request.gpu,
+        cpus=request.cpus,
+        memory_mb=request.mem_mb or 0,
         launcher=request.launcher,
         submitted=entry.submitted,
         inputs=files_to_see(job.input),
