@@ -192,6 +192,16 @@ def write_images(root: Path, counts: dict[str, int]) -> None:
             Image.frombytes("RGB", (30, 40), noise.randbytes(30 * 40 * 3)).save(path)
 
 
+def test_a_scale_is_one_file(copy):
+    before = copy.runs()
+    (copy.folder / "config/scales/longer.yaml").write_text(block("Add a scale", "yaml"))
+    assert copy.touched() == {"config/scales/longer.yaml"}
+    assert copy.runs() == before
+    table = "results/longer/tables/table5.md"
+    planned = copy.python("-m", "snakemake", "-n", "--config", "scale=longer", "--", table)
+    assert int(re.search(r"^train +(\d+)$", planned, re.MULTILINE).group(1)) == 3 + 3 * 6
+
+
 def test_a_figure_is_one_file(copy):
     before = copy.runs()
     (copy.folder / "config/figures/blocks.yaml").write_text(block("Add a figure", "yaml"))
