@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 from timm.data import Mixup
-from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from fbt_core.data.erasing import Erasing
 from fbt_core.data.order import BatchKey
 from fbt_core.data.splits import Split
 from fbt_core.data.transforms import Pipeline
@@ -147,9 +146,7 @@ class Preparation:
         self.format = torch.channels_last if channels_last else torch.contiguous_format
         self.mean = torch.tensor(mean, device=device).mul(255).view(1, 3, 1, 1)
         self.std = torch.tensor(std, device=device).mul(255).view(1, 3, 1, 1)
-        self.erase = (
-            RandomErasing(augmentation.erasing, mode="pixel", device=device) if augmentation.erasing else None
-        )
+        self.erase = Erasing(augmentation.erasing) if augmentation.erasing else None
         self.mix = _mixing(recipe, classes)
         self._batch: Tensor | None = None
 
@@ -162,19 +159,8 @@ class Preparation:
         if self.mix:
             images, target = self.mix(images, target)
         if self.erase:
-            self._erase_each(images, rows or range(len(images)))
+            self.erase(images, rows or range(len(images)))
         return Batch(images, target, raw.indices.to(self.device, non_blocking=True))
-
-    def _erase_each(self, images: Tensor, rows: Sequence[int]) -> None:
-        """Erase rectangles in place; what is drawn for an image depends on its row, not on who holds it.
-
-        On GPUs each process draws the noise inside the rectangles from a generator of its own.
-        """
-        seed = 1 + random.getrandbits(31)
-        for image, row in zip(images, rows, strict=True):
-            _seed_cpu(seed + row)
-            self.erase(image)
-        _seed_cpu(seed - 1)
 
     def images(self, raw: Raw) -> Tensor:
         """Images normalised for the student, (B, 3, H, W), from one or three channels.
@@ -191,11 +177,6 @@ class Preparation:
             room = torch.empty(shape, device=self.device, memory_format=self.format)
             self._batch = room
         return room[: shape[0]]
-
-
-def _seed_cpu(seed: int) -> None:
-    random.seed(seed)
-    torch.default_generator.manual_seed(seed)
 
 
 def _mixing(recipe: RecipeSpec, classes: int) -> Mixup | None:

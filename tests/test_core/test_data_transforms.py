@@ -15,9 +15,11 @@ from scipy.stats import ks_2samp
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation, ToNumpy
 from timm.data.transforms_factory import transforms_imagenet_eval, transforms_imagenet_train
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fbt_core.data import transforms
 from fbt_core.data.crops import cut, draw_crops, resize_each
+from fbt_core.data.erasing import draw_rectangles, fill_by_mask, fill_each
 from fbt_core.data.feed import Feed, Preparation, Raw
 from fbt_core.data.order import BatchKey, Order, seed_everything
 from fbt_core.data.splits import InMemory, OnDisk
@@ -221,6 +223,47 @@ def test_erasing_is_timms():
         assert (share > 0).float().mean() == pytest.approx(0.6, abs=0.06)
         assert share[share > 0].mean() == pytest.approx((0.02 + 1 / 3) / 2, abs=0.02)
     assert not torch.equal(ours[0], ours[1])
+
+
+def test_rectangles_have_timms_distribution():
+    seed_everything(1)
+    timms = (
+        RandomErasing(1.0, mode="const", device=torch.device("cpu"))(torch.ones(DRAWS, 1, 40, 60))[:, 0] == 0
+    )
+    ours = draw_rectangles(0, range(DRAWS), (40, 60), 1.0)
+    rows, columns = timms.any(2), timms.any(1)
+    theirs = np.stack([rows.int().argmax(1), columns.int().argmax(1), rows.sum(1), columns.sum(1)], 1)
+    assert (ours[:, :2] + ours[:, 2:] <= (40, 60)).all()
+    for column in range(4):
+        assert ks_2samp(ours[:, column], theirs[:, column]).pvalue > 1e-3, column
+
+
+def test_on_gpus_erasing_takes_as_many_operations_for_any_batch():
+    """Shown with tensors of the CPU: the same rectangles as there, noise inside, nothing changed outside."""
+
+    class Count(TorchDispatchMode):
+        operations = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.operations += 1
+            return func(*args, **(kwargs or {}))
+
+    counts = []
+    for batch in (4, 64):
+        rectangles, images = (
+            draw_rectangles(5, range(batch), (32, 48), 0.5),
+            torch.full((batch, 3, 32, 48), 7.0),
+        )
+        with Count() as count:
+            fill_by_mask(images, rectangles)
+        counts.append(count.operations)
+        expected = torch.full((batch, 3, 32, 48), 7.0)
+        fill_each(expected, rectangles, 5, range(batch))
+        assert torch.equal(images == 7, expected == 7)
+        noise = images[images != 7]
+        assert noise.mean().abs() < 0.1
+        assert noise.std() == pytest.approx(1, abs=0.1)
+    assert counts[0] == counts[1]
 
 
 def test_images_are_normalised_and_get_three_channels():
