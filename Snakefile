@@ -1,7 +1,7 @@
 # The whole paper: config/ -> runs -> tables and figures. `snakemake --cores 2` does it at scale smoke.
 from snakemake.utils import min_version
 
-min_version("9.0")
+min_version("9.23")
 
 
 configfile: "config/config.yaml"
