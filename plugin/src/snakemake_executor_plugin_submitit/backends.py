@@ -299,6 +299,7 @@ class SlurmBackend(Backend):
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
         executor = self.executor(request, name, token, len(jobs))
+        # submitit calls sbatch with this process's environment.
         try:
             with clean_environment():
                 submitted = (
@@ -315,6 +316,7 @@ class SlurmBackend(Backend):
         self, jobs: Sequence[SnakemakeJob], request: Request, token: str, backoff: Backoff
     ) -> list[str] | None:
         """After sbatch failed without an answer the jobs may be in the queue all the same: ask squeue."""
+        # Without an answer of squeue nobody knows, and a second submission would run the jobs twice.
         while True:
             time.sleep(backoff.failed())
             try:

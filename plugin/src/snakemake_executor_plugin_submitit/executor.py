@@ -67,17 +67,23 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         self._failures = 0
         self._failing_since: float | None = None
         self._failed = False
+
+        # What is wrong with the settings or this machine, before the cluster is asked anything.
         if problems := setting_problems(self.settings):
             raise WorkflowError("\n".join(problems))
         require_submitit()
         if problem := unwritable(self.folder):
             raise WorkflowError(problem)
+
+        # The parts; the cluster is asked whether the rules' requests can ever be met.
         self.journal = Journal(self.folder / "journal")
         self.backend: Backend = make_backend(self.settings, self.folder / "jobs", self.say)
         latency_wait = float(self.workflow.execution_settings.latency_wait or 0)
         self.tracker = Tracker(self.backend, self.journal, self.say, latency_wait=latency_wait)
         self.requests = RequestReader(self.workflow, self.settings)
         self._check()
+
+        # The folder is this controller's now: earlier jobs must be known before any is submitted.
         controller.note_controller(self.folder)
         self.earlier = EarlierJobs(self.backend, self.tracker, self.journal, self.say)
         self.earlier.find_out()
@@ -122,6 +128,8 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         if (conflict := self.earlier.conflict(making, outputs)) is not None:
             self._refuse(job, f"{job.name}: {conflict}")
             return True
+
+        # An active job is taken over. One that has ended well is done, unless it is to be made anew.
         active = [entry for entry in making if entry.active]
         if not making and key_of(job) in self.earlier.damaged:
             return self._recover(job)
@@ -237,6 +245,8 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         """Submit one job or array, but for what another controller has submitted; raises QueueFullError."""
         token = uuid.uuid4().hex[:16]
         self._tokens.add(token)
+
+        # Looking and noting under one lock: of two controllers only one finds a job not submitted yet.
         with self.journal.locked():
             theirs = [(job, entry) for job in jobs if (entry := self._entry_of_another(job)) is not None]
             taken = [job for job, _ in theirs]
@@ -244,6 +254,8 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
             entries = self._note(request, token, mine) if mine else []
         if mine:
             self._submit_noted(request, name, token, mine, entries)
+
+        # The other one's jobs are followed like those of an earlier call.
         for job, entry in theirs:
             self.say(f"{entry.name} was submitted by another Snakemake a moment ago: waiting for its job.")
             self.earlier.add(entry)

@@ -66,6 +66,7 @@ class EarlierJobs:
     def _known(self, entry: JournalEntry) -> bool:
         if not entry.active:
             return True
+        # What nothing here can look at is judged by its own notes, if it has left any.
         if entry.cluster == "debug" or self.is_elsewhere(entry):
             self._judge_from_afar(entry)
             return True
@@ -74,6 +75,8 @@ class EarlierJobs:
                 return entry.key not in self.entries
         except (SlurmBusyError, SlurmRefusedError):
             return False
+
+        # A verdict, or a queue that shows it alive; a doubt is neither, and Snakemake waits for it.
         if (verdict := self.tracker.judge(entry)) is not None:
             self._settle(entry, verdict)
             return True

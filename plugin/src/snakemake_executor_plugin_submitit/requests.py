@@ -195,6 +195,7 @@ def read_request(
     `declared` are further names that the workflow uses itself (`--resources`); `where` begins each error;
     `defaults` hold where the resources are silent. Raises RequestError with every problem at once.
     """
+    # What the rule says goes before what the shell or the site says by default.
     problems = misspelt_names(resources, declared)
     asked = {name: value for name, value in resources.items() if name in RESOURCES and is_set(value)}
     extra = read_extra(str(asked.pop("slurm_extra", "")), problems, gpu_option)
@@ -202,11 +203,15 @@ def read_request(
     asked = {**{name: value for name, value in defaults.items() if name != "slurm_extra"}, **asked}
     if gpu_option == "gres" and "gres" in extra:
         asked.setdefault("gres", extra.pop("gres"))
+
+    # Two names for one thing become one, and Slurm's notation of GPUs becomes a number and a type.
     asked = merge_aliases(asked, problems)
     read_gres(asked, extra, problems)
     numbers = read_numbers(asked, problems)
     texts = {name: str(asked[name]) for name in TEXTS if name in asked}
     derive_numbers(numbers, threads)
+
+    # All problems at once, not one per run.
     problems += contradictions(numbers, texts, threads)
     if gpu_option == "gpus-per-task" and numbers.get("gpu", 0) % max(1, numbers["tasks"]):
         problems.append(f"gpu={numbers['gpu']} cannot be shared evenly by tasks={numbers['tasks']}")

@@ -86,10 +86,13 @@ class Tracker:
 
     def judge(self, entry: JournalEntry) -> Verdict | None:
         """How the job has ended; None if it has not, or nobody knows yet."""
+        # The job's own result is the best evidence: Slurm forgets jobs, and may know the end later.
         if entry.state == "COMPLETED":  # seen before: its result is no longer there
             return Verdict(True, "COMPLETED")
         if self._has_result(entry) and (result := self.backend.result(entry)) is not None:
             return self._judge_result(entry, result)
+
+        # Else the cluster's word; silence is none, and an end may still turn into another start.
         look = self.backend.look(entry)
         if look is None:
             return None
