@@ -76,7 +76,7 @@ class TokenBranch(nn.Module):
     def __init__(self, shape: FeatureShape, width: int, classes: int, depth: int) -> None:
         super().__init__()
         self.shape = shape
-        # Prefix tokens are neither merged nor projected: they stay only where the width does.
+        # Prefix tokens are neither merged nor projected: they stay only if the width does.
         self.keeps_prefix = shape.prefix_tokens > 0 and shape.width == width
         self.merging = _merging(shape, width)
         heads = math.gcd(HEADS, width)
@@ -95,7 +95,7 @@ class TokenBranch(nn.Module):
 
 
 def _merging(shape: FeatureShape, width: int) -> nn.Sequential:
-    """As many 2x2 mergings as leave at least 7x7 positions; a bare Linear where only the width differs."""
+    """As many 2x2 mergings as leave at least 7x7 positions; a bare Linear if only the width differs."""
     count = max(int(math.log2(min(shape.grid) / FINAL_GRID)), 0)
     if count == 0:
         return nn.Sequential(*([nn.Linear(shape.width, width, bias=False)] if shape.width != width else []))

@@ -20,7 +20,7 @@ BlockKind = Literal["swin", "swinv2", "vit", "none"]
 class L2G(nn.Module):
     """Patch embedding and one attention block: takes a feature of `input_shape`, gives one of `output_shape`.
 
-    The patch embedding is a 1x1 convolution from one width to the other (appendix F); where the grids
+    The patch embedding is a 1x1 convolution from one width to the other (appendix F); if the grids
     differ, the map is averaged (or enlarged, bilinear) to the output's grid before it. `heads` is lowered
     to the largest number that divides the width. block "none" leaves the patch embedding alone.
     """
@@ -86,7 +86,7 @@ def dividing_heads(width: int, heads: int) -> int:
 
 
 def resize(feature_map: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The map (B, C, H, W) on another grid: averaged where it shrinks, bilinear where it grows."""
+    """The map (B, C, H, W) on another grid: averaged if it shrinks, bilinear if it grows."""
     height, width = feature_map.shape[2:]
     if (height, width) == grid:
         return feature_map

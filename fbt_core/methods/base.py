@@ -52,7 +52,7 @@ class Context:
     """What a method may know of the run besides its parameters.
 
     `labels` (train_images,) int64 gives the class of every training image if the loader knows it;
-    only CRD reads it (negatives of other classes), and learns the classes as images come where it is None.
+    only CRD reads it (negatives of other classes), and learns the classes as images come if it is None.
     """
 
     classes: int
@@ -67,10 +67,16 @@ class Context:
     @classmethod
     def of(cls, spec: RunSpec, labels: Tensor | None = None) -> Context:
         """The context of a run."""
-        data, recipe = spec.dataset, spec.recipe
-        families = spec.student.family, spec.teacher.family if spec.teacher else None
-        sizes = data.classes, data.train_images, recipe.epochs, recipe.label_smoothing, data.image_size
-        return cls(*sizes, *families, labels)
+        return cls(
+            classes=spec.dataset.classes,
+            train_images=spec.dataset.train_images,
+            epochs=spec.recipe.epochs,
+            label_smoothing=spec.recipe.label_smoothing,
+            image_size=spec.dataset.image_size,
+            student_family=spec.student.family,
+            teacher_family=spec.teacher.family if spec.teacher else None,
+            labels=labels,
+        )
 
 
 @dataclass
@@ -107,7 +113,7 @@ class Method(TrainingTask):
     """
 
     unused_parameters = False
-    """True where a step may leave a trainable parameter without gradient (DDP must know)."""
+    """True if a step may leave a trainable parameter without gradient (DDP must know)."""
     needs_whole_batch: str | None = None
     """Why parts of a batch would not give what the whole does (COMPARES); None: every image counts alone."""
 
@@ -213,7 +219,7 @@ class Method(TrainingTask):
         return self
 
     def _frozen(self, teacher: StagedModel | None) -> StagedModel | None:
-        """The teacher in eval mode without gradients; a missing one is an error where it is needed."""
+        """The teacher in eval mode without gradients; a missing one is an error if it is needed."""
         if not method_facts(self.name).needs_teacher:
             return None
         if teacher is None:

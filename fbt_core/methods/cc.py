@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fbt_core.distributed import gather_with_gradient
 from fbt_core.losses.numerics import in_float32, unit_rows
 from fbt_core.methods.base import COMPARES, Batch, Method, Terms
-from fbt_core.methods.modules import feature_width, image_feature, project
+from fbt_core.methods.modules import feature_width, image_feature
 from fbt_core.staged.base import StagedOutput
 
 
@@ -57,9 +57,10 @@ class CC(Method):
     needs_whole_batch = COMPARES
 
     def build_extras(self) -> dict[str, nn.Module]:
-        s, networks = self.settings, {"student": self.student, "teacher": self.teacher}
+        feature, width = self.settings.feature, self.settings.width
         return {
-            name: project(feature_width(network, s.feature), s.width) for name, network in networks.items()
+            "student": nn.Linear(feature_width(self.student, feature), width),
+            "teacher": nn.Linear(feature_width(self.teacher, feature), width),
         }
 
     def terms(self, student: StagedOutput, teacher: StagedOutput, batch: Batch) -> Terms:

@@ -18,7 +18,7 @@ from fbt_core.distributed import draw_rows, gather_with_gradient
 from fbt_core.losses.labels import target_class
 from fbt_core.losses.numerics import in_float32, unit_rows
 from fbt_core.methods.base import COMPARES, Batch, Method, Terms
-from fbt_core.methods.modules import feature_width, image_feature, project
+from fbt_core.methods.modules import feature_width, image_feature
 from fbt_core.staged.base import StagedOutput
 
 SORTED = ("ordered", "positions", "ranks")
@@ -99,14 +99,14 @@ class OtherClasses(nn.Module):
             self.fewest = max(1, images - (largest if largest < images else 1))
 
     def learn(self, target: Tensor, indices: Tensor) -> None:
-        """Notes the classes (B,) of the images (B,), where they were not given."""
+        """Notes the classes (B,) of the images (B,), if they were not given."""
         if not self.is_complete:
             self.labels[indices] = target
 
     def draw(self, indices: Tensor, count: int) -> Tensor:
         """Dataset positions (B, K) of images of other classes than the images `indices` (B,), K <= count.
 
-        K is `count`, or as many as the image with the fewest others has, where classes are given.
+        K is `count`, or as many as the image with the fewest others has, if classes are given.
         Images sorted by class leave one gap per class, which the drawn number jumps over. Images of unknown
         class count as others of everything but themselves. With a single class all other images are drawn
         from, and a single image has itself alone.
@@ -146,8 +146,8 @@ class CRD(Method):
     def build_extras(self) -> dict[str, nn.Module]:
         images, width, feature = self.context.train_images, self.settings.width, self.settings.feature
         return {
-            "student": project(feature_width(self.student, feature), width),
-            "teacher": project(feature_width(self.teacher, feature), width),
+            "student": nn.Linear(feature_width(self.student, feature), width),
+            "teacher": nn.Linear(feature_width(self.teacher, feature), width),
             "student_bank": Bank(images, width),
             "teacher_bank": Bank(images, width),
             "others": OtherClasses(images, self.context.labels),

@@ -48,7 +48,7 @@ def other_divergence(
 
 
 def _target_against_rest(logits: Tensor, target: Tensor) -> Tensor:
-    """log p_target and log(1 - p_target), (B, 2); the second from the other classes, finite where p = 1."""
+    """log p_target and log(1 - p_target), (B, 2); the second from the other classes, finite if p = 1."""
     log_target = logits.gather(1, target[:, None])
     log_rest = _without_target(logits, target).logsumexp(dim=1, keepdim=True)
     return functional.log_softmax(torch.cat([log_target, log_rest], dim=1), dim=1)

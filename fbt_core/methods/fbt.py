@@ -8,7 +8,7 @@ main paper's ablation and rows B, C and E of the appendix's Table 3 are its sett
 What the paper leaves open is a parameter, or fixed as follows: InfoNCE's negatives come from all processes,
 with gradient; the teacher's parts of the fused model stay in eval mode and pass the gradient on; a CNN
 teacher's three stages get no loss of their own; L2G is trained with the student's learning rate and weight
-decay. The fused model's loss reaches only the student's stages that are in it, but for one way: where a
+decay. The fused model's loss reaches only the student's stages that are in it, but for one way: if a
 student with class tokens ends the fused model, `class_token: gradient` lets it reach S1-S3 through them.
 """
 
@@ -24,7 +24,7 @@ from fbt_core.fusion import FusedModel, choose_direction
 from fbt_core.losses.contrast import info_nce
 from fbt_core.losses.logits import kl_divergence, ofa_loss
 from fbt_core.methods.base import COMPARES, Batch, Method, Terms
-from fbt_core.methods.modules import Temperature, project
+from fbt_core.methods.modules import Temperature
 from fbt_core.staged.base import StagedOutput
 
 MSA_AND_MLP = {"msa", "mlp"}
@@ -45,7 +45,7 @@ class FBT(Method):
     `msa_mlp_direction`: whose stage 4 ends the fused model if one network is an MSA and the other an MLP.
     """
 
-    unused_parameters = True  # e.g. L2G learns nothing where nobody teaches the fused model
+    unused_parameters = True  # e.g. L2G learns nothing if nobody teaches the fused model
 
     @property
     def needs_whole_batch(self) -> str | None:
@@ -56,9 +56,9 @@ class FBT(Method):
         extras = self._build_fused()
         widths = self._widths(extras)
         for source, learner in self._transfers() if self.settings.feature_loss == "infonce" else ():
-            extras[f"temperature_{source}_to_{learner}"] = self._build_temperature()
+            extras[f"temperature_{source}_to_{learner}"] = Temperature(self.settings)
             if self.settings.projection == "always" or widths[source] != widths[learner]:
-                extras[f"projection_{source}_to_{learner}"] = project(widths[learner], widths[source])
+                extras[f"projection_{source}_to_{learner}"] = nn.Linear(widths[learner], widths[source])
         return extras
 
     def terms(self, student: StagedOutput, teacher: StagedOutput, batch: Batch) -> Terms:
@@ -100,14 +100,8 @@ class FBT(Method):
         widths = {"student": self.student.width, "teacher": self.teacher.width}
         return {**widths, "fused": extras["fused"].width} if "fused" in extras else widths
 
-    def _build_temperature(self) -> Temperature:
-        s = self.settings
-        return Temperature(
-            s.temperature_initial, s.temperature_min, s.temperature_max, s.learnable_temperature
-        )
-
     def _collect_knowledge(self, student: StagedOutput, teacher: StagedOutput) -> dict[str, Knowledge]:
-        """K_s, K_t and, where it is used, K_f."""
+        """K_s, K_t and, if it is used, K_f."""
         knowledge = {
             "student": Knowledge(student.pooled, student.logits),
             "teacher": Knowledge(teacher.pooled, teacher.logits),
@@ -117,7 +111,7 @@ class FBT(Method):
         return knowledge
 
     def _label_terms(self, knowledge: dict[str, Knowledge], batch: Batch) -> Terms:
-        """Cross-entropy of the student, and of the fused model where its head is trainable."""
+        """Cross-entropy of the student, and of the fused model if its head is trainable."""
         s = self.settings
         terms = {"labels": s.student_cross_entropy * self.label_loss(knowledge["student"].logits, batch)}
         if "fused" in knowledge and self.extras["fused"].head_is_trainable and s.fused_cross_entropy:
@@ -125,7 +119,7 @@ class FBT(Method):
         return terms
 
     def _transfer(self, pair: str, source: Knowledge, learner: Knowledge, batch: Batch) -> Terms:
-        """L(K_source, K_learner): the logit term and the feature term, where they are on."""
+        """L(K_source, K_learner): the logit term and the feature term, if they are on."""
         terms = {}
         if self.settings.logit_loss != "none":
             loss = self._logit_loss(learner.logits, source.logits, batch.target)

@@ -3,8 +3,8 @@
 Mixed paths change from one network to the other once, through a bridge; a few are drawn at each step. Made
 for CNN pairs; adapted to any pair: bridges turn every layout into maps and back, class tokens are the later
 network's own in the same batch, features are compared as maps, and the last ones also after the teacher's
-own pooling. The released code has a ReLU before that pooling; so has this one where the teacher's own last
-feature is rectified, and none where it is not (a transformer's).
+own pooling. The released code has a ReLU before that pooling; so has this one if the teacher's own last
+feature is rectified, and none if it is not (a transformer's).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Bridge(nn.Module):
     """Takes a stage's feature into the other network's space, as a map (B, C, H, W) on its grid.
 
     A 3x3 convolution with BatchNorm; its stride is the ratio of the grids, a 4x4 transposed one doubles,
-    other ratios are pooled or enlarged first. A LeakyReLU follows where the target feature is rectified.
+    other ratios are pooled or enlarged first. A LeakyReLU follows if the target feature is rectified.
     """
 
     def __init__(self, source: FeatureShape, target: FeatureShape, rectified: bool) -> None:
@@ -181,7 +181,7 @@ class FCFD(Method):
     def _pooled_loss(self, bridged: Tensor, inside: list[StagedOutput], teacher: StagedOutput) -> Tensor:
         """MSE after the teacher's own normalisation and pooling, summed over the features in its space.
 
-        A bridged feature loses what is below zero where the teacher's own is rectified, as the features of
+        A bridged feature loses what is below zero if the teacher's own is rectified, as the features of
         mixed paths did in the teacher's last stage.
         """
         shape = self.teacher.shapes[3]

@@ -12,7 +12,7 @@ from fbt_core.losses.contrast import info_nce
 from fbt_core.losses.logits import kl_divergence
 from fbt_core.losses.numerics import in_float32
 from fbt_core.methods.base import COMPARES, Batch, Method, Terms
-from fbt_core.methods.modules import Aligned, Temperature, project
+from fbt_core.methods.modules import Aligned, Temperature
 from fbt_core.staged.base import StagedOutput
 
 
@@ -33,12 +33,9 @@ class FitNet(Method):
     def build_extras(self) -> dict[str, nn.Module]:
         if self.settings.features != "final_pooled":
             return self._build_map_projectors()
-        extras: dict[str, nn.Module] = {"pooled": project(self.student.width, self.teacher.width)}
+        extras: dict[str, nn.Module] = {"pooled": nn.Linear(self.student.width, self.teacher.width)}
         if self.settings.loss == "infonce":
-            s = self.settings
-            extras["temperature"] = Temperature(
-                s.temperature_initial, s.temperature_min, s.temperature_max, s.learnable_temperature
-            )
+            extras["temperature"] = Temperature(self.settings)
         return extras
 
     def terms(self, student: StagedOutput, teacher: StagedOutput, batch: Batch) -> Terms:

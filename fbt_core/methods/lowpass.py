@@ -47,8 +47,7 @@ class LowFrequencyContrast(Method):
 
     def build_extras(self) -> dict[str, nn.Module]:
         s = self.settings
-        bounds = s.temperature_initial, s.temperature_min, s.temperature_max, s.learnable_temperature
-        extras: dict[str, nn.Module] = {"temperature": Temperature(*bounds)}
+        extras: dict[str, nn.Module] = {"temperature": Temperature(s)}
         for i, (learner, source) in enumerate(zip(self.student.shapes, self.teacher.shapes, strict=True)):
             largest = common_grid(learner.grid, source.grid)
             extras[f"student{i + 1}"] = LowPass(learner, largest, s.width, s.scales)

@@ -20,12 +20,13 @@ Grid = tuple[int, int]
 
 
 class Temperature(nn.Module):
-    """A temperature, learnable on a log scale and kept between two bounds."""
+    """A temperature, learnable on a log scale and kept between two bounds, as a method's parameters say."""
 
-    def __init__(self, initial: float, lowest: float, highest: float, learnable: bool) -> None:
+    def __init__(self, settings: Parameters) -> None:
         super().__init__()
-        self.bounds = (math.log(lowest), math.log(highest))
-        self.logarithm = nn.Parameter(torch.tensor(math.log(initial)), requires_grad=learnable)
+        self.bounds = (math.log(settings.temperature_min), math.log(settings.temperature_max))
+        initial = torch.tensor(math.log(settings.temperature_initial))
+        self.logarithm = nn.Parameter(initial, requires_grad=settings.learnable_temperature)
 
     def forward(self) -> Tensor:
         """The temperature, a scalar; a value that left the bounds is put back so that it can move again."""
@@ -38,8 +39,8 @@ class Aligned(nn.Module):
     """Brings the features of two unlike stages to maps of one grid and width.
 
     The learner's feature becomes a map (class token dropped) and gets the source's width by a convolution
-    whose stride is the ratio of the grids (a patch embedding); where that ratio is not whole it is pooled.
-    The source's feature is only reshaped, and pooled where its grid is the larger one.
+    whose stride is the ratio of the grids (a patch embedding); if that ratio is not whole it is pooled.
+    The source's feature is only reshaped, and pooled if its grid is the larger one.
     """
 
     def __init__(self, learner: FeatureShape, source: FeatureShape) -> None:
@@ -101,11 +102,6 @@ def logits_to_compare(
     if settings.standardise:
         student, teacher = standardise(student), standardise(teacher)
     return student, teacher, weight
-
-
-def project(width_in: int, width_out: int) -> nn.Linear:
-    """A linear map between two widths."""
-    return nn.Linear(width_in, width_out)
 
 
 def rectified_features(network: StagedModel) -> tuple[bool, ...]:

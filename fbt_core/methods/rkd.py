@@ -49,7 +49,7 @@ def angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _relative_distances(features: Tensor) -> Tensor:
-    """Euclidean distances (B, B) over their mean positive value; all zero where all features are equal."""
+    """Euclidean distances (B, B) over their mean positive value; all zero if all features are equal."""
     features = features - features.mean(dim=0)  # changes no distance, spares digits
     squares = features.square().sum(dim=1)
     squared = squares[:, None] + squares[None, :] - 2 * features @ features.t()
@@ -64,7 +64,7 @@ def _sum_angles(student: Tensor, teacher: Tensor, vertices: slice) -> Tensor:
 
 
 def _cosines(features: Tensor, vertices: slice) -> Tensor:
-    """The cosine of the angle at vertex v between images i and j, (V, B, B); 0 where one coincides with v."""
+    """The cosine of the angle at vertex v between images i and j, (V, B, B); 0 if one coincides with v."""
     offsets = features[None, :, :] - features[vertices, None, :]
     squared = offsets.square().sum(dim=2, keepdim=True)
     inverse = torch.where(squared > SMALLEST, squared.clamp(min=SMALLEST).rsqrt(), 0)

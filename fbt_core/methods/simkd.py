@@ -33,8 +33,8 @@ def feature_loss(projected: Tensor, teacher: Tensor) -> Tensor:
 class Projector(nn.Module):
     """Turns the student's last feature into what the teacher's last stage would have given.
 
-    A bottleneck of 1x1, 3x3 and 1x1 convolutions with BatchNorm and ReLU; the last ReLU stays only where the
-    teacher's own feature is rectified. Class tokens, where the teacher has them, come from the student's
+    A bottleneck of 1x1, 3x3 and 1x1 convolutions with BatchNorm and ReLU; the last ReLU stays only if the
+    teacher's own feature is rectified. Class tokens, if the teacher has them, come from the student's
     pooled feature.
     """
 
@@ -91,7 +91,7 @@ class SimKD(Method):
         return self.collect(logits, self._compare(normed, self.teacher.norm(teacher.stages[3])))
 
     def _compare(self, projected: Tensor, teacher: Tensor) -> Terms:
-        """The loss on the positions, and on the class tokens where there are any."""
+        """The loss on the positions, and on the class tokens if there are any."""
         shape, common = self.teacher.shapes[3], self.extras["projector"].shape
         if teacher.dim() == 2:  # a network that averages before it normalises
             return {"features": self.settings.feature_weight * feature_loss(projected, teacher)}

@@ -1,4 +1,4 @@
-"""Deal the pieces of a network to four stages: by resolution, or by the split where it never changes."""
+"""Deal the pieces of a network to four stages: by resolution, or by the split if it never changes."""
 
 from __future__ import annotations
 

@@ -28,12 +28,12 @@ def to_tokens(x: Tensor, shape: FeatureShape) -> Tensor:
 
 
 def prefix_of(x: Tensor, shape: FeatureShape) -> Tensor | None:
-    """The class and distillation tokens (B, prefix, C) in front of the patches; None where there are none."""
+    """The class and distillation tokens (B, prefix, C) in front of the patches; None if there are none."""
     return x[:, : shape.prefix_tokens] if shape.prefix_tokens else None
 
 
 def from_map(feature_map: Tensor, shape: FeatureShape, prefix: Tensor | None = None) -> Tensor:
-    """A map (B, C, H, W) in the layout of `shape`; `prefix` (B, P, C) goes in front where the shape has it.
+    """A map (B, C, H, W) in the layout of `shape`; `prefix` (B, P, C) goes in front if the shape has it.
 
     Raises ValueError when the map does not fit the shape or the prefix tokens are missing.
     """

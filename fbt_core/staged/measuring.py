@@ -14,7 +14,7 @@ from fbt_core.staged.base import FeatureShape, Layout, Parts, UnknownStructure
 
 @contextmanager
 def dry_run(network: nn.Module, image_size: int) -> Iterator[Tensor]:
-    """Eval mode, no gradient, random state put back; gives one image (1, 3, S, S) where the network is."""
+    """Eval mode, no gradient, random state put back; gives one image (1, 3, S, S) on its device."""
     modes = [(module, module.training) for module in network.modules()]
     weight = next(network.parameters())
     image = torch.randn(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))

@@ -47,7 +47,7 @@ class NetworkError(UserError):
 def build_network(spec: NetworkSpec, classes: int, image_size: int) -> nn.Module:
     """The timm network of a spec for `classes` classes and square images, with random weights.
 
-    Raises NetworkError where `create` or an option is unknown, refused or of the wrong kind.
+    Raises NetworkError if `create` or an option is unknown, refused or of the wrong kind.
     """
     where = f"network {spec.architecture!r} (create: {spec.create})"
     _refuse_options(spec.options, where)

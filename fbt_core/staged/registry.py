@@ -2,7 +2,7 @@
 
 An adapter file has `recognise(network) -> bool`, asked about structure and never about a name, and
 `cut(network, image) -> Parts`; the image (1, 3, S, S) may be run through the network, which is in eval mode.
-Adapters with a lower ORDER (0 where none is given) are asked first.
+Adapters with a lower ORDER (0 if none is given) are asked first.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def find_cut(network: nn.Module, image: Tensor, build: Callable[[Parts], Cut]) -
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type where it has none."""
+    """The first line of an error's message, or its type if it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 

@@ -35,7 +35,7 @@ class Call:
         return self.gives is other.takes and self.given_version == other.taken_version
 
     def opened(self) -> list[Call]:
-        """The calls inside where they are a chain from what this one took to what it gave, else itself."""
+        """The calls inside if they are a chain from what this one took to what it gave, else itself."""
         inside = self.inner
         whole = inside and inside[0].takes is self.takes and inside[-1].gives is self.gives
         return (
@@ -66,7 +66,7 @@ def cut(network: nn.Module, image: Tensor) -> Parts:
 
 
 def recorded(network: nn.Module, image: Tensor) -> Call:
-    """forward_features with all calls inside it; raises UnknownStructure where it is no chain."""
+    """forward_features with all calls inside it; raises UnknownStructure if it is no chain."""
     whole = Call("forward_features", image, image._version)
     with _recording(network, whole):
         whole.gives = network.forward_features(image)
