@@ -52,11 +52,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def plan_command(options: Options) -> int:
     """Per table: cells, runs, runs shared with other tables, estimated training cost."""
+    from fbt_paper.config.problems import Collector
+    from fbt_paper.plan.claims import ClaimPlan
     from fbt_paper.plan.figures import FigurePlan
     from fbt_paper.plan.show import render_plan, render_runs
 
-    flow = open_flow(options)
-    FigurePlan(flow)  # the figures' runs and cells are looked up here, so that a wrong one is reported
+    # Figures and claims look up runs and cells in the plan; what they do not find is reported here.
+    flow, collect = open_flow(options), Collector()
+    collect.try_(FigurePlan, flow)
+    collect.try_(ClaimPlan, flow)
+    collect.finish()
     tables = choose(options.tables, flow.plan.tables, "table")
     if options.claims:
         print_claims(flow, tables)

@@ -11,8 +11,8 @@ from pydantic import Discriminator, Field, StringConstraints, Tag
 from fbt_core.errors import nearest
 from fbt_core.methods.facts import Text
 from fbt_core.spec import Key, Strict
-from fbt_paper.config.load import Config, ConfigError, Problem, read_yaml, validate
-from fbt_paper.config.records import AccuracyTable
+from fbt_paper.config.load import COST_COLUMNS, Config, ConfigError, Problem, read_mapping, validate
+from fbt_paper.config.records import AccuracyTable, FigureName
 
 FILE = "config/claims.yaml"
 CellPath = Annotated[
@@ -70,7 +70,7 @@ class Ratio(Claim):
 class Observation(Claim):
     """A statement that a feature figure measures and judges by itself."""
 
-    figure: Key
+    figure: FigureName
     observation: Literal["locality", "stage_similarity", "group_similarity"]
 
 
@@ -113,7 +113,7 @@ def load_claims(config: Config) -> tuple[Claim, ...]:
     path: Path = config.folder / "claims.yaml"
     if not path.exists():
         return ()
-    claims = validate(ClaimsFile, read_yaml(path), FILE).claims
+    claims = validate(ClaimsFile, read_mapping(path), FILE, names={"figure": list(config.figures)}).claims
     problems = [problem for index, claim in enumerate(claims) for problem in _problems(config, index, claim)]
     keys = [claim.key for claim in claims]
     for index, key in enumerate(keys):
@@ -184,7 +184,5 @@ def _problems(config: Config, index: int, claim: Claim) -> Iterator[Problem]:
 
 def _columns(entry: Any) -> list[str]:
     """Keys of a table's columns; a cost table has the counted quantities."""
-    if isinstance(entry, AccuracyTable):
-        return [line.key for line in entry.columns]
-    parts = ("student", "ofa_branch", "fbt_branch")
-    return [f"{part}_{quantity}" for part in parts for quantity in ("params", "flops")]
+    is_accuracy = isinstance(entry, AccuracyTable)
+    return [line.key for line in entry.columns] if is_accuracy else list(COST_COLUMNS)

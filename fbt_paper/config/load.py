@@ -37,10 +37,12 @@ from fbt_paper.config.records import (
 
 __all__ = [
     "CONFIG_FOLDER",
+    "COST_COLUMNS",
     "Config",
     "ConfigError",
     "Problem",
     "load",
+    "read_mapping",
     "read_yaml",
     "tiny_network",
     "validate",
@@ -112,6 +114,7 @@ def load(folder: Path | str = CONFIG_FOLDER, overrides: Content | None = None) -
     Raises ConfigError with the problems of all files.
     """
     folder, collect = Path(folder), Collector()
+    _refuse_yml(collect, folder)
     files: dict[str, Any] = {name: collect.try_(read_mapping, folder / f"{name}.yaml") for name in FILES}
     if files["config"] is not None:
         files["config"] = merge(files["config"], overrides or {})
@@ -201,13 +204,17 @@ def _printed_names(table: Content) -> dict[str, Any]:
 
 def _read_folder(collect: Collector, folder: Path) -> dict[str, Content | None]:
     """What the YAML files of a folder hold, by name; None for one that cannot be read."""
-    for path in files_in(folder, ".yml"):
-        message = f"is not read, because its name ends in .yml; call it {path.stem}.yaml"
-        collect.problems.append(Problem(shown(path), "", message))
+    _refuse_yml(collect, folder)
     paths = files_in(folder, ".yaml")
     for path in paths:
         collect.try_(_check_key, path.stem, shown(path))
     return {path.stem: collect.try_(read_mapping, path) for path in paths}
+
+
+def _refuse_yml(collect: Collector, folder: Path) -> None:
+    for path in files_in(folder, ".yml"):
+        message = f"is not read, because its name ends in .yml; call it {path.stem}.yaml"
+        collect.problems.append(Problem(shown(path), "", message))
 
 
 def _check_key(key: str, file: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fbt_paper.config.load import CONFIG_FOLDER, Config, ConfigError, load
+from fbt_paper.plan.claims import ClaimPlan
 from fbt_paper.plan.figures import FigurePlan
 from fbt_paper.plan.runs import Plan, plan
 from fbt_paper.plan.targets import Flow
@@ -57,7 +58,8 @@ class ConfigCopy:
     def problems(self) -> list[str]:
         """The problems that planning reports; none where it works."""
         try:
-            FigurePlan(Flow({}, self.folder))
+            flow = Flow({}, self.folder)
+            FigurePlan(flow), ClaimPlan(flow)
         except ConfigError as error:
             return [str(problem) for problem in error.problems]
         return []

@@ -382,6 +382,16 @@ BAD = {
         ("measure: 256", "measur: 256"),
         "config/figures/figure2.yaml: measur: unknown key; valid: caption, dataset,",
     ),
+    "figure of a claim": (
+        "claims.yaml",
+        ("figure: figure2", "figure: figure3"),
+        "config/claims.yaml: claims[0].figure: unknown figure 'figure3'; valid: curves, figure1, figure2,",
+    ),
+    "table of a claim": (
+        "claims.yaml",
+        ("better: table2/", "better: table22/"),
+        "config/claims.yaml: claims[0].better: unknown table 'table22'; valid: ablation,",
+    ),
     "cell of a figure": (
         "figures/similarity.yaml",
         ("row: fbt, column: swin_t__resnet18", "row: fbt, column: swin"),
@@ -616,6 +626,8 @@ def test_hidden_files_are_left_out_and_another_ending_is_named(copy):
     copy.write("tables/table7.yml", TABLE)
     (problem,) = copy.problems()
     assert problem.startswith("config/tables/table7.yml: is not read") and "table7.yaml" in problem
+    copy.path("recipes.yaml").rename(copy.path("recipes.yml"))
+    assert any(problem.startswith("config/recipes.yml: is not read") for problem in copy.problems())
 
 
 @pytest.mark.parametrize("name", ["tables/table5.yaml", "figures/figure1.yaml", "recipes.yaml"])
