@@ -1,4 +1,4 @@
-"""Which images make which batch, and the seed of every random draw: functions of seed, epoch and place only.
+"""Which images make which batch, and the seed of every random draw: functions of seed, epoch and index only.
 
 So neither a restart, nor the number of loader processes, nor the number of GPUs changes what a run sees.
 """

@@ -193,8 +193,8 @@ def write_scale(flow: Any, keys: tuple[str, ...] = ()) -> None:
     """Results for tables of a Flow (all of `snakemake all`): runs that are done, and the cost count."""
     tables = [flow.plan.tables[key] for key in keys or flow.plan.all_tables]
     runs = flow.plan.needed(run for table in tables for run in table.runs)
-    for place, run in enumerate(runs):
-        write_run(Path(flow.runs), flow.spec(run), top1=60.0 + place % 30)
+    for index, run in enumerate(runs):
+        write_run(Path(flow.runs), flow.spec(run), top1=60.0 + index % 30)
     for table in tables:
         if table.kind == "cost":
             entry = flow.config.tables[table.key]

@@ -137,10 +137,10 @@ def test_what_drawing_a_figure_says_of_it(flow, tmp_path):
 def test_links_of_figure_2_lead_to_maps_numbers_and_statements(flow):
     figures = FigurePlan(flow)
     files = figure_files(figures, "figure2")
-    one = pd.DataFrame({"a": [1]})
+    frame = pd.DataFrame({"a": [1]})
     pictures = [
         draw.Picture([], "maps"),
-        draw.Picture([], "numbers", "numbers", "numbers", {"numbers_csv": one, "claims_csv": one}),
+        draw.Picture([], "numbers", "numbers", "numbers", {"numbers_csv": frame, "claims_csv": frame}),
     ]
     first, second = draw.describe(figures.drawings["figure2"], pictures, files)["pictures"]
     assert first["files"] == [["figure2.pdf", "PDF"], ["figure2.npz", "NPZ"]]

@@ -39,7 +39,7 @@ def test_the_grids_are_built_from_their_results(tmp_path):
         lines = list(csv.DictReader((copy.folder / f"results/smoke/tables/{key}.csv").open()))
         shown = {(line["row"], line["column"]): line["top1"] for line in lines if line["runs"]}
         cells = PLAN.tables[key].cells
-        assert shown == {place: f"{top1_of(cell.runs[0]):.2f}" for place, cell in cells.items()}
+        assert shown == {pair: f"{top1_of(cell.runs[0]):.2f}" for pair, cell in cells.items()}
         assert any(line["printed"] for line in lines)
     text = (copy.folder / targets[-1]).read_text()
     assert len(re.findall("^## ", text, re.MULTILINE)) == 4 and "SMOKE" in text

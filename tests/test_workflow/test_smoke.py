@@ -138,8 +138,8 @@ def test_table_6_holds_the_papers_digits_to_the_unit(folder):
         ("resnet50__deit_t", "fbt_branch_swinv2"): ("535104", "104728240"),
         ("convnext_t__resmlp_s12", "fbt_branch_swinv2"): ("1483392", "290479792"),
     }
-    found = {key: (rows[key]["parameters_paper_rule"], rows[key]["macs_paper_rule"]) for key in expected}
-    assert found == expected
+    counted = {key: (rows[key]["parameters_paper_rule"], rows[key]["macs_paper_rule"]) for key in expected}
+    assert counted == expected
 
 
 @pytest.mark.parametrize("kind", ["csv", "md", "tex"])
@@ -158,10 +158,10 @@ def test_the_results_page_is_there(folder):
     assert "<html" in (folder / "results/smoke/index.html").read_text()[:500]
 
 
-def test_where_there_is_a_commit_it_is_told(folder, metrics):
+def test_the_commit_of_a_clone_is_recorded(folder, metrics):
     """A clone has one; the copy that these tests make has none, and says so."""
-    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True)
-    cloned = (folder / ".git").exists() and found.returncode == 0
+    answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True)
+    cloned = (folder / ".git").exists() and answer.returncode == 0
     for content in metrics.values():
         sha = content["provenance"]["git_sha"]
         assert re.fullmatch("[0-9a-f]{40}", sha) if cloned else sha is None

@@ -279,19 +279,19 @@ def pdf_text(content: bytes) -> str:
 def digests(flow: Flow) -> dict[str, str]:
     """The digest in the params of the rule that makes each of the files."""
     figures = FigurePlan(flow)
-    found = {
+    digest_of = {
         f"tables/{table}.{kind}": flow.shows([table])
         for table in flow.plan.tables
         for kind in ("csv", "md", "tex")
     }
-    found |= dict.fromkeys(("comparison.md", "results.csv"), flow.shows(flow.plan.all_tables))
-    found |= dict.fromkeys(("claims.csv", "claims.md"), ClaimPlan(flow).shows("claims"))
+    digest_of |= dict.fromkeys(("comparison.md", "results.csv"), flow.shows(flow.plan.all_tables))
+    digest_of |= dict.fromkeys(("claims.csv", "claims.md"), ClaimPlan(flow).shows("claims"))
     drawn = {name: figures.shows(name) for name in figures.drawings}
     for change in CHANGES.values():
         for file in (file for file in change.shown if file.startswith("figures/")):
             owners = [name for name in drawn if Path(file).stem.startswith(name)]
-            found[file] = drawn[max(owners, key=len)]
-    return {**found, "index.html": figures.page_shows("index") + "".join(drawn.values())}
+            digest_of[file] = drawn[max(owners, key=len)]
+    return {**digest_of, "index.html": figures.page_shows("index") + "".join(drawn.values())}
 
 
 # the renderers' sources are those of the package, not of a copy
