@@ -191,8 +191,8 @@ def test_a_temperature_stays_in_its_bounds_and_can_come_back():
     assert not fixed.logarithm.requires_grad
 
 
-def test_a_temperature_out_of_its_bounds_is_told():
-    with pytest.raises(ParameterError, match="temperature_initial 0.07 is not between 0.1 and 1.0"):
+def test_a_temperature_out_of_its_bounds_is_reported():
+    with pytest.raises(ParameterError, match="temperature_min, 0.1, is above temperature_initial, 0.07"):
         make_fbt(TEACHER_HEAD, temperature_min=0.1)
 
 
