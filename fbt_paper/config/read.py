@@ -134,11 +134,11 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     text = _read_text(path)
     first = text.partition("\n")[0]
     delimiter = max(",;\t", key=first.count)
+    lines = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
     try:
-        lines = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
         filled = [(lines.line_num, line) for line in lines if any(field.strip() for field in line)]
     except csv.Error as error:
-        raise ConfigError([Problem(shown(path), "", f"is not CSV: {error}")]) from None
+        raise ConfigError([Problem(shown(path), f"line {lines.line_num}", f"is not CSV: {error}")]) from None
     if not filled:
         return
     names = [name.strip() for name in filled[0][1]]

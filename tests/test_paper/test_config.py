@@ -608,6 +608,7 @@ def test_printed_numbers_saved_by_a_spreadsheet_are_read(case, copy):
             f"row,column,value,source,status,note\n\n{NUMBER}{NUMBER}",
             "line 4: vit_block, swin_t__resnet",
         ),
+        ('row,column,value,source,status\nvit_block,x,1,"a" b,primary\n', "line 2: is not CSV"),
         ('row,column,value,source,status\nvit_block,x,"81,05",p,primary\n', "line 2.value: must be a number"),
     ],
 )
