@@ -57,6 +57,14 @@ test-lowest:  ## the fast tests with the oldest versions allowed (but for torch'
 	$(LOWEST)/bin/python -m pip install --quiet -c $(LOWEST)/constraints.txt -e plugin -e '.[dev]'
 	PATH="$(abspath $(LOWEST))/bin:$$PATH" $(LOWEST)/bin/python -m pytest -n $(CORES) -m "not smoke and not slow and not slurm"
 
+.PHONY: test-gpu
+test-gpu:  ## on a machine with a CUDA GPU, with the torch installed there: every method, resume, memory (<= 8 minutes)
+	$(PYTHON) -m pytest tests/test_gpu -q
+
+.PHONY: test-gpu-all
+test-gpu-all:  ## the same in all precisions
+	FBT_GPU_ALL=1 $(PYTHON) -m pytest tests/test_gpu -q
+
 .PHONY: lint
 lint: install-dev  ## the checks of pre-commit
 	$(BIN)/ruff check .

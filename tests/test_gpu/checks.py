@@ -1,0 +1,144 @@
+"""What must hold on a GPU, as functions of a device: the same checks are tried on the CPU."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fbt_core.methods.base import Batch, Method
+from fbt_core.teacher import Teacher
+from tests.test_core.methods_kit import make_batch, make_method
+
+PRECISIONS = {"float32": None, "tf32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FLOAT32_TOLERANCE = 2e-3
+"""Relative difference of a loss term between GPU and CPU in float32, where kernels sum in another order."""
+ROWS: list[tuple[str, ...]] = []
+"""What was measured, for the table that `make test-gpu` ends with."""
+LAST_EPOCH = 1_000
+"""Ramps of losses (FCFD, ReviewKD) have reached their end."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One training step: its loss terms, the largest change of a weight, seconds, peak memory in MB."""
+
+    terms: dict[str, float]
+    moved: float
+    seconds: float
+    peak_mb: float
+
+
+def prepare(name: str, pair: tuple[str, str], device: torch.device, channels_last: bool = False) -> Method:
+    """A method on tiny networks of a pair, on the device, in training mode at the end of its ramps."""
+    torch.manual_seed(5)
+    method = make_method(name, pair).to(device)
+    if channels_last:
+        method = method.to(memory_format=torch.channels_last)
+    method.train()
+    method.start_epoch(LAST_EPOCH)
+    return method
+
+
+def move(batch: Batch, device: torch.device) -> Batch:
+    return Batch(batch.images.to(device), batch.target.to(device), batch.indices.to(device))
+
+
+@contextmanager
+def precision(kind: str, device: torch.device) -> Iterator[None]:
+    """The arithmetic that a recipe's `precision` names, as the engine sets it."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = kind == "tf32"
+    try:
+        with torch.autocast(device.type, dtype=PRECISIONS[kind], enabled=PRECISIONS[kind] is not None):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def forward(method: Method, batch: Batch, step: object | None = None) -> dict[str, object]:
+    """Teacher and method on a batch, as the loop calls them; `step` may be the compiled method."""
+    seen = None if method.teacher is None else Teacher(method.teacher).observe(batch.images)
+    return (step or method)(batch, seen)  # type: ignore[operator]
+
+
+def train_step(
+    method: Method, batch: Batch, kind: str, device: torch.device, step: object | None = None
+) -> StepResult:
+    """Forward, backward and a step of SGD; every draw follows from one seed."""
+    weights = {name: p.detach().clone() for name, p in method.student.named_parameters()}
+    optimizer = torch.optim.SGD([p for p in method.trainable_module.parameters() if p.requires_grad], lr=0.05)
+    scaler = torch.amp.GradScaler(device.type, enabled=kind == "float16")
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    torch.manual_seed(7)
+    with precision(kind, device):
+        result = forward(method, batch, step)
+    scaler.scale(result["loss"]).backward()  # type: ignore[arg-type]
+    scaler.step(optimizer)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - start
+    moved = max(
+        (p.detach() - weights[name]).abs().max().item() for name, p in method.student.named_parameters()
+    )
+    terms: dict[str, Tensor] = result["terms"]  # type: ignore[assignment]
+    peak = torch.cuda.max_memory_allocated() / 1e6 if device.type == "cuda" else 0.0
+    return StepResult({name: float(term) for name, term in terms.items()}, moved, seconds, peak)
+
+
+def check_finite_and_moving(result: StepResult, what: str) -> None:
+    """All terms are finite, and the step has changed the student."""
+    bad = {
+        name: value for name, value in result.terms.items() if value != value or abs(value) == float("inf")
+    }
+    assert not bad, f"{what}: not finite: {bad}"
+    assert 0 < result.moved < float("inf"), f"{what}: the largest change of a weight is {result.moved}"
+
+
+def check_like(result: StepResult, expected: StepResult, tolerance: float, what: str) -> None:
+    """The same terms within a relative tolerance (of the larger of the value and 0.01)."""
+    assert result.terms.keys() == expected.terms.keys(), what
+    for name, value in expected.terms.items():
+        apart = abs(result.terms[name] - value) / max(abs(value), 0.01)
+        assert apart <= tolerance, f"{what}: {name} is {result.terms[name]:.6g}, expected {value:.6g}"
+
+
+def check_no_synchronisation(method: Method, batch: Batch) -> None:
+    """A step waits for nothing: torch raises where the host would ask the device for a value."""
+    optimizer = torch.optim.SGD([p for p in method.trainable_module.parameters() if p.requires_grad], lr=0.01)
+    for attempt in range(2):  # the first step makes constants, and may wait for them
+        if attempt == 1:
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            result = forward(method, batch)
+            result["loss"].backward()  # type: ignore[attr-defined]
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def static_memory_mb(method: Method) -> float:
+    """What weights of teacher and student and the gradients take, counted."""
+    every = sum(p.numel() * p.element_size() for p in method.parameters())
+    gradients = sum(
+        p.numel() * p.element_size() for p in method.trainable_module.parameters() if p.requires_grad
+    )
+    return (every + gradients) / 1e6
+
+
+def twin(method: Method) -> Method:
+    """A copy with the same weights."""
+    return copy.deepcopy(method)
+
+
+def fixed_batch(device: torch.device) -> Batch:
+    """Eight fixed images."""
+    return move(make_batch(count=8), device)
