@@ -1,4 +1,4 @@
-"""The checks of `make test-gpu` with the CPU in the GPU's role: they pass what is right, catch what is not."""
+"""The checks of `make test-gpu` with the CPU in the role of the GPU: they pass what is right, no more."""
 
 from __future__ import annotations
 
