@@ -279,6 +279,16 @@ def read_networks(pairs: list[str]) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in pairs)
 
 
+def read_settings(text: str) -> ExecutionSettings:
+    """The settings of the command line; a UserError names the first fault of the JSON."""
+    try:
+        return ExecutionSettings.model_validate_json(text)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        path = ".".join(["--settings", *map(str, fault["loc"])])
+        raise UserError(fault["msg"], where=path) from None
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Options of the two commands."""
     parser = argparse.ArgumentParser(
@@ -308,7 +318,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Extract what the command line asks for; a user's error is one line and exit code 1."""
     chosen = build_parser().parse_args(arguments)
     try:
-        settings = ExecutionSettings.model_validate_json(chosen.settings)
+        settings = read_settings(chosen.settings)
         torch.set_num_threads(settings.threads or torch.get_num_threads())
         if chosen.command == "stages":
             networks = read_networks(chosen.network)

@@ -192,3 +192,9 @@ def test_spread_takes_images_from_the_whole_split():
 
 def test_settings_are_plain_json():
     assert json.loads(SETTINGS_JSON)["device"] == "cpu"
+
+
+def test_a_wrong_setting_is_one_line(tmp_path, capsys):
+    command = ["similarity", "--runs", str(tmp_path), "--run", "x", "--output", str(tmp_path / "x.npz")]
+    assert features.main([*command, "--settings", '{"threads": "two"}']) == 1
+    assert capsys.readouterr().err.startswith("error: --settings.threads: Input should be a valid integer")
