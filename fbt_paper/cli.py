@@ -124,8 +124,8 @@ def check_data_command(options: Options) -> int:
 
 def build_table_command(options: Options) -> int:
     """Write one table as CSV, Markdown and LaTeX from the results of its runs."""
-    from fbt_paper.tables.render import write_table
     from fbt_paper.tables.results import collect_tables
+    from fbt_paper.tables.write import write_table
 
     flow = open_flow(options)
     (table,) = collect_tables(flow, choose([options.table], flow.plan.tables, "table"))

@@ -9,6 +9,7 @@ not written.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from fbt_paper.figures import curves, dots, features, similarity, taxonomy
 from fbt_paper.figures.canvas import lay_out, plain, save_pdf, save_png, styled
 from fbt_paper.plan.figures import Drawing, FigurePlan
 from fbt_paper.tables.frame import TableResults, as_csv, collect, histories, score_remark
+from fbt_paper.tables.latex import SYMBOL
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -117,10 +119,12 @@ def note_of(plan: FigurePlan, title: str) -> str:
 
 def pretty(label: str) -> str:
     """A label of config/ as it is drawn: arrows, and L_MSE with a subscript."""
-    text = label.replace("->", "→")
-    for loss in ("L_MSE", "L_InfoNCE", "L_OFA", "L_FBT", "L_KL"):
-        text = text.replace(loss, rf"$\mathcal{{L}}_{{{loss[2:]}}}$")
-    return text.replace("K_t", "$K_t$").replace("K_s", "$K_s$").replace("K_f", "$K_f$")
+    return SYMBOL.sub(_draw_symbol, label.replace("->", "→"))
+
+
+def _draw_symbol(symbol: re.Match[str]) -> str:
+    kind, name = symbol.groups()
+    return rf"$\mathcal{{L}}_{{{name}}}$" if kind == "L" else f"${kind}_{name}$"
 
 
 # ---------------------------------------------------------------- the kinds

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,15 +18,15 @@ from fbt_paper.plan.runs import Plan
 from fbt_paper.plan.targets import Flow
 from fbt_paper.tables.cost_table import CostResults
 from fbt_paper.tables.frame import TableResults, rows_of
+from fbt_paper.tables.latex import SYMBOL, to_latex
 from fbt_paper.tables.reference import STATUS_MARKS
-from fbt_paper.tables.render import make_sheet, note_of, signed, to_csv, to_latex
+from fbt_paper.tables.render import make_sheet, note_of, signed, to_csv
 from fbt_paper.tables.results import Results, collect_tables
 
 Record = dict[str, Any]
 POINTS = 60
 """A curve on the page has at most so many points; the whole history is in the run's metrics.json."""
 LOG_LINES = 12
-SYMBOL = re.compile(r"\b([LK])_([A-Za-z]+)\b")
 
 
 def pretty(label: str) -> Markup:

@@ -15,6 +15,7 @@ from fbt_core.errors import UserError
 from fbt_core.spec import ExecutionSettings, RunSpec
 from fbt_paper.config.data_roots import find_root
 from fbt_paper.config.load import CONFIG_FOLDER, Config, ConfigError, Problem, load, read_yaml
+from fbt_paper.config.records import CostTable
 from fbt_paper.plan.runs import Plan, plan
 from fbt_paper.plan.shown import digest, renderer, table_shows
 
@@ -114,6 +115,17 @@ class Flow:
         chosen = self.plan.needed(runs) if needed else dict.fromkeys(runs)
         files = [f"{self.runs}/{run}/metrics.json" for run in chosen]
         return [*files, *(f"{self.results}/costs/{table}.json" for table in counted)]
+
+    def counted(self, table: str) -> str:
+        """A digest of what a cost table's counts follow from: its pairs, their networks, size and blocks."""
+        entry = self.config.tables[table]
+        if not isinstance(entry, CostTable):
+            raise UserError(f"'{table}' is no table of costs")
+        pairs = [(pair.key, pair.teacher, pair.student) for pair in entry.rows]
+        names = sorted({name for _, *networks in pairs for name in networks})
+        networks = [(name, self.config.architectures[name]) for name in names]
+        settings = (entry.image_size, entry.classes, entry.blocks)
+        return digest(pairs, settings, [(name, n.family, n.create, n.options) for name, n in networks])
 
     def shows(self, tables: Iterable[str]) -> str:
         """A digest of everything that these tables show besides their results."""

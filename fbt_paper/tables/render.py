@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from fbt_core.files import write_text
 from fbt_paper.tables.cost_table import UNITS, CostResults
 from fbt_paper.tables.frame import TableResults, as_csv, rows_of
 from fbt_paper.tables.reference import STATUS_MARKS, legend
@@ -18,22 +16,6 @@ from fbt_paper.tables.results import Results
 READING = "Each cell: measured (printed)."
 COST_HEAD = ["Params (paper)", "Params (its rule)", "Params (true)"]
 COST_HEAD += ["MACs (paper)", "MACs (its rule)", "MACs (true)"]
-LATEX = {
-    "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "$": r"\$",
-    "&": r"\&",
-    "#": r"\#",
-    "%": r"\%",
-    "_": r"\_",
-    "^": r"\textasciicircum{}",
-    "~": r"\textasciitilde{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "±": r"$\pm$",
-}
 
 
 @dataclass(frozen=True)
@@ -189,36 +171,3 @@ def markdown_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     rows = [[escape_markdown(text) for text in line] for line in [head, *lines]]
     rule = ["---"] + ["---:"] * (len(head) - 1)
     return "\n".join("| " + " | ".join(line) + " |" for line in [rows[0], rule, *rows[1:]])
-
-
-# ---------------------------------------------------------------- LaTeX
-
-
-def escape_latex(text: str) -> str:
-    """Text that LaTeX prints as it stands; -> becomes an arrow."""
-    parts = text.split("->")
-    return r"$\rightarrow$".join("".join(LATEX.get(letter, letter) for letter in part) for part in parts)
-
-
-def to_latex(results: Results) -> str:
-    r"""A `table` for a paper; needs \usepackage{booktabs}. Small where it is wide."""
-    sheet = make_sheet(results)
-    caption = " ".join(filter(None, [sheet.scale_label, f"{results.title}. {sheet.caption}"]))
-    frame = pd.DataFrame([[escape_latex(text) for text in line] for line in sheet.lines])
-    head: dict[Any, str] = {index: escape_latex(text) for index, text in enumerate(sheet.head)}
-    body = frame.style.hide(axis="index").format_index(head.__getitem__, axis=1)
-    text = [r"% needs \usepackage{booktabs}", r"\begin{table}", r"\centering"]
-    text += [r"\scriptsize", r"\setlength{\tabcolsep}{2pt}"] if len(sheet.head) > 6 else []
-    text += [rf"\caption{{{escape_latex(caption)}}}", rf"\label{{tab:{results.key}}}"]
-    text += [body.to_latex(hrules=True, column_format="l" + "r" * (len(sheet.head) - 1)).rstrip()]
-    text += [r"\par\smallskip", *(escape_latex(remark) + r"\par" for remark in all_remarks(sheet))]
-    return "\n".join([*text, r"\end{table}", ""])
-
-
-def write_table(results: Results, folder: Path) -> list[Path]:
-    """<folder>/<table>.csv, .md and .tex; returns their paths."""
-    texts = {"csv": to_csv(results), "md": to_markdown(results), "tex": to_latex(results)}
-    paths = [folder / f"{results.key}.{kind}" for kind in texts]
-    for path, text in zip(paths, texts.values(), strict=True):
-        write_text(path, text)
-    return paths

@@ -16,6 +16,7 @@ from fbt_paper.page.build import embed, write_page
 from fbt_paper.plan.figures import FigurePlan
 from fbt_paper.plan.targets import Flow
 from fbt_paper.tables.results import collect_tables
+from tests.test_paper.config_copy import ConfigCopy
 from tests.test_paper.made_up_results import make_history, write_scale
 from tests.test_paper.page_results import figure_files, write_pixels, write_results
 from tests.test_workflow.workflow_copy import WorkflowCopy
@@ -220,6 +221,31 @@ def test_claims_are_stated_with_their_numbers():
     assert features.describe_claim(groups) == (
         "Groups differ: not as stated (group similarity: CNN 0.10, MSA 0.20; on 2 x 2 positions)."
     )
+
+
+def test_no_text_of_the_configuration_or_of_a_run_is_markup(tmp_path):
+    """Titles, captions, labels, remarks, warnings, a figure's words and a log: all that is not ours."""
+    evil = '<img src=x onerror=alert(1)> & "quoted"'
+    copy = ConfigCopy(tmp_path)
+    for old in ("title: Table 2", "corner: Method", "label: Our FBT", "label: ViT-S -> ResNet18"):
+        copy.replace("tables/table2.yaml", old, f"{old.partition(':')[0]}: '{evil}'")
+    copy.replace("tables/table2.yaml", "caption: ", f"caption: '{evil}' # ")
+    copy.replace("tables/table2.reference.csv", "primary,\n", 'primary,"' + evil.replace('"', '""') + '"\n')
+    flow = Flow({}, copy.folder)
+    flow.results, flow.runs = str(tmp_path / "results"), str(tmp_path / "results/runs")
+    write_scale(flow)
+    run = flow.plan.tables["table2"].runs[0]
+    Path(flow.runs, run, "log.txt").write_text(evil)
+    metrics = json.loads(Path(flow.runs, run, "metrics.json").read_text())
+    metrics["provenance"]["versions"]["torch"] = metrics["provenance"]["git_sha"] = evil
+    Path(flow.runs, run, "metrics.json").write_text(json.dumps(metrics))
+    about = {"key": "figure1", "title": evil, "caption": evil, "notes": [evil]}
+    picture = {"png": str(tmp_path / "a.png"), "title": evil, "words": evil, "files": [[evil, evil]]}
+    Path(picture["png"]).write_bytes(b"")
+    (tmp_path / "about.json").write_text(json.dumps({**about, "pictures": [picture]}))
+    page = write_page(flow, "index", [tmp_path / "about.json"]).read_text(encoding="utf-8")
+    assert "<img src=x" not in page
+    assert page.count("&lt;img src=x") > 12
 
 
 def test_labels_become_symbols():

@@ -3,12 +3,17 @@
 import csv
 import io
 import json
+import os
 import re
+import shutil
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from fbt_core.errors import UserError
 from fbt_core.methods.registry import method_facts
 from fbt_core.spec import ENGINE_REVISION
 from fbt_paper.config.load import ConfigError, load
@@ -16,7 +21,9 @@ from fbt_paper.plan.runs import plan
 from fbt_paper.tables import compare, render
 from fbt_paper.tables.cost_table import CostResults, collect_costs
 from fbt_paper.tables.frame import TableResults, as_csv, cells_of, collect, make_frame
+from fbt_paper.tables.latex import escape_latex, to_latex
 from fbt_paper.tables.results import tidy
+from fbt_paper.tables.write import write_table
 from tests.test_paper.config_copy import ConfigCopy
 
 CONFIG = load()
@@ -185,10 +192,15 @@ def hostile_table() -> TableResults:
     )
 
 
+def spanned(line: str) -> int:
+    """Columns that a line's cells span besides one each."""
+    return sum(int(span) - 1 for span in re.findall(r"multicolumn\{(\d)\}", line))
+
+
 def latex_problems(text: str) -> list[str]:
     """What LaTeX would stumble over: open braces, unescaped specials, lines of unequal cells."""
     body = "\n".join(line for line in text.splitlines() if not line.startswith("%"))
-    bare = re.sub(r"\\[\\{}$&#%_^~]|\\[a-zA-Z]+", "", body.replace(r"\\", ""))
+    bare = re.sub(r"\\[\\{}$&#%_^~]|\\[a-zA-Z]+", "", body.replace(r"\\", "").replace(r"\width>", ""))
     problems = [] if bare.count("{") == bare.count("}") else ["braces"]
     problems += (
         ["special"]
@@ -196,12 +208,13 @@ def latex_problems(text: str) -> list[str]:
         else []
     )
     problems += ["dollars"] if bare.count("$") % 2 else []
-    widths = {len(re.findall(r"(?<!\\)&", line)) for line in body.splitlines() if line.endswith(r"\\")}
+    lines = [line for line in body.splitlines() if line.endswith(r"\\")]
+    widths = {len(re.findall(r"(?<!\\)&", line)) + spanned(line) for line in lines}
     return problems + ([] if len(widths) == 1 else [f"widths {widths}"])
 
 
 def test_latex_is_escaped_and_well_formed():
-    text = render.to_latex(hostile_table())
+    text = to_latex(hostile_table())
     assert latex_problems(text) == []
     assert r"\toprule" in text and r"\midrule" in text and r"\bottomrule" in text
     assert r"63.00 $\pm$ 4.24 (70.00)" in text
@@ -211,7 +224,7 @@ def test_latex_is_escaped_and_well_formed():
 @pytest.mark.parametrize("key", [key for key, table in PLAN.tables.items() if table.kind == "accuracy"])
 def test_every_table_renders_in_all_three_forms(runs, key, tmp_path):
     table = collect(CONFIG, PLAN, key, runs)
-    paths = render.write_table(table, tmp_path / "tables")
+    paths = write_table(table, tmp_path / "tables")
     assert [path.name for path in paths] == [f"{key}.csv", f"{key}.md", f"{key}.tex"]
     lines = list(csv.DictReader(io.StringIO(paths[0].read_text())))
     assert len(lines) == len(table.cells)
@@ -289,7 +302,7 @@ def test_table_6_marks_the_digit_that_does_not_come_out(costs):
 
 
 def test_table_6_renders_and_is_no_smoke_number(costs, tmp_path):
-    csv_path, md_path, tex_path = render.write_table(costs, tmp_path)
+    csv_path, md_path, tex_path = write_table(costs, tmp_path)
     assert len(list(csv.DictReader(io.StringIO(csv_path.read_text())))) == 5 * len(
         CONFIG.tables["table6"].rows
     )
@@ -317,7 +330,7 @@ def test_table_6_leaves_a_cell_empty_where_nothing_is_printed(costs, tmp_path, l
     part = "student" if lost.startswith("student") else "fbt_branch_swinv2"
     printed = lines_of(table, "deit_t__resnet18").printed[part]
     assert printed.count() == (0 if lost == "fbt_branch" else 1)
-    render.write_table(table, tmp_path / "tables")
+    write_table(table, tmp_path / "tables")
     compare.to_markdown([table], CONFIG.scale_label)
 
 
@@ -369,3 +382,74 @@ def test_no_text_in_a_csv_is_a_formula(text):
         row = next(csv.DictReader(io.StringIO(content)))
         assert row["row_label"] == f"'{text}"
     assert "-7.00" in render.to_csv(table)  # a number stays a number
+
+
+# ---------------------------------------------------------------- LaTeX for authors
+
+LABELS = [
+    "[first] *starred",
+    "*alone",
+    "α, β and Γ; Ω ≤ 1 ≥ 0 ≠ 2 ≈ 3",
+    "naïve Größe, Łódź? Šimon, œuvre – on",
+    "10 µm × 3 ± 1 → 5° −1 x² “quoted” it’s…",
+    'a "quoted" -- dash --- {brace} $x$ % & # _ ^ ~ \\ < > |',
+    "L_MSE above L_InfoNCE in K_t",
+]
+
+
+def test_any_label_compiles(tmp_path):
+    """Each as row, column, corner and caption, of two paragraphs as well; one document."""
+    tables = []
+    for label in LABELS:
+        table = hostile_table()
+        tables.append(
+            replace(
+                table,
+                rows=(("a", label),),
+                columns=(("b", label),),
+                corner=label,
+                caption=f"{label}\n\nA second paragraph: {label}",
+            )
+        )
+    text = compile_latex(tmp_path, "\n".join(to_latex(table) for table in tables))
+    assert "Overfull" not in text
+
+
+def test_no_table_is_wider_than_its_text_block(runs, costs, tmp_path):
+    tables = [collect(CONFIG, PLAN, key, runs) for key in ("table2", "table4", "cifar100", "imagenet")]
+    assert "Overfull" not in compile_latex(tmp_path, "\n".join(to_latex(table) for table in [*tables, costs]))
+
+
+def compile_latex(folder: Path, tables: str) -> str:
+    """What pdflatex says of a document with these tables."""
+    if shutil.which("pdflatex") is None:
+        message = "pdflatex is not installed (Debian: texlive-latex-base texlive-latex-recommended)"
+        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+    packages = "\\usepackage{booktabs,graphicx}"
+    document = f"\\documentclass{{article}}\n{packages}\n\\begin{{document}}\n{tables}\n\\end{{document}}\n"
+    (folder / "page.tex").write_text(document)
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace")
+    assert done.returncode == 0, done.stdout[-2000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("letter", ["你", "😀", "я", "\x07"])
+def test_a_letter_that_latex_cannot_print_is_refused_with_a_hint(letter):
+    with pytest.raises(UserError, match=r"cannot print U\+.*write it in Latin or Greek letters"):
+        escape_latex(f"before {letter}")
+
+
+def test_labels_are_mathematics_and_a_number_is_no_title(runs):
+    text = to_latex(collect(CONFIG, PLAN, "table4", runs))
+    assert r"$\mathcal{L}_{\mathrm{MSE}}$ in the final features & " in text
+    assert "Table 4" not in text and r"\caption{SMOKE: " in text and r"{\footnotesize" in text
+    assert escape_latex("K_t") == r"$K_{\mathrm{t}}$"
+
+
+def test_table_6_has_groups_and_its_units_in_the_head(costs):
+    text = to_latex(costs)
+    assert r"\multicolumn{3}{c}{Parameters (M)}" in text and r"\cmidrule(lr){2-4}" in text
+    assert text.count(r"\midrule") == text.count(r"\multicolumn{7}{l}") == len(CONFIG.tables["table6"].rows)
+    counts_of_l2g = r"0.39 & 0.39 & 0.39 & 0.07\textsuperscript{a} & 0.08 & 0.08 \\"
+    assert rf"\quad FBT branch (Swin-V2 block) & {counts_of_l2g}" in text

@@ -210,7 +210,7 @@ def test_latex_compiles_with_booktabs(folder, tmp_path, table):
         pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
     source = (folder / f"results/smoke/tables/{table}.tex").read_text()
     head, tail = (
-        "\\documentclass{article}\n\\usepackage{booktabs}\n\\begin{document}\n",
+        "\\documentclass{article}\n\\usepackage{booktabs,graphicx}\n\\begin{document}\n",
         "\n\\end{document}\n",
     )
     (tmp_path / "page.tex").write_text(head + source + tail)

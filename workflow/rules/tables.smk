@@ -3,9 +3,6 @@
 
 
 rule measure_cost:
-    input:
-        table="config/tables/{table}.yaml",
-        architectures="config/architectures.yaml",
     output:
         f"{FLOW.results}/costs/{{table}}.json",
     log:
@@ -13,6 +10,8 @@ rule measure_cost:
     resources:
         mem_mb=4000,
         runtime=30,
+    params:
+        counted=lambda wildcards: FLOW.counted(wildcards.table),
     shell:
         f"{FLOW.python} -m fbt_core.measure.cost {{wildcards.table:q}} --out {{output:q}} 2>&1 | tee {{log:q}}"
 

@@ -1,0 +1,203 @@
+r"""Tables as LaTeX for a paper: \usepackage{booktabs,graphicx}; nothing is wider than its text block."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+from fbt_core.errors import UserError
+from fbt_paper.tables.cost_table import CostResults
+from fbt_paper.tables.frame import rows_of
+from fbt_paper.tables.render import Sheet, all_remarks, make_sheet
+from fbt_paper.tables.results import Results
+
+SYMBOL = re.compile(r"\b([LK])_([A-Za-z]+)\b")
+"""A loss or knowledge term in a label: L_MSE, K_t."""
+TEXT = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "%": r"\%",
+    "_": r"\_",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "[": "{[}",
+    "*": "{*}",
+    '"': "{''}",
+    "\N{NO-BREAK SPACE}": "~",
+    "\N{WORD JOINER}": "{}",
+    "–": "--",
+    "—": "---",
+    "‘": "`",
+    "’": "'",
+    "“": "``",
+    "”": "''",
+    "…": r"\dots{}",
+    "ß": r"\ss{}",
+    "æ": r"\ae{}",
+    "Æ": r"\AE{}",
+    "ø": r"\o{}",
+    "Ø": r"\O{}",
+    "œ": r"\oe{}",
+    "ł": r"\l{}",
+    "Ł": r"\L{}",
+    "ı": r"\i{}",
+    "§": r"\S{}",
+    "¶": r"\P{}",
+    "†": r"\dag{}",
+    "‡": r"\ddag{}",
+    "©": r"\copyright{}",
+}
+"""Letters that LaTeX reads in another way, or not at all, as commands."""
+MATH = {
+    "±": r"\pm",
+    "×": r"\times",
+    "÷": r"\div",
+    "·": r"\cdot",
+    "−": "-",
+    "≤": r"\leq",
+    "≥": r"\geq",
+    "≠": r"\neq",
+    "≈": r"\approx",
+    "∼": r"\sim",
+    "∞": r"\infty",
+    "→": r"\rightarrow",
+    "←": r"\leftarrow",
+    "↔": r"\leftrightarrow",
+    "∈": r"\in",
+    "∑": r"\sum",
+    "√": r"\surd",
+    "°": r"^{\circ}",
+    "²": "^{2}",
+    "³": "^{3}",
+    "¹": "^{1}",
+    "µ": r"\mu",
+    "↑": r"\uparrow",
+    "↓": r"\downarrow",
+    "∅": r"\emptyset",
+}
+ACCENTS = {
+    "\u0300": "`",
+    "\u0301": "'",
+    "\u0302": "^",
+    "\u0303": "~",
+    "\u0304": "=",
+    "\u0306": "u",
+    "\u0307": ".",
+    "\u0308": '"',
+    "\u030a": "r",
+    "\u030b": "H",
+    "\u030c": "v",
+    "\u0327": "c",
+}
+"""Combining accents as LaTeX's accent commands."""
+GREEK_NAMES = (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon"
+)
+GREEK_NAMES += " phi chi psi omega"
+GREEK = dict(zip("αβγδεζηθικλμνξπρστυφχψω", GREEK_NAMES.split(), strict=True))
+GREEK |= {letter.upper(): name.capitalize() for letter, name in GREEK.items()}
+LATIN_CAPITALS = {"Α": "A", "Β": "B", "Ε": "E", "Ζ": "Z", "Η": "H", "Ι": "I", "Κ": "K", "Μ": "M", "Ν": "N"}
+LATIN_CAPITALS |= {"Ο": "O", "Ρ": "P", "Τ": "T", "Υ": "Y", "Χ": "X", "ο": "o"}
+"""Greek letters that LaTeX has no command for: they look like Latin ones."""
+
+
+def escape_latex(text: str) -> str:
+    r"""Text that LaTeX prints as it stands, as one paragraph; -> is an arrow, L_MSE is \mathcal{L}_{MSE}.
+
+    Raises a UserError for a letter that pdfLaTeX has no command for.
+    """
+    text = " ".join(text.replace("->", "→").replace("--", "-\N{WORD JOINER}-").split())
+    parts = SYMBOL.split(text)
+    symbols = list(map(_symbol, parts[1::3], parts[2::3]))
+    plain = ["".join(_letter(letter, text) for letter in part) for part in parts[::3]]
+    return "".join(piece for pair in zip(plain, [*symbols, ""], strict=True) for piece in pair)
+
+
+def _symbol(kind: str, name: str) -> str:
+    letter = r"\mathcal{L}" if kind == "L" else kind
+    return rf"${letter}_{{\mathrm{{{name}}}}}$"
+
+
+def _letter(letter: str, text: str) -> str:
+    if letter in TEXT:
+        return TEXT[letter]
+    if " " <= letter <= "~":
+        return letter
+    if letter in MATH:
+        return f"${MATH[letter]}$"
+    base, accents = (parts := unicodedata.normalize("NFD", letter))[0], parts[1:]
+    if accents in ACCENTS and base.isascii():
+        return rf"\{ACCENTS[accents]}{{{base}}}"
+    if letter in LATIN_CAPITALS:
+        return LATIN_CAPITALS[letter]
+    if letter in GREEK:
+        return rf"$\{GREEK[letter]}$"
+    start = max(0, text.index(letter) - 20)
+    raise UserError(
+        f"pdfLaTeX cannot print U+{ord(letter):04X} ({unicodedata.name(letter, '')})",
+        where=f"'{text[start : start + 40]}'",
+        hint="write it in Latin or Greek letters",
+    )
+
+
+def to_latex(results: Results) -> str:
+    """A `table` with its caption and notes; shrunk where it would be wider than the text."""
+    sheet = make_sheet(results)
+    # LaTeX numbers its tables, so a title that is a number alone would be said twice
+    title = "" if re.fullmatch(r"Table \w+", results.title) else f"{results.title}."
+    caption = escape_latex(" ".join(filter(None, [sheet.scale_label, title, sheet.caption])))
+    tabular = "\n".join(_cost_body(results)) if isinstance(results, CostResults) else _body(sheet)
+    lines = [
+        r"% needs \usepackage{booktabs,graphicx}",
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{caption}}}",
+        rf"\label{{tab:{results.key}}}",
+        rf"\resizebox{{\ifdim\width>\linewidth\linewidth\else\width\fi}}{{!}}{{{tabular}}}",
+    ]
+    remarks = [escape_latex(remark) + r"\par" for remark in all_remarks(sheet)]
+    notes = [r"\par\smallskip", r"{\footnotesize", *remarks, "}"] if remarks else []
+    return "\n".join([*lines, *notes, r"\end{table}", ""])
+
+
+def _body(sheet: Sheet) -> str:
+    frame = pd.DataFrame([[escape_latex(text) for text in line] for line in sheet.lines])
+    head: dict[Any, str] = {index: escape_latex(text) for index, text in enumerate(sheet.head)}
+    styler = frame.style.hide(axis="index").format_index(head.__getitem__, axis=1)
+    text: str = styler.to_latex(hrules=True, column_format="l" + "r" * (len(head) - 1))
+    return text.rstrip()
+
+
+def _cost_body(costs: CostResults) -> Iterator[str]:
+    """Parameters and MACs side by side, the pairs as groups of lines."""
+    yield r"\begin{tabular}{lrrrrrr}"
+    yield r"\toprule"
+    yield r" & \multicolumn{3}{c}{Parameters (M)} & \multicolumn{3}{c}{MACs (G)} \\"
+    yield r"\cmidrule(lr){2-4} \cmidrule(lr){5-7}"
+    yield rf"{escape_latex(costs.corner)} & paper & its rule & true & paper & its rule & true \\"
+    for _, pair in costs.frame.groupby("row", sort=False):
+        yield r"\midrule"
+        yield rf"\multicolumn{{7}}{{l}}{{{escape_latex(pair.row_label.iloc[0])}}} \\"
+        for _, part in pair.groupby("part", sort=False):
+            cells = [text for count in rows_of(part) for text in _count(count)]
+            yield rf"\quad {escape_latex(part.label.iloc[0])} & {' & '.join(cells)} \\"
+    yield r"\bottomrule"
+    yield r"\end{tabular}"
+
+
+def _count(count: Any) -> list[str]:
+    """The printed digit, marked if the paper's rule gives another, and the two counts."""
+    known = pd.notna(count.printed)
+    mark = r"\textsuperscript{a}" if known and count.gap else ""
+    return [f"{count.printed:.2f}{mark}" if known else "", f"{count.rule:.2f}", f"{count.true:.2f}"]
