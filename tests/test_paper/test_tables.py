@@ -202,12 +202,13 @@ def latex_problems(text: str) -> list[str]:
     body = "\n".join(line for line in text.splitlines() if not line.startswith("%"))
     bare = re.sub(r"\\[\\{}$&#%_^~]|\\[a-zA-Z]+", "", body.replace(r"\\", "").replace(r"\width>", ""))
     problems = [] if bare.count("{") == bare.count("}") else ["braces"]
+    problems += ["dollars"] if bare.count("$") % 2 else []
+    bare = re.sub(r"\$[^$]*\$", "", bare)  # in mathematics _ and ^ are at home
     problems += (
         ["special"]
         if re.search(r"[#%^~|<>]", bare) or "_" in re.sub(r"label\{[^}]*\}|\{tab:[^}]*\}", "", bare)
         else []
     )
-    problems += ["dollars"] if bare.count("$") % 2 else []
     lines = [line for line in body.splitlines() if line.endswith(r"\\")]
     widths = {len(re.findall(r"(?<!\\)&", line)) + spanned(line) for line in lines}
     return problems + ([] if len(widths) == 1 else [f"widths {widths}"])
