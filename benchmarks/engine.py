@@ -27,7 +27,7 @@ from torch import Tensor
 
 from fbt_core.data.feed import Raw
 from fbt_core.data.order import BatchKey, seed_everything
-from fbt_core.distributed import Place
+from fbt_core.distributed import Worker
 from fbt_core.loop import StopRequest, Training
 from fbt_core.methods.base import Batch, Context, Method
 from fbt_core.methods.fcfd import FCFD
@@ -41,7 +41,7 @@ CONFIG = Path(__file__).resolve().parents[1] / "config"
 METHODS = ("kd", "ofa", "fcfd", "fbt")
 GOALS = {"kd": 1.03, "ofa": 1.05, "fcfd": 1.05, "fbt": 1.05}
 PAIRS = ("swin_t__resnet18", "convnext_t__deit_t", "mixer_b16__mobilenetv2")
-CPU = Place(torch.device("cpu"), 0, 1)
+CPU = Worker(torch.device("cpu"), 0, 1)
 CLASSES, SIZE = 100, 224
 
 
@@ -73,7 +73,7 @@ def make_spec(pair: str, method: str, batch: int) -> RunSpec:
 
 
 def make_training(spec: RunSpec) -> Training:
-    """The engine's own objects, with random weights in place of the teacher's file."""
+    """The engine's own objects, with random weights in worker of the teacher's file."""
     split = str(spec.method.parameters.get("split", "even"))
     networks = [stage(build_network(n, CLASSES, SIZE), SIZE, split) for n in (spec.student, spec.teacher)]
     labels = torch.arange(spec.dataset.train_images) % CLASSES

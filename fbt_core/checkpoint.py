@@ -138,10 +138,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 def random_state() -> dict[str, Any]:
     """The state of every random number generator, as plain numbers and tensors."""
-    kind, keys, place, has_gauss, gauss = np.random.get_state()
+    kind, keys, offset, has_gauss, gauss = np.random.get_state()
     return {
         "python": random.getstate(),
-        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), place, has_gauss, gauss),
+        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), offset, has_gauss, gauss),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }

@@ -87,7 +87,7 @@ def rows_of(number: int, world: int, batch: int) -> tuple[int, ...]:
 
 
 def average(tensor: Tensor) -> Tensor:
-    """The mean of a tensor over all processes, in place where there are several."""
+    """The mean of a tensor over all processes, in worker where there are several."""
     if world_size() > 1:
         dist.all_reduce(tensor)
         tensor /= world_size()
@@ -95,15 +95,15 @@ def average(tensor: Tensor) -> Tensor:
 
 
 def total(tensor: Tensor) -> Tensor:
-    """The sum of a tensor over all processes, in place where there are several."""
+    """The sum of a tensor over all processes, in worker where there are several."""
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where this process trains: its device, its number and how many there are."""
+class Worker:
+    """One of the processes that train a run: its device, its rank and how many there are."""
 
     device: torch.device
     rank: int
@@ -129,7 +129,7 @@ def choose_device(settings: ExecutionSettings) -> torch.device:
     return torch.device("cpu")
 
 
-def start(settings: ExecutionSettings) -> Place:
+def start(settings: ExecutionSettings) -> Worker:
     """Choose the device, set the threads and join the other processes where torchrun started several."""
     device = choose_device(settings)
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -143,7 +143,7 @@ def start(settings: ExecutionSettings) -> Place:
         backend = "nccl" if device.type == "cuda" else "gloo"
         os.environ["TORCH_DIST_INIT_BARRIER"] = "1"  # none fails at once while another still connects to it
         dist.init_process_group(backend, store=PEERS.meet(), rank=int(os.environ["RANK"]), world_size=world)
-    return Place(device, rank(), world)
+    return Worker(device, rank(), world)
 
 
 class Peers:
@@ -195,22 +195,22 @@ def _threads_given() -> int:
     return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def wrap(method: nn.Module, settings: ExecutionSettings, place: Place) -> Callable[..., dict[str, Any]]:
+def wrap(method: nn.Module, settings: ExecutionSettings, worker: Worker) -> Callable[..., dict[str, Any]]:
     """What the loop calls for a step: the method itself, inside DDP where there are several processes."""
-    if place.world > 1:
-        devices = [place.device.index] if place.device.type == "cuda" else None
+    if worker.world > 1:
+        devices = [worker.device.index] if worker.device.type == "cuda" else None
         method.prepare_distributed(devices, broadcast_buffers=False)
     return torch.compile(method) if settings.compile else method
 
 
-def share_of_batch(recipe: RecipeSpec, place: Place, accumulation: int) -> int:
+def share_of_batch(recipe: RecipeSpec, worker: Worker, accumulation: int) -> int:
     """Images in one pass of one process; an indivisible batch is an error listing what divides it."""
-    parts = place.world * accumulation
+    parts = worker.world * accumulation
     if recipe.batch_size % parts == 0:
         return recipe.batch_size // parts
     divisors = [str(n) for n in range(1, recipe.batch_size + 1) if recipe.batch_size % n == 0]
     what = (
-        f"batch_size {recipe.batch_size} cannot be divided by {place.world} processes x "
+        f"batch_size {recipe.batch_size} cannot be divided by {worker.world} processes x "
         f"{accumulation} accumulation steps = {parts}"
     )
     raise UserError(what, where="recipe.batch_size", hint=f"use a product among {', '.join(divisors)}")
@@ -225,15 +225,15 @@ def check_accumulation(method: nn.Module, recipe: RecipeSpec, accumulation: int)
     raise UserError(what, where="gradient_accumulation", hint=hint)
 
 
-def check_pairs(recipe: RecipeSpec, place: Place) -> None:
+def check_pairs(recipe: RecipeSpec, worker: Worker) -> None:
     """Mixup and CutMix mix pairs of images, so each process needs an even number of them."""
     augmentation = recipe.augmentation
-    pairs = 2 * place.world
+    pairs = 2 * worker.world
     if recipe.batch_size % pairs == 0 or not (augmentation.mixup or augmentation.cutmix):
         return
     below = recipe.batch_size // pairs * pairs
     fitting = " or ".join(str(size) for size in (below, below + pairs) if size)
-    processes = f" on each of {place.world} processes" if place.world > 1 else ""
+    processes = f" on each of {worker.world} processes" if worker.world > 1 else ""
     what = f"mixup and cutmix mix pairs of images, so batch_size {recipe.batch_size} must be even{processes}"
     raise UserError(what, where="recipe.batch_size", hint=f"use a multiple of {pairs}, e.g. {fitting}")
 
@@ -241,7 +241,7 @@ def check_pairs(recipe: RecipeSpec, place: Place) -> None:
 class Vote:
     """All processes agree, without waiting, on what one of them wants: the answer comes a step later.
 
-    To stop because of signal n is the wish STOP + n, so every process can name the signal.
+    To stop because of signal n is the vote STOP + n, so every process can name the signal.
     """
 
     NOTHING, SAVE, STOP = 0, 1, 2
@@ -250,12 +250,12 @@ class Vote:
         self.group = dist.new_group(backend="gloo") if world_size() > 1 else None
         self._pending: tuple[Tensor, dist.Work] | None = None
 
-    def ask(self, wish: int) -> int:
-        """The highest wish of any process at the step before; in a single process the wish itself."""
+    def ask(self, vote: int) -> int:
+        """The highest vote of any process at the step before; in a single process the vote itself."""
         if self.group is None:
-            return wish
+            return vote
         agreed = self._answer()
-        ballot = torch.tensor(wish)
+        ballot = torch.tensor(vote)
         work = dist.all_reduce(ballot, dist.ReduceOp.MAX, group=self.group, async_op=True)
         self._pending = (ballot, work)
         return agreed

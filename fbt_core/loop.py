@@ -18,7 +18,7 @@ from fbt_core import checkpoint, distributed, running_statistics
 from fbt_core.data.feed import Feed, Preparation, Raw
 from fbt_core.data.order import STEP, BatchKey, Order, seed_everything, test_keys, test_rounds
 from fbt_core.display import Display
-from fbt_core.distributed import Place, Vote
+from fbt_core.distributed import Vote, Worker
 from fbt_core.errors import Interrupted, NonFiniteLoss
 from fbt_core.loss_log import LossLog
 from fbt_core.methods.base import Batch, Method
@@ -42,7 +42,7 @@ class Position:
 
 
 @dataclass
-class Record:
+class TrainingLog:
     """What a run has shown so far; `seconds` and `images` count all attempts."""
 
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -87,33 +87,33 @@ class Training:
         self,
         spec: RunSpec,
         settings: ExecutionSettings,
-        place: Place,
+        worker: Worker,
         method: Method,
         feeds: tuple[Feed, Feed],
         folder: RunFolder,
         stop: StopRequest,
     ) -> None:
-        self.spec, self.settings, self.place, self.folder, self.stop = spec, settings, place, folder, stop
+        self.spec, self.settings, self.worker, self.folder, self.stop = spec, settings, worker, folder, stop
         recipe, dataset, student = spec.recipe, spec.dataset, spec.student
         self.method, (self.train_feed, self.test_feed) = method, feeds
-        self.order = Order(dataset.train_images, recipe.batch_size, spec.seed, place.rank, place.world)
+        self.order = Order(dataset.train_images, recipe.batch_size, spec.seed, worker.rank, worker.world)
         self.preparation = Preparation(
-            recipe, dataset.classes, student.mean, student.std, place.device, settings.channels_last
+            recipe, dataset.classes, student.mean, student.std, worker.device, settings.channels_last
         )
         self.trainable = method.trainable_module
-        self.optimisation = Optimisation(self.trainable, recipe, self.order.steps, place.device)
+        self.optimisation = Optimisation(self.trainable, recipe, self.order.steps, worker.device)
         if recipe.ema_decay is not None:
             method.setup_ema(recipe.ema_decay)
         accumulation = settings.gradient_accumulation
-        distributed.share_of_batch(recipe, place, accumulation)
-        distributed.check_pairs(recipe, place)
+        distributed.share_of_batch(recipe, worker, accumulation)
+        distributed.check_pairs(recipe, worker)
         distributed.check_accumulation(method, recipe, accumulation)
-        method.adapt_normalisation(lambda m: set_normalisation_batch(m, recipe, place, accumulation))
+        method.adapt_normalisation(lambda m: set_normalisation_batch(m, recipe, worker, accumulation))
         self.trainable = method.trainable_module
         self.teacher = Teacher.of(spec, method.teacher)
-        self.step_forward = distributed.wrap(method, settings, place)
+        self.step_forward = distributed.wrap(method, settings, worker)
         self.vote = distributed.Vote()
-        self.position, self.record, self.losses = Position(), Record(), LossLog()
+        self.position, self.record, self.losses = Position(), TrainingLog(), LossLog()
         shown = folder.writes, settings.tensorboard
         self.display = Display(folder.path, self.order.steps, recipe.epochs, *shown)
         self._saved = self._tick = time.monotonic()
@@ -128,7 +128,7 @@ class Training:
             self.finish_epoch()
             self.save()
             self.folder.write_history(self.record.history)
-            self.leave_if(self.vote.ask(self.wish()))
+            self.stop_if_voted(self.vote.ask(self.own_vote()))
 
     def train_epoch(self) -> None:
         """The remaining steps of the present epoch."""
@@ -141,11 +141,11 @@ class Training:
             if self.position.step % self.settings.log_steps == 0:
                 self.read_losses()
             self.report_progress()
-            self.obey(self.vote.ask(self.wish()))
+            self.act_on(self.vote.ask(self.own_vote()))
 
     def train_step(self, key: BatchKey, raw: Raw) -> None:
         """One update of the weights; every random draw in it follows from seed, epoch and step."""
-        seed_everything(self.spec.seed, STEP, key.epoch, key.step, process=self.place.rank)
+        seed_everything(self.spec.seed, STEP, key.epoch, key.step, process=self.worker.rank)
         batch = self.preparation.train(raw, key.rows)
         results = []
         for part in parts_of(batch, self.settings.gradient_accumulation):
@@ -175,13 +175,13 @@ class Training:
     def evaluate(self, network: nn.Module) -> dict[str, float]:
         """Top-1 and top-5 (percent) and cross-entropy on the test split, every image counted once."""
         network.eval()
-        sums = torch.zeros(4, dtype=torch.float64, device=self.place.device)
+        sums = torch.zeros(4, dtype=torch.float64, device=self.worker.device)
         division = self.spec.dataset.test_images, self.test_batch
-        feed = self.test_feed(test_keys(*division, self.place.rank, self.place.world))
-        for _, raw in zip_longest(range(test_rounds(*division, self.place.world)), feed):
+        feed = self.test_feed(test_keys(*division, self.worker.rank, self.worker.world))
+        for _, raw in zip_longest(range(test_rounds(*division, self.worker.world)), feed):
             if raw is not None:  # a process whose share has ended votes with the others all the same
                 sums += self.test_batch_counts(network, raw)
-            self.save_and_leave_if(self.vote.ask(self.wish()))
+            self.save_and_stop_if_voted(self.vote.ask(self.own_vote()))
         first, fifth, loss, images = distributed.total(sums).tolist()
         self.check_test_loss(loss)
         return {"top1": 100 * first / images, "top5": 100 * fifth / images, "loss": loss / images}
@@ -190,12 +190,12 @@ class Training:
         """What `count_correct` says of one test batch."""
         with self.optimisation.autocast():
             logits = network(self.preparation.images(raw))
-        return count_correct(logits.float(), raw.labels.to(self.place.device))
+        return count_correct(logits.float(), raw.labels.to(self.worker.device))
 
     @property
     def test_batch(self) -> int:
         """Images per test batch and process."""
-        return max(1, self.spec.recipe.batch_size // self.place.world)
+        return max(1, self.spec.recipe.batch_size // self.worker.world)
 
     # -- what is written down ------------------------------------------------------------------------------
 
@@ -282,27 +282,27 @@ class Training:
 
     # -- checkpoints ---------------------------------------------------------------------------------------
 
-    def wish(self) -> int:
+    def own_vote(self) -> int:
         """What this process wants after a step: to stop after a signal, a checkpoint every few minutes."""
         if self.stop.signal:
             return Vote.STOP + self.stop.signal
         due = time.monotonic() - self._saved >= 60 * self.settings.checkpoint_minutes
-        return Vote.SAVE if due and self.place.first else Vote.NOTHING
+        return Vote.SAVE if due and self.worker.first else Vote.NOTHING
 
-    def obey(self, agreed: int) -> None:
-        """Do what the processes agreed on: save the state, and leave where one of them was asked to."""
+    def act_on(self, agreed: int) -> None:
+        """Do what the processes agreed on: save the state, and stop if one of them was asked to."""
         if agreed == Vote.NOTHING:
             return
         self.save()
-        self.leave_if(agreed)
+        self.stop_if_voted(agreed)
 
-    def save_and_leave_if(self, agreed: int) -> None:
+    def save_and_stop_if_voted(self, agreed: int) -> None:
         """Between the batches of an evaluation only a signal counts."""
         if agreed >= Vote.STOP:
-            self.obey(agreed)
+            self.act_on(agreed)
 
-    def leave_if(self, agreed: int) -> None:
-        """Leave where a process got a signal; the state is saved, the same command continues the run."""
+    def stop_if_voted(self, agreed: int) -> None:
+        """Stop if a process got a signal; the state is saved, the same command continues the run."""
         if agreed < Vote.STOP:
             return
         name, position = signal.Signals(agreed - Vote.STOP).name, self.position
@@ -314,7 +314,7 @@ class Training:
         self.record.epoch_seconds += self.tick()
         state = self.state_dict()
         checkpoint.check_finite(state, f"{self.spec.id}, epoch {self.position.epoch + 1}")
-        if self.place.first:
+        if self.worker.first:
             checkpoint.save(self.folder.path, self.spec, state)
         self.vote.wait()
         self._saved = time.monotonic()
@@ -335,7 +335,7 @@ class Training:
         ema = self.ema
         return {
             "position": asdict(self.position),
-            "record": {name: getattr(self.record, name) for name in Record.__dataclass_fields__},
+            "record": {name: getattr(self.record, name) for name in TrainingLog.__dataclass_fields__},
             "losses": self.losses.state_dict(),
             "trainable": self.trainable.state_dict(),
             "ema": ema.state_dict() if ema is not None else None,
@@ -357,7 +357,7 @@ class Training:
     def newest_checkpoint(self) -> dict[str, Any] | None:
         """The state to continue from: the first process chooses its file, the others read the same one."""
         chosen, state, faults = None, None, []
-        if self.place.first:
+        if self.worker.first:
             chosen, state, faults = checkpoint.choose(self.folder.path, self.spec)
         for fault in faults:
             self.folder.note(f"{fault}; using the checkpoint before it")
@@ -366,12 +366,12 @@ class Training:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a checkpoint's state."""
-        self.position, self.record = Position(**state["position"]), Record(**state["record"])
+        self.position, self.record = Position(**state["position"]), TrainingLog(**state["record"])
         self.losses.load_state_dict(state["losses"])
         self.trainable.load_state_dict(state["trainable"])
         if state["ema"] is not None:
             self.ema.load_state_dict(state["ema"])
-        running_statistics.take(self.with_statistics, state["statistics"], self.place)
+        running_statistics.take(self.with_statistics, state["statistics"], self.worker)
         self.optimisation.load_state_dict(state["optimisation"])
         checkpoint.restore_random_state(state["random"])
 

@@ -21,7 +21,7 @@ from fbt_core.data.load import load_splits
 from fbt_core.data.order import seed_everything
 from fbt_core.data.splits import Split, blank_images
 from fbt_core.data.transforms import test_pipeline, training_pipeline
-from fbt_core.distributed import Place
+from fbt_core.distributed import Worker
 from fbt_core.errors import Interrupted, UserError
 from fbt_core.files import make_folder
 from fbt_core.loop import StopRequest, Training
@@ -39,24 +39,29 @@ BUILD = 0  # the stream of random numbers that initial weights come from
 
 def train(spec: RunSpec, settings: ExecutionSettings, runs: Path, stop: StopRequest) -> None:
     """Train one run to its end, or to where a signal stops it; a complete run is left alone."""
-    place = distributed.start(settings)
-    folder = RunFolder(runs, spec, writes=place.first)
+    worker = distributed.start(settings)
+    folder = RunFolder(runs, spec, writes=worker.first)
     try:
         with explaining_loaders():
-            train_in(folder, spec, settings, runs, place, stop)
+            train_in(folder, spec, settings, runs, worker, stop)
     except Exception as error:
-        told = explain(error)
-        if place.first if isinstance(told, Interrupted) else distributed.PEERS.first_to_fail():
-            folder.close(told)
+        explained = explain(error)
+        if worker.first if isinstance(explained, Interrupted) else distributed.PEERS.first_to_fail():
+            folder.close(explained)
         raise
 
 
 def train_in(
-    folder: RunFolder, spec: RunSpec, settings: ExecutionSettings, runs: Path, place: Place, stop: StopRequest
+    folder: RunFolder,
+    spec: RunSpec,
+    settings: ExecutionSettings,
+    runs: Path,
+    worker: Worker,
+    stop: StopRequest,
 ) -> None:
     """The run itself, with its files in this folder."""
     splits = load_splits(spec.dataset, settings.data_roots)
-    method = make_method(spec, settings, runs, splits[0]).to(place.device)
+    method = make_method(spec, settings, runs, splits[0]).to(worker.device)
     if settings.channels_last:
         method = method.to(memory_format=torch.channels_last)
     folder.open()
@@ -66,8 +71,8 @@ def train_in(
     if folder.writes and (problem := blank_images(splits[0])):
         folder.note(f"warning: {spec.dataset.name}, training images: {problem}")
     origin = digest_of_weights(method) if folder.writes else {}
-    feeds = make_feeds(spec, settings, splits, place)
-    training = Training(spec, settings, place, method, feeds, folder, stop)
+    feeds = make_feeds(spec, settings, splits, worker)
+    training = Training(spec, settings, worker, method, feeds, folder, stop)
     training.resume()
     training.fit()
     folder.publish(training.record.best_weights, {**make_metrics(training), **origin})
@@ -113,15 +118,15 @@ def digest_of_weights(method: Method) -> dict[str, str | None]:
 
 
 def make_feeds(
-    spec: RunSpec, settings: ExecutionSettings, splits: tuple[Split, Split], place: Place
+    spec: RunSpec, settings: ExecutionSettings, splits: tuple[Split, Split], worker: Worker
 ) -> tuple[Feed, Feed]:
     """The streams of training and test batches."""
     train_split, test_split = splits
     training = training_pipeline(train_split, spec.dataset, spec.recipe.augmentation, spec.seed)
     testing = test_pipeline(test_split, spec.dataset, spec.test_crop)
     return (
-        Feed(train_split, training, settings.workers, place.device),
-        Feed(test_split, testing, settings.workers, place.device),
+        Feed(train_split, training, settings.workers, worker.device),
+        Feed(test_split, testing, settings.workers, worker.device),
     )
 
 
@@ -140,7 +145,7 @@ def make_metrics(training: Training) -> dict[str, Any]:
         "history": record.history,
         "seconds": round(record.seconds, 3),
         "images_per_second": round(images / record.training_seconds, 1),
-        "peak_memory_mb": peak_memory_mb(training.place.device),
+        "peak_memory_mb": peak_memory_mb(training.worker.device),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "execution": execution(training),
         "provenance": {**git_state(), "started": record.started, "finished": now(), "versions": versions()},
@@ -149,21 +154,21 @@ def make_metrics(training: Training) -> dict[str, Any]:
 
 def execution(training: Training) -> dict[str, Any]:
     """Where and how the run was executed; none of it is in the spec."""
-    place, record = training.place, training.record
-    gpus = place.world if place.device.type == "cuda" else 0
+    worker, record = training.worker, training.record
+    gpus = worker.world if worker.device.type == "cuda" else 0
     reserved = job()["gpus_reserved"]
     return {
-        "device": place.device.type,
-        "device_name": device_name(place.device),
+        "device": worker.device.type,
+        "device_name": device_name(worker.device),
         "gpus": gpus,
         "gpu_hours": round((gpus if reserved is None else reserved) * record.seconds / 3600, 4),
-        "world_size": place.world,
+        "world_size": worker.world,
         "threads": torch.get_num_threads(),
         "workers": training.settings.workers,
         "gradient_accumulation": training.settings.gradient_accumulation,
         "channels_last": training.settings.channels_last,
         "compile": training.settings.compile,
-        **kernels(place.device),
+        **kernels(worker.device),
         "cuda_visible_devices": distributed.visible_devices(),
         **job(),
         "resumed_at": record.resumed_at,
@@ -212,11 +217,11 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"interrupted: {error}", file=sys.stderr)
         return error.exit_code
     except Exception as error:
-        told = explain(error)
-        if distributed.PEERS.first_to_fail():  # the others would only tell that it is gone
-            if not isinstance(told, UserError):
+        explained = explain(error)
+        if distributed.PEERS.first_to_fail():  # the others would only report that it is gone
+            if not isinstance(explained, UserError):
                 raise
-            print(f"error: {told}", file=sys.stderr)
+            print(f"error: {explained}", file=sys.stderr)
         return UserError.exit_code
     finally:
         distributed.stop()

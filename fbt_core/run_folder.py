@@ -54,7 +54,7 @@ class RunFolder:
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError("another process is training this run", where=str(self.path)) from None
-        except OSError as error:  # no locks here; a folder that cannot be written is told below
+        except OSError as error:  # no locks here; a folder that cannot be written is reported below
             self.note(f"no lock: {error}")
 
     @property

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fbt_core import distributed
-from fbt_core.distributed import Place, world_size
+from fbt_core.distributed import Worker, world_size
 
 NAMES = ("running_mean", "running_var")
 
@@ -36,12 +36,12 @@ def of_processes(modules: Sequence[nn.Module]) -> Tensor | None:
     return torch.stack(rows)
 
 
-def take(modules: Sequence[nn.Module], kept: Tensor | None, place: Place) -> None:
+def take(modules: Sequence[nn.Module], kept: Tensor | None, worker: Worker) -> None:
     """Take this process's own statistics out of a checkpoint; on another number of processes their mean."""
     if kept is None:
         return
-    own = kept[place.rank] if len(kept) == place.world else kept.double().mean(0)
-    _fill(_buffers(modules), own)
+    statistics = kept[worker.rank] if len(kept) == worker.world else kept.double().mean(0)
+    _fill(_buffers(modules), statistics)
 
 
 def _buffers(modules: Sequence[nn.Module]) -> list[Tensor]:

@@ -49,11 +49,11 @@ def run(arguments: list[str]) -> int:
 
 def exit_code(codes: Mapping[int, int]) -> int:
     """One exit code from those of the processes that did not end well; names one that was killed."""
-    found = set(codes.values())
-    if Interrupted.exit_code in found and found <= {Interrupted.exit_code, ENDED}:
+    distinct = set(codes.values())
+    if Interrupted.exit_code in distinct and distinct <= {Interrupted.exit_code, ENDED}:
         return Interrupted.exit_code
     killed = [(rank, code) for rank, code in codes.items() if code < 0 and code != ENDED]
-    if killed and UserError.exit_code not in found:
+    if killed and UserError.exit_code not in distinct:
         rank, code = killed[0]
         name = signal.Signals(-code).name
         print(f"error: process {rank} was killed by {name}; the last checkpoint is kept", file=sys.stderr)

@@ -42,7 +42,7 @@ KD = {"label_weight": 1.0, "logit_weight": 1.0, "temperature": 2.0}
 
 
 def write_images(root: Path, train: int = TRAIN, test: int = TEST) -> Path:
-    """IDX files of images whose class shows as the place of a bright square."""
+    """IDX files of images whose class shows as the position of a bright square."""
     root.mkdir(parents=True, exist_ok=True)
     draws = np.random.default_rng(0)
     for split, count in (("train", train), ("t10k", test)):

@@ -49,8 +49,8 @@ def watch(seen: Path) -> None:
         if (key.epoch, key.step) == (0, 0):
             method = training.method
             networks = {"student": method.student, "teacher": method.teacher}
-            found = {name: state_sha256(one.network) for name, one in networks.items() if one is not None}
-            (seen / "start.json").write_text(json.dumps(found))
+            hashes = {name: state_sha256(net.network) for name, net in networks.items() if net is not None}
+            (seen / "start.json").write_text(json.dumps(hashes))
         step(training, key, raw)
 
     def watched_epoch(training, score, ema):

@@ -38,8 +38,8 @@ def root(tmp_path_factory) -> Path:
 
 def parameters(name: str) -> dict[str, Any]:
     """A method's parameters at scale smoke."""
-    given = METHODS[name]["parameters"]
-    return {key: entry.get("by_scale", {}).get("smoke", entry["value"]) for key, entry in given.items()}
+    stated = METHODS[name]["parameters"]
+    return {key: entry.get("by_scale", {}).get("smoke", entry["value"]) for key, entry in stated.items()}
 
 
 def method_spec(
@@ -96,8 +96,8 @@ def run_together(
         if not child:
             code = 99
             try:
-                place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-                os.environ.update({key: str(value) for key, value in place.items()})
+                ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+                os.environ.update({key: str(value) for key, value in ranks.items()})
                 os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
                 prepare(rank)
                 code = main(command)
@@ -142,14 +142,14 @@ def losses_of(command: list[str], world: int, file: Path) -> torch.Tensor:
 
 def compare(spec: RunSpec, files: dict[str, str], folder: Path, root: Path, tolerance: float) -> None:
     """One and two processes: 20 steps with the same losses, the same test scores."""
-    one, two = folder / "one", folder / "two"
+    alone, both = folder / "one", folder / "two"
     options = {"weight_files": files, "log_steps": 1}
-    single = losses_of(arguments(spec, one, root, **options), 1, folder / "one.jsonl")
-    double = losses_of(arguments(spec, two, root, **options), 2, folder / "two.jsonl")
+    single = losses_of(arguments(spec, alone, root, **options), 1, folder / "one.jsonl")
+    double = losses_of(arguments(spec, both, root, **options), 2, folder / "two.jsonl")
     assert single.shape[0] == 20
     assert not torch.equal(single[0], single[-1]), "nothing was learned: the comparison shows nothing"
     assert (single - double).abs().max() <= tolerance, (single - double).abs().max(1).values
-    for line, other in zip(measured(one, spec), measured(two, spec), strict=True):
+    for line, other in zip(measured(alone, spec), measured(both, spec), strict=True):
         assert line[4] == pytest.approx(other[4], abs=100 / 30 + 1e-9)
 
 

@@ -153,7 +153,7 @@ def test_non_finite_test_loss_stays_out_of_the_history(root, tmp_path, capfd, ex
 
 
 def test_weights_that_a_gradient_made_nan_are_not_saved(root, tmp_path, capfd, expected):
-    """The loss of that step is finite: only the weights tell."""
+    """The loss of that step is finite: only the weights show it."""
 
     def poison():
         backward, calls = Optimisation.backward, iter(range(1, 1000))
@@ -297,8 +297,8 @@ def test_results_deleted_after_the_end_come_back_without_training(root, tmp_path
 
 
 def test_data_root_missing_stops_before_anything_is_written(tmp_path, capfd):
-    for given in ("", str(tmp_path / "nowhere")):
-        command = arguments(SPEC, tmp_path / "runs", Path(given) if given else Path())
+    for root in ("", str(tmp_path / "nowhere")):
+        command = arguments(SPEC, tmp_path / "runs", Path(root) if root else Path())
         command[3] = command[3].replace('"squares":"."', '"squares":""')
         assert in_child(command) == 1
         one_line(capfd, "data_roots.squares")

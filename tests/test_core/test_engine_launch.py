@@ -41,13 +41,13 @@ def test_several_nodes_are_one_torchrun_each_that_meet_on_the_first():
 def test_torchrun_survives_the_signal_that_its_processes_save_at(monkeypatch, gpus):
     kept = signal.getsignal(signal.SIGUSR2)
     signal.signal(signal.SIGUSR2, signal.SIG_DFL)
-    found = []
-    monkeypatch.setattr(os, "execvp", lambda *_: found.append(signal.getsignal(signal.SIGUSR2)) or 0)
+    handlers = []
+    monkeypatch.setattr(os, "execvp", lambda *_: handlers.append(signal.getsignal(signal.SIGUSR2)) or 0)
     try:
         assert main([gpus]) == 0
     finally:
         signal.signal(signal.SIGUSR2, kept)
-    assert found == [signal.SIG_IGN if gpus == "2" else signal.SIG_DFL]
+    assert handlers == [signal.SIG_IGN if gpus == "2" else signal.SIG_DFL]
 
 
 def test_exit_code_of_several_processes(capsys):
@@ -70,10 +70,10 @@ def test_torchrun_interrupted_ends_with_75_and_the_same_command_continues_it(tmp
         while not (folder / "last.pt").exists() and running.poll() is None:
             time.sleep(0.02)
         running.send_signal(signal.SIGUSR2)
-        told = running.communicate()[1]
-    assert running.returncode == 75, told
-    assert "Traceback" not in told
-    assert [line for line in told.splitlines() if line.startswith("interrupted: SIGUSR2: state saved")]
+        reported = running.communicate()[1]
+    assert running.returncode == 75, reported
+    assert "Traceback" not in reported
+    assert [line for line in reported.splitlines() if line.startswith("interrupted: SIGUSR2: state saved")]
     done = subprocess.run(started, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "resumed at epoch" in (folder / "log.txt").read_text()

@@ -45,15 +45,15 @@ def recipe(epochs: int, **schedule: Any) -> RecipeSpec:
 def rates(recipe: RecipeSpec, steps: int = 4) -> list[list[float]]:
     """The learning rate at each step of each epoch."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=recipe.optimizer.learning_rate)
-    schedule, found, updates = make_schedule(optimizer, recipe, steps), [], 0
+    schedule, rates, updates = make_schedule(optimizer, recipe, steps), [], 0
     for epoch in range(recipe.epochs):
-        found.append([])
+        rates.append([])
         for _ in range(steps):
-            found[-1].append(optimizer.param_groups[0]["lr"])
+            rates[-1].append(optimizer.param_groups[0]["lr"])
             updates += 1
             schedule.step_update(updates)
         schedule.step(epoch + 1)
-    return found
+    return rates
 
 
 def test_steps_fall_after_the_epochs_that_the_paper_names():
@@ -223,11 +223,11 @@ def test_faster_kernels_round_otherwise_and_move_the_score_less_than_a_seed_does
     plain, changed = (
         [scores(method, seed, tmp_path, root, **chosen) for seed in SEEDS] for chosen in ({}, {setting: True})
     )
-    for one, other in zip(plain, changed, strict=True):
-        assert one["losses"] == pytest.approx(other["losses"], rel=1e-4)
-    assert [one["test_loss"] for one in plain] != [one["test_loss"] for one in changed], "it did nothing"
-    moved = [one["top1"] - other["top1"] for one, other in zip(plain, changed, strict=True)]
-    assert abs(statistics.mean(moved)) <= statistics.stdev(one["top1"] for one in plain)
+    for exact, faster in zip(plain, changed, strict=True):
+        assert exact["losses"] == pytest.approx(faster["losses"], rel=1e-4)
+    assert [run["test_loss"] for run in plain] != [run["test_loss"] for run in changed], "it did nothing"
+    moved = [exact["top1"] - faster["top1"] for exact, faster in zip(plain, changed, strict=True)]
+    assert abs(statistics.mean(moved)) <= statistics.stdev(run["top1"] for run in plain)
 
 
 def scores(method: str, seed: int, folder: Path, root: Path, **settings: Any) -> dict[str, Any]:
