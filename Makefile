@@ -73,6 +73,7 @@ lint: install-dev  ## the checks of pre-commit
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+	$(BIN)/python scripts/check_words.py
 
 .PHONY: clean
 clean:  ## remove smoke results and caches (never the paper's runs)
