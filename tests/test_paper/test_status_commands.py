@@ -25,7 +25,7 @@ from tests.test_paper.page_results import write_results
 
 @pytest.fixture
 def flow(tmp_path: Path) -> Flow:
-    return write_results(tmp_path, pictures=False)
+    return write_results(tmp_path)
 
 
 def test_all_done_is_shown_and_watching_ends(flow, capsys):
