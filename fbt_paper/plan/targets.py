@@ -26,8 +26,8 @@ TABLE_KINDS = ("csv", "md", "tex")
 class Flow:
     """The plan of one scale, seen as files under results/<scale>/."""
 
-    def __init__(self, given: Mapping[str, Any] | None = None, folder: Path = CONFIG_FOLDER) -> None:
-        self.given = changed_settings(given or {}, folder)
+    def __init__(self, settings: Mapping[str, Any] | None = None, folder: Path = CONFIG_FOLDER) -> None:
+        self.given = changed_settings(settings or {}, folder)
         self.config: Config = load(folder, self.given)
         self.plan: Plan = plan(self.config)
         self.scale = self.plan.scale
@@ -93,7 +93,7 @@ class Flow:
             raise ConfigError(problems)
 
     def spec(self, run: str) -> RunSpec:
-        """A run's spec; unknown ids are told with the nearest."""
+        """A run's spec; an unknown id is reported with the nearest."""
         if run not in self.plan.runs:
             raise ConfigError(
                 [Problem(self.runs, run, "no table needs this run; `fbt plan --runs` lists the runs")]
@@ -156,14 +156,14 @@ class Flow:
 def timm_tags(specs: Iterable[RunSpec]) -> list[str]:
     """Tags of the timm weights that these runs read, each once."""
     networks = (network for spec in specs for network in (spec.student, spec.teacher) if network)
-    found = {n.weights.removeprefix("timm:") for n in networks if n.weights.startswith("timm:")}
-    return sorted(found)
+    tags = {n.weights.removeprefix("timm:") for n in networks if n.weights.startswith("timm:")}
+    return sorted(tags)
 
 
-def changed_settings(given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def changed_settings(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The settings that differ from config/config.yaml; Snakemake hands over all of them."""
     stated = read_yaml(folder / "config.yaml") or {}
-    return {k: _retyped(value) for k, value in given.items() if k not in stated or stated[k] != value}
+    return {k: _retyped(value) for k, value in settings.items() if k not in stated or stated[k] != value}
 
 
 def _retyped(value: Any) -> Any:
