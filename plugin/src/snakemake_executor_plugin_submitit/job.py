@@ -37,6 +37,7 @@ __all__ = ["RuleError", "SnakemakeJob", "TooManyTimeoutsError"]
 
 POLL_S = 0.2
 HEARTBEAT_S = 30.0
+FIRST_SAMPLES_S = 2.0
 SIGNAL_GRACE_S = 2.0
 WAIT_FOR_KILL_S = 900.0
 LONGEST_REQUEUE_S = 60.0
@@ -202,6 +203,7 @@ class SnakemakeJob:
         if self._terminated:
             return 143
         self._child = self._start()
+        self._sampled = time.time()  # its own Snakemake starts up first
         exit_code = self._watch()
         if exit_code != 0:  # the signal that ended the program may be a moment later here
             deadline = time.monotonic() + SIGNAL_GRACE_S
@@ -335,10 +337,10 @@ class SnakemakeJob:
         return "time limit" if time.time() - self._started >= almost_over else "preemption"
 
     def _sample(self) -> None:
-        """Note memory and life sign: often in the first seconds, then every half minute."""
+        """Note memory and life sign: often in the first minute, then every half minute."""
         now = time.time()
         age = now - self._started
-        if now - self._sampled < min(HEARTBEAT_S, max(1.0, age / 10)):
+        if now - self._sampled < min(HEARTBEAT_S, max(FIRST_SAMPLES_S, age / 10)):
             return
         self._sampled = now
         assert self._child is not None
