@@ -11,20 +11,27 @@ import hashlib
 import io
 import os
 import random
+import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
+from fbt_core.distributed import Group, Vote
 from fbt_core.errors import CheckpointError, NonFiniteLoss
 from fbt_core.files import cannot_write, flush_folder, write_file
+from fbt_core.run_folder import RunFolder
 from fbt_core.spec import RunSpec
 
 MARK = b"FBT1"
 TRAILER = len(MARK) + hashlib.sha256().digest_size
 NEXT, LAST, PREVIOUS = "next.pt", "last.pt", "previous.pt"
 DAMAGED = "damaged.pt"
+FORMAT = 2
+"""Raise it when a checkpoint's content changes its shape: older ones are then refused in one line."""
+WAIT_SECONDS = 120.0
+"""How long a process waits until its node sees the checkpoint that the first process has read."""
 
 
 class _Hashing:
@@ -43,7 +50,7 @@ class _Hashing:
 
 def save(folder: Path, spec: RunSpec, state: dict[str, Any]) -> None:
     """Write the run's state as last.pt; the last.pt before it becomes previous.pt."""
-    content = {**state, "run": spec.id, "spec": spec.canonical_json()}
+    content = {**state, "run": spec.id, "spec": spec.canonical_json(), "format": FORMAT}
     write_file(folder / NEXT, lambda file: _write(file, content))
     try:
         if (folder / LAST).exists():
@@ -60,7 +67,7 @@ def _write(file: BinaryIO, content: dict[str, Any]) -> None:
     file.write(MARK + hashing.hash.digest())
 
 
-def check_finite(state: dict[str, Any], where: str) -> None:
+def check_finite(state: dict[str, Any], where: str, step: int) -> None:
     """Refuse to save weights with a NaN or an infinity, which no rerun could recover from: NonFiniteLoss.
 
     One synchronisation with the device for all tensors together; a save copies them anyway.
@@ -72,7 +79,7 @@ def check_finite(state: dict[str, Any], where: str) -> None:
     bad = [name for name, fine in zip(tensors, good, strict=True) if not fine]
     if bad:
         more = f" and {len(bad) - 1} more" if bad[1:] else ""
-        what = f"weights are not finite ({bad[0]}{more}), step {state['position']['step']}"
+        what = f"weights are not finite ({bad[0]}{more}), step {step}"
         raise NonFiniteLoss(what, where)
 
 
@@ -117,6 +124,10 @@ class _DamagedError(Exception):
 def read(path: Path, spec: RunSpec) -> dict[str, Any]:
     """The state in one file; refuses one of another spec."""
     state = _read(path)
+    if state.get("format") != FORMAT:
+        what = f"was written by another version of the engine (format {state.get('format', 1)}, now {FORMAT})"
+        hint = "delete it to train the run from its first epoch, or finish it with the version that began it"
+        raise CheckpointError(what, where=str(path), hint=hint)
     if state.get("spec") != spec.canonical_json():
         what = f"checkpoint of another run ({state.get('run')}), expected {spec.id}"
         raise CheckpointError(
@@ -136,12 +147,49 @@ def _read(path: Path) -> dict[str, Any]:
     return torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
 
 
+def newest(folder: RunFolder, spec: RunSpec, group: Group, vote: Vote) -> dict[str, Any] | None:
+    """The state to continue from, the same on all processes; None if the run has none.
+
+    The first process chooses a file. The others read the file with the same digest: a node whose view of the
+    folder is old would else continue from another step, and the run would end well with wrong numbers.
+    """
+    name, state, faults = choose(folder.path, spec) if group.first else (None, None, [])
+    for fault in faults:
+        folder.note(f"{fault}; using the checkpoint before it")
+    chosen = vote.from_first((name, digest(folder.path / name)) if name else None)
+    if chosen is None or group.first:
+        return state
+    name, expected = chosen
+    path, deadline = folder.path / name, time.monotonic() + WAIT_SECONDS
+    while digest(path) != expected:
+        if time.monotonic() > deadline:
+            what = f"process {group.rank} does not see the checkpoint that process 0 has read"
+            hint = f"its node has an old view of the folder ({WAIT_SECONDS:.0f} s waited); run it again"
+            raise CheckpointError(what, where=str(path), hint=hint)
+        os.listdir(folder.path)  # makes a network file system look again
+        time.sleep(0.5)
+    try:
+        return read(path, spec)
+    except _DamagedError as error:
+        raise CheckpointError(str(error), where=str(path)) from None
+
+
+def digest(path: Path) -> str | None:
+    """The sha256 that a checkpoint ends with; None if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-TRAILER, os.SEEK_END)
+            return file.read().removeprefix(MARK).hex()
+    except OSError:
+        return None
+
+
 def random_state() -> dict[str, Any]:
     """The state of every random number generator, as plain numbers and tensors."""
-    kind, keys, offset, has_gauss, gauss = np.random.get_state()
+    kind, keys, index, has_gauss, gauss = np.random.get_state()
     return {
         "python": random.getstate(),
-        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), offset, has_gauss, gauss),
+        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), index, has_gauss, gauss),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fbt_core.errors import UserError
-from fbt_core.spec import ExecutionSettings, RecipeSpec
+from fbt_core.spec import ExecutionSettings
 
 
 def world_size() -> int:
@@ -87,7 +87,7 @@ def rows_of(number: int, world: int, batch: int) -> tuple[int, ...]:
 
 
 def average(tensor: Tensor) -> Tensor:
-    """The mean of a tensor over all processes, in worker where there are several."""
+    """The mean of a tensor over all processes, in place where there are several."""
     if world_size() > 1:
         dist.all_reduce(tensor)
         tensor /= world_size()
@@ -95,15 +95,15 @@ def average(tensor: Tensor) -> Tensor:
 
 
 def total(tensor: Tensor) -> Tensor:
-    """The sum of a tensor over all processes, in worker where there are several."""
+    """The sum of a tensor over all processes, in place where there are several."""
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
 @dataclass(frozen=True)
-class Worker:
-    """One of the processes that train a run: its device, its rank and how many there are."""
+class Group:
+    """The processes that train together, as one of them sees it: its device, its rank, how many there are."""
 
     device: torch.device
     rank: int
@@ -113,6 +113,11 @@ class Worker:
     def first(self) -> bool:
         """Whether this process writes the run's files."""
         return self.rank == 0
+
+    @property
+    def gpus(self) -> int:
+        """How many GPUs all processes use."""
+        return self.world if self.device.type == "cuda" else 0
 
 
 def choose_device(settings: ExecutionSettings) -> torch.device:
@@ -129,7 +134,7 @@ def choose_device(settings: ExecutionSettings) -> torch.device:
     return torch.device("cpu")
 
 
-def start(settings: ExecutionSettings) -> Worker:
+def start(settings: ExecutionSettings) -> Group:
     """Choose the device, set the threads and join the other processes where torchrun started several."""
     device = choose_device(settings)
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -143,7 +148,7 @@ def start(settings: ExecutionSettings) -> Worker:
         backend = "nccl" if device.type == "cuda" else "gloo"
         os.environ["TORCH_DIST_INIT_BARRIER"] = "1"  # none fails at once while another still connects to it
         dist.init_process_group(backend, store=PEERS.meet(), rank=int(os.environ["RANK"]), world_size=world)
-    return Worker(device, rank(), world)
+    return Group(device, rank(), world)
 
 
 class Peers:
@@ -174,10 +179,13 @@ class Peers:
 
 
 PEERS = Peers()
+MEMORY = "use more GPUs, gradient_accumulation or precision bfloat16; the last checkpoint is kept"
 
 
 def explain(error: Exception) -> Exception:
-    """The user's error where a process waits for one that is gone; any other error as it is."""
+    """The user's error behind a full GPU or a process that is gone; any other error as it is."""
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return UserError(f"the GPU's memory is full ({str(error).split('. ')[0]})", hint=MEMORY)
     gone = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
     if PEERS.store is None or not gone:
         return error
@@ -192,56 +200,15 @@ def _threads_given() -> int:
     """CPU threads this process may use: OpenMP's setting, else its share of the cores it is bound to."""
     if os.environ.get("OMP_NUM_THREADS"):
         return torch.get_num_threads()
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
-def wrap(method: nn.Module, settings: ExecutionSettings, worker: Worker) -> Callable[..., dict[str, Any]]:
-    """What the loop calls for a step: the method itself, inside DDP where there are several processes."""
-    if worker.world > 1:
-        devices = [worker.device.index] if worker.device.type == "cuda" else None
-        method.prepare_distributed(devices, broadcast_buffers=False)
-    return torch.compile(method) if settings.compile else method
-
-
-def share_of_batch(recipe: RecipeSpec, worker: Worker, accumulation: int) -> int:
-    """Images in one pass of one process; an indivisible batch is an error listing what divides it."""
-    parts = worker.world * accumulation
-    if recipe.batch_size % parts == 0:
-        return recipe.batch_size // parts
-    divisors = [str(n) for n in range(1, recipe.batch_size + 1) if recipe.batch_size % n == 0]
-    what = (
-        f"batch_size {recipe.batch_size} cannot be divided by {worker.world} processes x "
-        f"{accumulation} accumulation steps = {parts}"
-    )
-    raise UserError(what, where="recipe.batch_size", hint=f"use a product among {', '.join(divisors)}")
-
-
-def check_accumulation(method: nn.Module, recipe: RecipeSpec, accumulation: int) -> None:
-    """Refuse to cut a batch in parts for a method that needs it whole, unless the recipe allows it."""
-    if recipe.allow_changed_batch or accumulation == 1 or not method.needs_whole_batch:
-        return
-    what = f"method '{method.name}' {method.needs_whole_batch}, which {accumulation} parts would change"
-    hint = "set it to 1, use more GPUs, or give the recipe allow_changed_batch: true (that is another run)"
-    raise UserError(what, where="gradient_accumulation", hint=hint)
-
-
-def check_pairs(recipe: RecipeSpec, worker: Worker) -> None:
-    """Mixup and CutMix mix pairs of images, so each process needs an even number of them."""
-    augmentation = recipe.augmentation
-    pairs = 2 * worker.world
-    if recipe.batch_size % pairs == 0 or not (augmentation.mixup or augmentation.cutmix):
-        return
-    below = recipe.batch_size // pairs * pairs
-    fitting = " or ".join(str(size) for size in (below, below + pairs) if size)
-    processes = f" on each of {worker.world} processes" if worker.world > 1 else ""
-    what = f"mixup and cutmix mix pairs of images, so batch_size {recipe.batch_size} must be even{processes}"
-    raise UserError(what, where="recipe.batch_size", hint=f"use a multiple of {pairs}, e.g. {fitting}")
+    # Only Linux binds processes to cores in a way that Python can ask for.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 class Vote:
     """All processes agree, without waiting, on what one of them wants: the answer comes a step later.
 
-    To stop because of signal n is the vote STOP + n, so every process can name the signal.
+    To stop because of signal n is the ballot STOP + n, so every process can name the signal.
     """
 
     NOTHING, SAVE, STOP = 0, 1, 2
@@ -250,12 +217,12 @@ class Vote:
         self.group = dist.new_group(backend="gloo") if world_size() > 1 else None
         self._pending: tuple[Tensor, dist.Work] | None = None
 
-    def ask(self, vote: int) -> int:
-        """The highest vote of any process at the step before; in a single process the vote itself."""
+    def ask(self, wanted: int) -> int:
+        """The highest ballot of any process at the step before; in a single process its own."""
         if self.group is None:
-            return vote
+            return wanted
         agreed = self._answer()
-        ballot = torch.tensor(vote)
+        ballot = torch.tensor(wanted)
         work = dist.all_reduce(ballot, dist.ReduceOp.MAX, group=self.group, async_op=True)
         self._pending = (ballot, work)
         return agreed
@@ -272,13 +239,27 @@ class Vote:
         if self.group is not None:
             dist.barrier(self.group)
 
-    def first_says(self, word: str | None) -> str | None:
-        """What the first process says, on all of them."""
+    def from_first(self, value: Any) -> Any:
+        """What the first process has, on all of them."""
         if self.group is None:
-            return word
-        words = [word]
-        dist.broadcast_object_list(words, src=0, group=self.group)
-        return words[0]
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self.group)
+        return values[0]
+
+    def check_equal(self, module: nn.Module, what: str) -> None:
+        """Raise UserError unless parameters and buffers are the same on all processes, to the last bit."""
+        if self.group is None:
+            return
+        digest = hashlib.sha256()
+        for tensor in module.state_dict().values():
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digests: list[str] = [""] * world_size()
+        dist.all_gather_object(digests, digest.hexdigest(), group=self.group)
+        if len(set(digests)) > 1:
+            odd = [number for number, value in enumerate(digests) if value != digests[0]]
+            hint = "run the same command again; do all nodes see the same files?"
+            raise UserError(f"{what} of processes {odd} are not those of process 0", hint=hint)
 
 
 def visible_devices() -> str | None:

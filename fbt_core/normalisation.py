@@ -11,7 +11,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fbt_core.distributed import Worker
+from fbt_core.distributed import Group
 from fbt_core.errors import UserError
 from fbt_core.spec import RecipeSpec
 
@@ -19,7 +19,7 @@ Forward = Callable[[_BatchNorm, Tensor], Tensor]
 
 
 def set_normalisation_batch(
-    module: nn.Module, recipe: RecipeSpec, worker: Worker, accumulation: int
+    module: nn.Module, recipe: RecipeSpec, group: Group, accumulation: int
 ) -> nn.Module:
     """Let every BatchNorm of the module normalise over as many images as the recipe says.
 
@@ -29,15 +29,15 @@ def set_normalisation_batch(
     """
     if not has_batch_norm(module):
         return module
-    held = recipe.batch_size // worker.world // accumulation
+    held = recipe.batch_size // group.world // accumulation
     allowed = recipe.allow_changed_batch
     wanted = recipe.normalisation_batch or recipe.batch_size // (accumulation if allowed else 1)
-    together = _reachable_together(held, worker.world) if allowed or accumulation == 1 else []
+    together = _reachable_together(held, group.world) if allowed or accumulation == 1 else []
     if held % wanted == 0:
         _normalise_in_groups(module, held // wanted)
         return module
     if wanted in together:
-        return _normalise_together(module, wanted // held, worker)
+        return _normalise_together(module, wanted // held, group)
     raise _unreachable(wanted, held, together, recipe, accumulation)
 
 
@@ -75,13 +75,13 @@ def _normalise_in_groups(module: nn.Module, groups: int) -> None:
         _replace_forward(module, forward)
 
 
-def _normalise_together(module: nn.Module, processes: int, worker: Worker) -> nn.Module:
+def _normalise_together(module: nn.Module, processes: int, group: Group) -> nn.Module:
     """Each BatchNorm shares its statistics with so many processes."""
-    ranks = [list(range(first, first + processes)) for first in range(0, worker.world, processes)]
-    group, _ = dist.new_subgroups_by_enumeration(ranks)
-    if worker.device.type == "cuda":
-        return convert_sync_batchnorm(module, process_group=group)
-    _replace_forward(module, _shared_forward(group, processes))
+    ranks = [list(range(first, first + processes)) for first in range(0, group.world, processes)]
+    sharing, _ = dist.new_subgroups_by_enumeration(ranks)
+    if group.device.type == "cuda":
+        return convert_sync_batchnorm(module, process_group=sharing)
+    _replace_forward(module, _shared_forward(sharing, processes))
     return module
 
 

@@ -67,8 +67,7 @@ class Optimisation:
 
     def autocast(self) -> torch.autocast:
         """The context in which a forward pass runs in the recipe's precision."""
-        kind = AUTOCAST.get(self.recipe.precision)
-        return torch.autocast(self.device.type, dtype=kind, enabled=kind is not None)
+        return autocast(self.recipe, self.device)
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of the loss, scaled where float16 needs it."""
@@ -103,6 +102,12 @@ class Optimisation:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
+
+
+def autocast(recipe: RecipeSpec, device: torch.device) -> torch.autocast:
+    """The context in which a forward pass runs in a recipe's precision."""
+    kind = AUTOCAST.get(recipe.precision)
+    return torch.autocast(device.type, dtype=kind, enabled=kind is not None)
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, recipe: RecipeSpec, steps: int) -> Scheduler:

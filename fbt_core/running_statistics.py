@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fbt_core import distributed
-from fbt_core.distributed import Worker, world_size
+from fbt_core.distributed import Group, world_size
 
 NAMES = ("running_mean", "running_var")
 
@@ -36,12 +36,12 @@ def of_processes(modules: Sequence[nn.Module]) -> Tensor | None:
     return torch.stack(rows)
 
 
-def take(modules: Sequence[nn.Module], kept: Tensor | None, worker: Worker) -> None:
+def take(modules: Sequence[nn.Module], kept: Tensor | None, group: Group) -> None:
     """Take this process's own statistics out of a checkpoint; on another number of processes their mean."""
     if kept is None:
         return
-    statistics = kept[worker.rank] if len(kept) == worker.world else kept.double().mean(0)
-    _fill(_buffers(modules), statistics)
+    own = kept[group.rank] if len(kept) == group.world else kept.double().mean(0)
+    _fill(_buffers(modules), own)
 
 
 def _buffers(modules: Sequence[nn.Module]) -> list[Tensor]:

@@ -115,7 +115,7 @@ def _start_worker(number: int) -> None:
 
 @contextmanager
 def explaining_loaders() -> Iterator[None]:
-    """Tell of a dead loader process in one line; torch raises it wherever the main process happens to be."""
+    """Report a dead loader process in one line; torch raises it wherever the main process happens to be."""
     try:
         yield
     except RuntimeError as error:
@@ -148,12 +148,11 @@ class Preparation:
         self.std = torch.tensor(std, device=device).mul(255).view(1, 3, 1, 1)
         self.erase = Erasing(augmentation.erasing) if augmentation.erasing else None
         self.mix = _mixing(recipe, classes)
-        self._batch: Tensor | None = None
 
     def train(self, raw: Raw, rows: Sequence[int] | None = None) -> Batch:
         """A training batch; mixed targets are probabilities (B, classes), smoothed already.
 
-        `rows` says where its images stand in the whole batch of all processes.
+        `rows`: where its images stand in the whole batch of all processes.
         """
         images, target = self.images(raw), raw.labels.to(self.device, non_blocking=True)
         if self.mix:
@@ -163,20 +162,10 @@ class Preparation:
         return Batch(images, target, raw.indices.to(self.device, non_blocking=True))
 
     def images(self, raw: Raw) -> Tensor:
-        """Images normalised for the student, (B, 3, H, W), from one or three channels.
-
-        Every batch is made in the memory of the one before: use it before you ask for the next.
-        """
+        """Images normalised for the student, (B, 3, H, W), from one or three channels."""
         images = raw.images.to(self.device, non_blocking=True).expand(-1, 3, -1, -1)
-        return self._room(images.shape).copy_(images).sub_(self.mean).div_(self.std)
-
-    def _room(self, shape: torch.Size) -> Tensor:
-        """Memory for a batch; new memory costs a CPU as much time as all that happens in it."""
-        room = self._batch
-        if room is None or room.shape[1:] != shape[1:] or len(room) < shape[0]:
-            room = torch.empty(shape, device=self.device, memory_format=self.format)
-            self._batch = room
-        return room[: shape[0]]
+        normalised = torch.empty(images.shape, device=self.device, memory_format=self.format)
+        return normalised.copy_(images).sub_(self.mean).div_(self.std)
 
 
 def _mixing(recipe: RecipeSpec, classes: int) -> Mixup | None:

@@ -41,13 +41,12 @@ from fbt_core.measure.feature_numbers import (
     standardise,
 )
 from fbt_core.methods.base import Method
-from fbt_core.run import make_method, make_network
 from fbt_core.spec import ExecutionSettings, RunSpec, parse_spec
 from fbt_core.staged import StagedModel
 from fbt_core.staged.base import StagedOutput
 from fbt_core.staged.layout import prefix_of, to_map
 from fbt_core.teacher import Teacher
-from fbt_core.weights import WeightSources
+from fbt_core.train import make_method, make_network, make_teacher
 
 Arrays = dict[str, np.ndarray]
 Grid = tuple[int, int]
@@ -119,8 +118,7 @@ def spread(count: int, images: int) -> list[int]:
 def load_trained(spec: RunSpec, runs: Path, settings: ExecutionSettings) -> StagedModel:
     """The student of a run with the weights that the run has published, cut into stages."""
     network = spec.student.model_copy(update={"weights": f"run:{spec.id}"})
-    split = str(spec.method.parameters.get("split", "even"))
-    return make_network(network, spec, WeightSources(runs, settings.weight_files), split).freeze()
+    return make_network(network, spec, settings, runs).freeze()
 
 
 @torch.no_grad()
@@ -191,7 +189,8 @@ def measure_similarity(runs: Path, run: str, measure: int, settings: ExecutionSe
     if spec.teacher is None:
         raise UserError("has no teacher to compare with", where=run)
     train_split, test_split = load_splits(spec.dataset, settings.data_roots)
-    method = make_method(spec, settings, runs, train_split).to(choose_device(settings)).eval()
+    teacher = make_teacher(spec, settings, runs)
+    method = make_method(spec, settings, runs, train_split, teacher).to(choose_device(settings)).eval()
     numbers = spread(measure, len(test_split))
     before = compare_models(method, spec, test_split, numbers, settings)
     load_last(method, runs / run, spec)

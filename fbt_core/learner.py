@@ -1,0 +1,242 @@
+"""A run in training: student and method, optimiser, state and folder. It learns what the loop gives it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fbt_core import checkpoint, distributed, running_statistics
+from fbt_core.batch_division import wrap
+from fbt_core.distributed import Group, Vote
+from fbt_core.errors import NonFiniteLoss
+from fbt_core.loss_log import LossLog
+from fbt_core.methods.base import Batch, Method
+from fbt_core.normalisation import set_normalisation_batch
+from fbt_core.optimisation import Optimisation
+from fbt_core.provenance import now
+from fbt_core.report import Report, gpus_counted
+from fbt_core.run_folder import RunFolder
+from fbt_core.spec import ExecutionSettings, RunSpec
+from fbt_core.staged.base import StagedOutput
+from fbt_core.state import State
+from fbt_core.stream import Stream
+from fbt_core.weights import state_sha256
+
+
+class Learner:
+    """One run in training. The loop owns the batches and the teacher; all that belongs to the run is here."""
+
+    def __init__(
+        self, spec: RunSpec, settings: ExecutionSettings, group: Group, method: Method, folder: RunFolder
+    ) -> None:
+        self.spec, self.settings, self.group, self.folder = spec, settings, group, folder
+        self.method = method
+        self.origin = digest_of_weights(method) if folder.writes else {}
+        steps = spec.dataset.train_images // spec.recipe.batch_size
+
+        # The module is made final first: BatchNorms may be replaced (the EMA's only evaluate, and stay).
+        if spec.recipe.ema_decay is not None:
+            method.setup_ema(spec.recipe.ema_decay)
+        accumulation = settings.gradient_accumulation
+        method.adapt_normalisation(
+            lambda module: set_normalisation_batch(module, spec.recipe, group, accumulation)
+        )
+        self.trainable = method.trainable_module
+
+        # The optimiser holds the final module's parameters; DDP wraps the module afterwards, for the steps.
+        self.optimisation = Optimisation(self.trainable, spec.recipe, steps, group.device)
+        self.forward: Callable[..., dict[str, Any]] = wrap(method, settings, group)
+
+        self.state, self.gpus = State(), gpus_counted(group)
+        self.report = Report(spec, settings, group, folder, steps)
+        self.saved = time.monotonic()
+        self._results: list[dict[str, Any]] = []
+
+    # -- learning ------------------------------------------------------------------------------------------
+
+    def start_epoch(self) -> None:
+        """Training mode, and the ramps of the method at the present epoch."""
+        self.method.train()
+        self.method.start_epoch(self.state.epoch)
+        self.report.start_epoch(self.state)
+
+    def learn(self, part: Batch, seen: StagedOutput | None) -> None:
+        """The gradients of one part of a batch; `seen` is what the teacher gave for it."""
+        with self.optimisation.autocast():
+            result = self.forward(part, seen)
+        self.optimisation.backward(result["loss"] / self.settings.gradient_accumulation)
+        self._results.append(result)
+
+    def update(self) -> None:
+        """One update of the weights from the gradients of all parts."""
+        self.state.losses.add(self._results)
+        self._results = []
+        self.state.step += 1
+        self.state.updates += 1
+        self.optimisation.step(self.state.updates)
+        self.method.update_ema(step=self.state.updates)
+        if self.state.step % self.settings.log_steps == 0:
+            self.read_losses()
+        self.state.count_time(self.gpus)
+        self.report.progress(self.state)
+
+    def read_losses(self) -> None:
+        """Fetch the losses from the device; raises NonFiniteLoss."""
+        where = f"{self.spec.id}, epoch {self.state.epoch + 1}"
+        self.state.losses.read(where, self.optimisation.learning_rate)
+
+    # -- the end of an epoch -------------------------------------------------------------------------------
+
+    def finish_epoch(self, stream: Stream, between: Callable[[], None]) -> None:
+        """Evaluate, note the epoch, move the schedule, stand at the next epoch's first step."""
+        self.read_losses()
+        self.state.count_time(self.gpus)
+        running_statistics.average(self.with_statistics)
+        score = self.evaluate(self.method.get_eval_model(), stream, between)
+        ema = None
+        if self.method.has_ema():
+            ema = self.evaluate(self.method.get_eval_model(ema=True), stream, between)
+        self.note_epoch(score, ema)
+        self.state.epoch, self.state.step = self.state.epoch + 1, 0
+        self.optimisation.schedule.step(self.state.epoch)
+        self.state.losses = LossLog(self.state.losses.latest)
+
+    @torch.no_grad()
+    def evaluate(self, network: nn.Module, stream: Stream, between: Callable[[], None]) -> dict[str, float]:
+        """Top-1 and top-5 (percent) and cross-entropy on the test split, every image counted once.
+
+        `between` is called after each batch: there the processes vote, also one whose share has ended.
+        """
+        network.eval()
+        sums = torch.zeros(4, dtype=torch.float64, device=self.group.device)
+        for _, batch in zip_longest(range(stream.test_rounds), stream.test()):
+            if batch is not None:
+                sums += self.count_test_batch(network, *batch)
+            between()
+        first, fifth, loss, images = distributed.total(sums).tolist()
+        if not math.isfinite(loss):  # before such a number reaches the history or a checkpoint
+            what = f"the loss on the test images is not finite ({loss}), epoch {self.state.epoch + 1}"
+            raise NonFiniteLoss(what, self.spec.id)
+        return {"top1": 100 * first / images, "top5": 100 * fifth / images, "loss": loss / images}
+
+    def count_test_batch(self, network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """What `count_correct` says of one test batch."""
+        with self.optimisation.autocast():
+            logits = network(images)
+        return count_correct(logits.float(), labels)
+
+    def note_epoch(self, score: dict[str, float], ema: dict[str, float] | None) -> None:
+        """A line of history; the best epoch so far keeps its weights."""
+        state, epoch = self.state, self.state.epoch + 1
+        state.training_seconds += state.epoch_seconds
+        line = self.report.epoch(state, self.optimisation.learning_rate, score, ema)
+        state.history.append(line)
+        state.epoch_seconds = 0.0
+        if state.best is None or score["top1"] > state.best["top1"]:
+            best = {"epoch": epoch, "top1": score["top1"], "top5": score["top5"]}
+            state.take_if_best(best, self.student_weights())
+        if ema:
+            state.take_if_best_ema({"epoch": epoch, "top1": ema["top1"], "top5": ema["top5"]})
+        state.count_time(self.gpus, training=False)
+        self.report.end_epoch(line)
+        self.report.progress(state, force=True)
+
+    def student_weights(self) -> dict[str, Tensor]:
+        """A copy of the bare network's weights, in main memory."""
+        weights = self.method.student.network.state_dict()
+        return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights.items()}
+
+    def publish(self) -> None:
+        """Write the results: weights of the best epoch, then metrics."""
+        parameters = sum(parameter.numel() for parameter in self.method.student.network.parameters())
+        metrics = self.report.metrics(self.state, parameters)
+        self.folder.publish(self.state.best_weights, {**metrics, **self.origin})
+        self.report.progress(self.state, force=True, word="done")
+
+    # -- checkpoints ---------------------------------------------------------------------------------------
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """Whether it is time for another checkpoint."""
+        return time.monotonic() - self.saved >= 60 * self.settings.checkpoint_minutes
+
+    def save(self, vote: Vote) -> None:
+        """Write a checkpoint if losses and weights are finite; no process goes on before it is there."""
+        self.read_losses()
+        self.state.count_time(self.gpus)
+        content = self.state_dict()
+        where = f"{self.spec.id}, epoch {self.state.epoch + 1}"
+        checkpoint.check_finite(content, where, self.state.step)
+        if self.group.first:
+            checkpoint.save(self.folder.path, self.spec, content)
+        vote.wait()
+        self.saved = time.monotonic()
+
+    def resume(self, vote: Vote) -> None:
+        """Continue from the newest good checkpoint, if there is one; then all processes hold the same."""
+        content = checkpoint.newest(self.folder, self.spec, self.group, vote)
+        if content is not None:
+            self.load_state_dict(content)
+            self.state.resumed_at.append(now())
+            self.folder.note(f"resumed at epoch {self.state.epoch + 1}, step {self.state.step}")
+            self.folder.write_history(self.state.history)
+        vote.check_equal(self.trainable, what="weights")
+        if content is not None:
+            # The running statistics alone differ: each process continues with those of its own images.
+            running_statistics.take(self.with_statistics, content["statistics"], self.group)
+        self.state.clock = time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to continue exactly."""
+        return {
+            "state": self.state.state_dict(),
+            "trainable": self.trainable.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "statistics": running_statistics.of_processes(self.with_statistics),
+            "optimisation": self.optimisation.state_dict(),
+            "random": checkpoint.random_state(),
+        }
+
+    def load_state_dict(self, content: dict[str, Any]) -> None:
+        """Take up a checkpoint's state."""
+        self.state = State.from_checkpoint(content["state"])
+        self.trainable.load_state_dict(content["trainable"])
+        if self.ema is not None:
+            self.ema.load_state_dict(content["ema"])
+        self.optimisation.load_state_dict(content["optimisation"])
+        checkpoint.restore_random_state(content["random"])
+
+    @property
+    def ema(self) -> nn.Module | None:
+        """The EMA copy of the trained module."""
+        copy = self.method.get_trainable_module(ema=True)
+        return None if copy is None else copy.module
+
+    @property
+    def with_statistics(self) -> list[nn.Module]:
+        """The modules that BatchNorm keeps running statistics in."""
+        return [module for module in (self.trainable, self.ema) if module is not None]
+
+
+def digest_of_weights(method: Method) -> dict[str, str | None]:
+    """The sha256 of what the student starts from and of the teacher's weights.
+
+    If they come from a run, it is the `weights_sha256` of that run's metrics.
+    """
+    return {
+        "initial_weights_sha256": state_sha256(method.student.network),
+        "teacher_weights_sha256": state_sha256(method.teacher.network) if method.teacher else None,
+    }
+
+
+def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """Images right at first, images right among five, sum of cross-entropies, number of images."""
+    top = logits.topk(min(5, logits.shape[1])).indices == labels.unsqueeze(1)
+    loss = nn.functional.cross_entropy(logits, labels, reduction="sum").double()
+    return torch.stack([top[:, 0].sum().double(), top.sum().double(), loss, loss.new_tensor(len(labels))])

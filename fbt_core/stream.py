@@ -1,0 +1,71 @@
+"""The stream of batches that the loop trains on, and the test batches.
+
+Batches follow from the seed, the epoch and the step alone, so every run with these settings sees the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
+
+from fbt_core.data.feed import Feed, Preparation, Raw
+from fbt_core.data.order import STEP, BatchKey, Order, seed_everything, test_keys, test_rounds
+from fbt_core.data.splits import Split
+from fbt_core.data.transforms import test_pipeline, training_pipeline
+from fbt_core.distributed import Group
+from fbt_core.methods.base import Batch
+from fbt_core.spec import ExecutionSettings, RunSpec
+
+
+class Stream:
+    """Training and test batches of one spec, on this process's device."""
+
+    def __init__(
+        self, spec: RunSpec, settings: ExecutionSettings, splits: tuple[Split, Split], group: Group
+    ) -> None:
+        self.spec, self.settings, self.group = spec, settings, group
+        recipe, dataset, student = spec.recipe, spec.dataset, spec.student
+        training = training_pipeline(splits[0], dataset, recipe.augmentation, spec.seed)
+        testing = test_pipeline(splits[1], dataset, spec.test_crop)
+        self.train_feed = Feed(splits[0], training, settings.workers, group.device)
+        self.test_feed = Feed(splits[1], testing, settings.workers, group.device)
+        self.order = Order(dataset.train_images, recipe.batch_size, spec.seed, group.rank, group.world)
+        self.preparation = Preparation(
+            recipe, dataset.classes, student.mean, student.std, group.device, settings.channels_last
+        )
+        self._test_batch = max(1, recipe.batch_size // group.world)
+
+    def training(self, epoch: int, first_step: int) -> Iterator[tuple[BatchKey, Raw]]:
+        """This process's part of an epoch's batches, from a step on."""
+        keys = self.order.keys(epoch, first_step)
+        return zip(keys, self.train_feed(keys), strict=True)
+
+    def parts(self, key: BatchKey, raw: Raw) -> Sequence[Batch]:
+        """A batch ready to learn from, in the equal parts of gradient accumulation.
+
+        Every random draw from here to the update, the method's own too, follows from seed, epoch and step.
+        """
+        seed_everything(self.spec.seed, STEP, key.epoch, key.step, process=self.group.rank)
+        return parts_of(self.preparation.train(raw, key.rows), self.settings.gradient_accumulation)
+
+    def test(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's share of the test images: images (B, 3, H, W) and labels (B,)."""
+        images = self.spec.dataset.test_images
+        for raw in self.test_feed(test_keys(images, self._test_batch, self.group.rank, self.group.world)):
+            yield self.preparation.images(raw), raw.labels.to(self.group.device)
+
+    @property
+    def test_rounds(self) -> int:
+        """How many batches the largest share of the test images makes."""
+        return test_rounds(self.spec.dataset.test_images, self._test_batch, self.group.world)
+
+
+def parts_of(batch: Batch, parts: int) -> list[Batch]:
+    """The batch in equal parts for gradient accumulation."""
+    if parts == 1:
+        return [batch]
+    pieces = zip(
+        batch.images.chunk(parts), batch.target.chunk(parts), batch.indices.chunk(parts), strict=True
+    )
+    return [Batch(*piece) for piece in pieces]
