@@ -18,17 +18,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 from torch import Tensor
 
 from fbt_core.data.feed import Raw
 from fbt_core.data.order import BatchKey, seed_everything
-from fbt_core.distributed import Worker
-from fbt_core.loop import StopRequest, Training
+from fbt_core.data.splits import InMemory
+from fbt_core.distributed import Group
+from fbt_core.learner import Learner
 from fbt_core.methods.base import Batch, Context, Method
 from fbt_core.methods.fcfd import FCFD
 from fbt_core.methods.registry import build_method, method_facts
@@ -36,12 +38,15 @@ from fbt_core.optimisation import Optimisation
 from fbt_core.run_folder import RunFolder
 from fbt_core.spec import ExecutionSettings, RunSpec
 from fbt_core.staged import StagedOutput, build_network, stage
+from fbt_core.stream import Stream
+from fbt_core.teacher import Teacher
+from fbt_core.train import train_step
 
 CONFIG = Path(__file__).resolve().parents[1] / "config"
 METHODS = ("kd", "ofa", "fcfd", "fbt")
 GOALS = {"kd": 1.03, "ofa": 1.05, "fcfd": 1.05, "fbt": 1.05}
 PAIRS = ("swin_t__resnet18", "convnext_t__deit_t", "mixer_b16__mobilenetv2")
-CPU = Worker(torch.device("cpu"), 0, 1)
+CPU = Group(torch.device("cpu"), 0, 1)
 CLASSES, SIZE = 100, 224
 
 
@@ -72,28 +77,44 @@ def make_spec(pair: str, method: str, batch: int) -> RunSpec:
     return RunSpec.model_validate(content, strict=False)
 
 
-def make_training(spec: RunSpec) -> Training:
-    """The engine's own objects, with random weights in worker of the teacher's file."""
+@dataclass
+class Engine:
+    """The engine's own objects for one run."""
+
+    learner: Learner
+    stream: Stream
+    teacher: Teacher
+
+    @property
+    def method(self) -> Method:
+        return self.learner.method
+
+
+def make_engine(spec: RunSpec) -> Engine:
+    """The engine's own objects, with random weights in place of the teacher's file."""
     split = str(spec.method.parameters.get("split", "even"))
     networks = [stage(build_network(n, CLASSES, SIZE), SIZE, split) for n in (spec.student, spec.teacher)]
     labels = torch.arange(spec.dataset.train_images) % CLASSES
     method = build_method(spec.method, *networks, Context.of(spec, labels))
     folder = RunFolder(Path("/nonexistent"), spec, writes=False)
-    return Training(spec, ExecutionSettings(), CPU, method, (None, None), folder, StopRequest())
+    empty = InMemory(np.zeros((0, SIZE, SIZE, 3), np.uint8), labels[:0], "nearest")
+    stream = Stream(spec, ExecutionSettings(), (empty, empty), CPU)
+    learner = Learner(spec, ExecutionSettings(), CPU, method, folder)
+    return Engine(learner, stream, Teacher.of(spec, method.teacher))
 
 
 class Bare:
     """The parts, each alone, on the same networks as the whole step uses."""
 
-    def __init__(self, training: Training, batch: Batch) -> None:
-        self.method, self.batch = training.method, batch
-        self.optimisation = Optimisation(self.method.student, training.spec.recipe, 10, CPU.device)
+    def __init__(self, engine: Engine, batch: Batch) -> None:
+        self.method, self.batch = engine.method, batch
+        self.optimisation = Optimisation(self.method.student, engine.learner.spec.recipe, 10, CPU.device)
         extras = self.method.extras
         has_more = any(parameter.requires_grad for parameter in extras.parameters())
-        self.added = Optimisation(extras, training.spec.recipe, 10, CPU.device) if has_more else None
+        self.added = Optimisation(extras, engine.learner.spec.recipe, 10, CPU.device) if has_more else None
         with torch.no_grad():
             self.student_output = self.method.student.features(batch.images)
-            self.teacher_output = training.teacher.observe(batch.images)
+            self.teacher_output = engine.teacher.observe(batch.images)
 
     def teacher_forward(self) -> None:
         with torch.no_grad():
@@ -157,31 +178,30 @@ def cpu_seconds(part: Callable[[], None]) -> float:
     return time.process_time() - start
 
 
-def make_parts(pair: str, name: str, batch: int) -> tuple[Training, list[Callable[[], None]]]:
+def make_parts(pair: str, name: str, batch: int) -> tuple[Engine, list[Callable[[], None]]]:
     """The engine's own training, its whole step, and the parts: teacher, student, what the method adds."""
     seed_everything(0)
-    training = make_training(make_spec(pair, name, batch))
+    engine = make_engine(make_spec(pair, name, batch))
     images, numbers = torch.randint(0, 256, (batch, 3, SIZE, SIZE), dtype=torch.uint8), torch.arange(batch)
     raw, key = Raw(images, numbers, numbers), BatchKey(tuple(range(batch)), tuple(range(batch)), batch, 0, 0)
-    training.method.train()
-    prepared = training.preparation.train(raw)
-    bare = Bare(training, replace(prepared, images=prepared.images.clone()))
+    engine.method.train()
+    bare = Bare(engine, engine.stream.preparation.train(raw))
 
     def step() -> None:
-        training.train_step(key, raw)
+        train_step([engine.learner], engine.stream, engine.teacher, key, raw)
 
-    return training, [step, bare.teacher_forward, bare.student_step, bare.extra]
+    return engine, [step, bare.teacher_forward, bare.student_step, bare.extra]
 
 
 def measure(pair: str, name: str, batch: int, rounds: int) -> None:
     """One line: seconds of the step, of its parts, of teacher and student alone, two ratios, peak memory."""
-    training, parts = make_parts(pair, name, batch)
+    engine, parts = make_parts(pair, name, batch)
     rows = []
     for _ in range(rounds + 1):
-        keep_paths(training.method)
+        keep_paths(engine.method)
         rows.append([cpu_seconds(part) for part in parts])
     del rows[0]  # the first round warms up
-    training.losses.read(pair, 0.0)
+    engine.learner.state.losses.read(pair, 0.0)
     peaks = [peak_in_a_process_of_its_own(pair, name, batch, what) for what in ("step", "parts")]
     print(line(pair, name, rows, peaks), flush=True)
 
@@ -195,9 +215,9 @@ def peak_in_a_process_of_its_own(pair: str, name: str, batch: int, what: str) ->
 
 def run_for_peak(pair: str, name: str, batch: int, what: str) -> None:
     """Run the step or the parts three times and print this process's peak memory (MB)."""
-    training, parts = make_parts(pair, name, batch)
+    engine, parts = make_parts(pair, name, batch)
     for _ in range(3):
-        keep_paths(training.method)
+        keep_paths(engine.method)
         for part in parts[:1] if what == "step" else parts[1:]:
             part()
     print(high_water_mb())

@@ -17,9 +17,9 @@ import torch
 
 from fbt_core import distributed
 from fbt_core.batch_division import check_accumulation, check_batch
-from fbt_core.data.feed import explaining_loaders
+from fbt_core.data.feed import Raw, explaining_loaders
 from fbt_core.data.load import load_splits
-from fbt_core.data.order import seed_everything
+from fbt_core.data.order import BatchKey, seed_everything
 from fbt_core.data.splits import Split, blank_images
 from fbt_core.distributed import Group, Vote
 from fbt_core.errors import Interrupted
@@ -86,19 +86,26 @@ def train(specs: Sequence[RunSpec], settings: ExecutionSettings, runs: Path, sto
 def train_epoch(
     learners: Sequence[Learner], stream: Stream, teacher: Teacher | None, vote: Vote, stop: StopRequest
 ) -> None:
-    """The remaining steps of the present epoch: the teacher observes a batch, every run learns from it."""
+    """The remaining steps of the present epoch."""
     state = learners[0].state
     for learner in learners:
         learner.start_epoch()
     for key, raw in stream.training(state.epoch, state.step):
-        for part in stream.parts(key, raw):
-            with autocast(stream.spec.recipe, stream.group.device):
-                seen = teacher.observe(part.images) if teacher else None
-            for learner in learners:
-                learner.learn(part, seen)
-        for learner in learners:
-            learner.update()
+        train_step(learners, stream, teacher, key, raw)
         act_on(learners, vote.ask(wanted(learners, stop)), vote)
+
+
+def train_step(
+    learners: Sequence[Learner], stream: Stream, teacher: Teacher | None, key: BatchKey, raw: Raw
+) -> None:
+    """One step: the teacher observes the batch, every run learns from it and updates its weights."""
+    for part in stream.parts(key, raw):
+        with autocast(stream.spec.recipe, stream.group.device):
+            seen = teacher.observe(part.images) if teacher else None
+        for learner in learners:
+            learner.learn(part, seen)
+    for learner in learners:
+        learner.update()
 
 
 # ---------------------------------------------------------------- building

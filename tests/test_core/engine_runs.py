@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from fbt_core import checkpoint
-from fbt_core.loop import Training
+from fbt_core import checkpoint, train
+from fbt_core.learner import Learner
 from fbt_core.run import main
 from fbt_core.spec import ExecutionSettings, RunSpec
 from scripts.make_fashion_mnist_subset import write_idx
@@ -147,14 +147,14 @@ def at_test_batch(number: int, act: Callable[[], object]) -> Callable[[], None]:
     """Prepares a child so that `act` runs in its number-th batch of test images."""
 
     def prepare() -> None:
-        seen, counts = iter(range(1, 10_000)), Training.test_batch_counts
+        seen, counts = iter(range(1, 10_000)), Learner.count_test_batch
 
-        def watched(training: Training, network: Any, raw: Any) -> Any:
+        def watched(learner: Learner, network: Any, *batch: Any) -> Any:
             if next(seen) == number:
                 act()
-            return counts(training, network, raw)
+            return counts(learner, network, *batch)
 
-        Training.test_batch_counts = watched  # type: ignore[method-assign]
+        Learner.count_test_batch = watched  # type: ignore[method-assign]
 
     return prepare
 
@@ -224,21 +224,21 @@ def watch(count: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
     """Put `count` around a run's events: a step, a test batch, a write, a flush, a rename."""
     os.fsync, os.replace = count(os.fsync), count(os.replace)
     checkpoint._Hashing.write = count(checkpoint._Hashing.write)
-    Training.train_step = count(Training.train_step)
-    Training.test_batch_counts = count(Training.test_batch_counts)
+    train.train_step = count(train.train_step)
+    Learner.count_test_batch = count(Learner.count_test_batch)
 
 
 def at_step(number: int, act: Callable[[], object]) -> Callable[[], None]:
     """Prepares a child so that `act` runs in its number-th step."""
 
     def prepare() -> None:
-        seen, step = iter(range(1, 10_000)), Training.train_step
+        seen, step = iter(range(1, 10_000)), train.train_step
 
-        def watched(training: Training, key: Any, raw: Any) -> None:
+        def watched(*values: Any) -> None:
             if next(seen) == number:
                 act()
-            step(training, key, raw)
+            step(*values)
 
-        Training.train_step = watched  # type: ignore[method-assign]
+        train.train_step = watched
 
     return prepare

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fbt_core.loop import Training
+from fbt_core import train as training
+from fbt_core.learner import Learner
 from fbt_core.run import main
 from fbt_core.weights import WEIGHTS_FILE, file_sha256, state_sha256
 from tests.test_core.engine_runs import KD, arguments, make_spec, metrics_of, network, write_images
@@ -43,22 +44,22 @@ def train(spec, folder: Path, root: Path) -> Path:
 
 
 def watch(seen: Path) -> None:
-    step, note = Training.train_step, Training.note_epoch
+    step, note = training.train_step, Learner.note_epoch
 
-    def watched_step(training, key, raw):
+    def watched_step(learners, stream, teacher, key, raw):
         if (key.epoch, key.step) == (0, 0):
-            method = training.method
+            method = learners[0].method
             networks = {"student": method.student, "teacher": method.teacher}
-            hashes = {name: state_sha256(net.network) for name, net in networks.items() if net is not None}
-            (seen / "start.json").write_text(json.dumps(hashes))
-        step(training, key, raw)
+            found = {name: state_sha256(one.network) for name, one in networks.items() if one is not None}
+            (seen / "start.json").write_text(json.dumps(found))
+        step(learners, stream, teacher, key, raw)
 
-    def watched_epoch(training, score, ema):
-        epoch = training.position.epoch + 1
-        (seen / f"epoch{epoch}").write_text(state_sha256(training.method.student.network))
-        note(training, {**score, "top1": 50.0 - epoch}, ema)
+    def watched_epoch(learner, score, ema):
+        epoch = learner.state.epoch + 1
+        (seen / f"epoch{epoch}").write_text(state_sha256(learner.method.student.network))
+        note(learner, {**score, "top1": 50.0 - epoch}, ema)
 
-    Training.train_step, Training.note_epoch = watched_step, watched_epoch
+    training.train_step, Learner.note_epoch = watched_step, watched_epoch
 
 
 def start_of(seen: Path) -> dict[str, str]:

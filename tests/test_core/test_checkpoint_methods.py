@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fbt_core.loop import Training
+from fbt_core import train
 from fbt_core.methods.registry import method_names
 from tests.test_core.engine_runs import arguments, in_child, measured, network, weights_of, write_images
 from tests.test_core.test_distributed_runs import VIT, method_spec
@@ -25,14 +25,14 @@ def interrupt_in(epoch: int, step: int):
     """Prepares a child that is asked to stop in this step."""
 
     def prepare():
-        train_step = Training.train_step
+        train_step = train.train_step
 
-        def watched(training, key, raw):
+        def watched(learners, stream, teacher, key, raw):
             if (key.epoch, key.step) == (epoch, step):
                 os.kill(os.getpid(), signal.SIGUSR2)
-            train_step(training, key, raw)
+            train_step(learners, stream, teacher, key, raw)
 
-        Training.train_step = watched
+        train.train_step = watched
 
     return prepare
 

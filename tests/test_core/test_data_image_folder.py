@@ -273,10 +273,10 @@ def test_image_that_vanishes_in_mid_epoch_stops_the_run_and_a_rerun_continues(ro
     victim = next((root / "train" / "cat").iterdir())
 
     def vanish():
-        from fbt_core.loop import Training
+        from fbt_core.learner import Learner
 
-        resume = Training.resume
-        Training.resume = lambda training: (victim.rename(victim.with_suffix(".gone")), resume(training))
+        resume = Learner.resume
+        Learner.resume = lambda *values: (victim.rename(victim.with_suffix(".gone")), resume(*values))
 
     assert in_child(command, vanish) == 1
     error = capfd.readouterr().err.strip().splitlines()

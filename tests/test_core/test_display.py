@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from fbt_core import loop
+from fbt_core import report
 from fbt_core.loss_log import LossLog
 from fbt_core.run import main
 from tests.test_core.engine_runs import arguments, make_spec, write_images
@@ -73,7 +73,7 @@ def test_a_log_has_a_line_an_epoch_and_no_bar(root, tmp_path):
 def test_steps_are_told_between_two_readings_of_the_losses(root, tmp_path, monkeypatch):
     """The bar follows every step; the device is asked at the end of the epoch only."""
     moved, read = [], []
-    monkeypatch.setattr(loop.Display, "move", lambda self, step, loss: moved.append(step))
+    monkeypatch.setattr(report.Display, "move", lambda self, step, loss: moved.append(step))
     fetch = LossLog.read
 
     def watched(self, *arguments):

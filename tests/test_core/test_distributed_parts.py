@@ -13,18 +13,12 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from fbt_core import checkpoint, distributed
+from fbt_core import checkpoint, distributed, train
+from fbt_core.batch_division import check_accumulation, check_pairs, share_of_batch
 from fbt_core.data.feed import Batches, Fault
-from fbt_core.distributed import (
-    Vote,
-    Worker,
-    check_accumulation,
-    gather_with_gradient,
-    rows_of,
-    share_of_batch,
-)
+from fbt_core.distributed import Group, Vote, gather_with_gradient, rows_of
 from fbt_core.errors import UserError
-from fbt_core.loop import Training
+from fbt_core.learner import Learner
 from fbt_core.normalisation import set_normalisation_batch
 from fbt_core.spec import ExecutionSettings
 from tests.test_core.engine_runs import (
@@ -54,15 +48,15 @@ def test_a_single_process_gathers_its_own_rows():
 
 
 def test_indivisible_batch_lists_what_divides():
-    assert share_of_batch(recipe(batch_size=12), Worker(CPU, 0, 3), 2) == 2
+    assert share_of_batch(recipe(batch_size=12), Group(CPU, 0, 3), 2) == 2
     with pytest.raises(UserError, match="12 cannot be divided by 5 processes.*1, 2, 3, 4, 6, 12"):
-        share_of_batch(recipe(batch_size=12), Worker(CPU, 0, 5), 1)
+        share_of_batch(recipe(batch_size=12), Group(CPU, 0, 5), 1)
 
 
 def test_smaller_normalisation_batch_is_reached_by_groups():
     torch.manual_seed(0)
     norm, plain = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
-    set_normalisation_batch(norm, recipe(normalisation_batch=4), Worker(CPU, 0, 1), 1)
+    set_normalisation_batch(norm, recipe(normalisation_batch=4), Group(CPU, 0, 1), 1)
     x = torch.randn(16, 3, 5, 5)
     assert torch.equal(norm(x), torch.cat([plain(part) for part in x.chunk(4)]))
     assert torch.equal(norm.running_mean, plain.running_mean)
@@ -78,13 +72,13 @@ def test_unreachable_normalisation_batch_says_what_can_be_reached(wanted, world,
     allow = ", or set allow_changed_batch: true" if wanted is None else ""
     with pytest.raises(UserError, match=rf"normalisation_batch.*one of {offered}{allow} \(that is"):
         set_normalisation_batch(
-            nn.BatchNorm2d(3), recipe(normalisation_batch=wanted), Worker(CPU, 0, world), accumulation
+            nn.BatchNorm2d(3), recipe(normalisation_batch=wanted), Group(CPU, 0, world), accumulation
         )
 
 
 def test_networks_without_batch_norm_take_any_division():
     layer = nn.LayerNorm(3)
-    assert set_normalisation_batch(layer, recipe(normalisation_batch=6), Worker(CPU, 0, 4), 4) is layer
+    assert set_normalisation_batch(layer, recipe(normalisation_batch=6), Group(CPU, 0, 4), 4) is layer
 
 
 @pytest.fixture(scope="module")
@@ -126,10 +120,10 @@ def test_a_recipe_may_allow_a_changed_batch_and_is_another_run_then():
     """BatchNorm then sees the images of one part, those of all processes together."""
     norm, x = nn.BatchNorm2d(3), torch.randn(8, 3, 5, 5)
     expected = nn.BatchNorm2d(3)(x)
-    set_normalisation_batch(norm, recipe(allow_changed_batch=True), Worker(CPU, 0, 1), 2)
+    set_normalisation_batch(norm, recipe(allow_changed_batch=True), Group(CPU, 0, 1), 2)
     assert torch.equal(norm(x), expected)
     with pytest.raises(UserError, match="set it to one of 2, 4, 8, or set allow_changed_batch: true"):
-        set_normalisation_batch(norm, recipe(), Worker(CPU, 0, 1), 2)
+        set_normalisation_batch(norm, recipe(), Group(CPU, 0, 1), 2)
     with pytest.raises(ValidationError):
         recipe(allow_changed_batch=False)  # leaving it out is the one way to say no: one id for one run
     assert make_spec().id != make_spec(recipe__allow_changed_batch=True).id
@@ -151,8 +145,8 @@ def test_accumulation_with_the_spec_that_allows_it_trains_as_groups_do(root, tmp
     spec = make_spec(recipe__normalisation_batch=8)
     for name, settings in (("groups", {}), ("parts", {"gradient_accumulation": 2})):
         assert in_child(arguments(spec, tmp_path / name, root, **settings)) == 0
-    groups, parts = (measured(tmp_path / name, spec) for name in ("groups", "parts"))
-    assert [line[2] for line in groups] == pytest.approx([line[2] for line in parts], abs=5e-4)
+    one, other = (measured(tmp_path / name, spec) for name in ("groups", "parts"))
+    assert [line[2] for line in one] == pytest.approx([line[2] for line in other], abs=5e-4)
     shown = metrics_of(tmp_path / "parts", spec)["history"][0]
     assert shown["loss"] == pytest.approx(sum(shown["terms"].values()), abs=1e-5)
 
@@ -175,14 +169,14 @@ def in_step_of_second(act):
     """Prepares the second of two processes so that it acts in the fourth step."""
 
     def prepare(rank: int) -> None:
-        step = Training.train_step
+        step = train.train_step
 
-        def watched(training, key, raw):
+        def watched(learners, stream, teacher, key, raw):
             if rank == 1 and (key.epoch, key.step) == (0, 3):
                 act()
-            step(training, key, raw)
+            step(learners, stream, teacher, key, raw)
 
-        Training.train_step = watched
+        train.train_step = watched
 
     return prepare
 
@@ -191,14 +185,14 @@ def in_evaluation_of_second(act):
     """Prepares the second of two processes so that it acts in its first batch of test images."""
 
     def prepare(rank: int) -> None:
-        counts, calls = Training.test_batch_counts, iter(range(1, 1000))
+        counts, calls = Learner.count_test_batch, iter(range(1, 1000))
 
-        def watched(training, network, raw):
+        def watched(learner, network, *batch):
             if rank == 1 and next(calls) == 1:
                 act()
-            return counts(training, network, raw)
+            return counts(learner, network, *batch)
 
-        Training.test_batch_counts = watched
+        Learner.count_test_batch = watched
 
     return prepare
 
@@ -222,10 +216,10 @@ def test_two_processes_stop_together_when_one_gets_the_signal_and_resume(
     spec, weights, numbers = together
     command, folder = arguments(spec, tmp_path, root), tmp_path / spec.id
     assert run_together(command, 2, where(send_signal)) == [75, 75]
-    reported = [line for line in capfd.readouterr().err.splitlines() if "interrupted" in line]
-    assert len(reported) == 1
-    stop = "step 5" if where is in_step_of_second else "epoch 1, step 6"
-    assert "SIGUSR2: state saved" in reported[0] and stop in reported[0]
+    told = [line for line in capfd.readouterr().err.splitlines() if "interrupted" in line]
+    assert len(told) == 1
+    place = "step 5" if where is in_step_of_second else "epoch 1, step 6"
+    assert "SIGUSR2: state saved" in told[0] and place in told[0]
     assert "SIGUSR2: state saved" in json.loads((folder / "progress.json").read_text())["error"]
     assert run_together(command, 2) == [0, 0]
     assert weights_of(tmp_path, spec) == weights
@@ -285,8 +279,8 @@ def test_an_error_of_one_process_ends_all_with_one_line(failing, root, tmp_path,
     assert run_together(arguments(spec, tmp_path, root), 2, prepare) == [1, 1]
     text = capfd.readouterr().err
     assert "Traceback" not in text
-    reported = [line for line in text.splitlines() if line.startswith("error")]
-    assert reported == ["error: data/train/cat/7.png: image file is gone"]
+    told = [line for line in text.splitlines() if line.startswith("error")]
+    assert told == ["error: data/train/cat/7.png: image file is gone"]
     progress = json.loads((folder / "progress.json").read_text())
     assert (progress["state"], progress["error"]) == ("failed", "data/train/cat/7.png: image file is gone")
     assert "7.png: image file is gone" in (folder / "log.txt").read_text()
@@ -305,11 +299,11 @@ def test_a_process_that_cannot_join_because_another_failed_says_nothing(tmp_path
         start = distributed.start
 
         def late(settings):
-            worker = start(settings)
+            group = start(settings)
             time.sleep(rank)
             if rank:
                 raise RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer")
-            return worker
+            return group
 
         distributed.start = late
 
@@ -344,11 +338,11 @@ def test_rows_of_the_batch_are_made_once(monkeypatch):
 def test_mixing_needs_an_even_share(root, tmp_path, capfd, batch, world, offered):
     spec = make_spec({**PLAIN, "mixup": 0.8}, recipe__batch_size=batch)
     assert run_together(arguments(spec, tmp_path, root), world) == [1] * world
-    reported = [line for line in capfd.readouterr().err.splitlines() if "error" in line]
-    assert len(reported) == 1
-    assert "recipe.batch_size" in reported[0] and offered in reported[0]
+    told = [line for line in capfd.readouterr().err.splitlines() if "error" in line]
+    assert len(told) == 1
+    assert "recipe.batch_size" in told[0] and offered in told[0]
     plain = make_spec(recipe__batch_size=batch, recipe__normalisation_batch=batch // world)
-    distributed.check_pairs(plain.recipe, Worker(CPU, 0, world))
+    check_pairs(plain.recipe, Group(CPU, 0, world))
 
 
 def test_place_counts_from_torchruns_environment(monkeypatch):

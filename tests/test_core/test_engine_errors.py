@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from fbt_core import checkpoint, loop
+from fbt_core import checkpoint
 from fbt_core.data import feed
 from fbt_core.errors import UserError
 from fbt_core.files import write_file
+from fbt_core.learner import Learner
 from fbt_core.methods.base import Method
 from fbt_core.optimisation import Optimisation
 from tests.test_core.engine_runs import (
@@ -104,7 +105,8 @@ def test_run_killed_between_the_two_renames_continues_from_the_new_state(stopped
     folder = stopped / SPEC.id
     (folder / "last.pt").rename(folder / "next.pt")
     state, faults = checkpoint.load(folder, SPEC)
-    assert state["position"] == {"epoch": 1, "step": 2, "updates": 8}
+    position = {name: state["state"][name] for name in ("epoch", "step", "updates")}
+    assert position == {"epoch": 1, "step": 2, "updates": 8}
     assert not faults
     assert in_child(arguments(SPEC, stopped, root)) == 0
     assert weights_of(stopped, SPEC) == expected
@@ -134,14 +136,14 @@ def test_non_finite_loss_names_term_step_and_rate(root, tmp_path, capfd, expecte
 @pytest.mark.parametrize("ema", [False, True])
 def test_non_finite_test_loss_stays_out_of_the_history(root, tmp_path, capfd, expected, ema):
     def poison():
-        evaluate, calls = loop.Training.test_batch_counts, iter(range(1, 1000))
+        evaluate, calls = Learner.count_test_batch, iter(range(1, 1000))
 
-        def poisoned(training, network, raw):
-            counts = evaluate(training, network, raw)
-            is_ema = network is not training.method.get_eval_model()
+        def poisoned(learner, network, *batch):
+            counts = evaluate(learner, network, *batch)
+            is_ema = network is not learner.method.get_eval_model()
             return counts * torch.nan if is_ema == ema and next(calls) > 2 else counts
 
-        loop.Training.test_batch_counts = poisoned
+        Learner.count_test_batch = poisoned
 
     assert in_child(arguments(SPEC, tmp_path, root), poison) == 1
     one_line(capfd, "loss on the test images is not finite (nan)", "epoch 2", "last good checkpoint is kept")
@@ -326,7 +328,7 @@ def test_a_bug_in_building_a_method_shows_its_traceback(root, tmp_path, capfd, m
     def fail(*arguments):
         raise ValueError("a bug")
 
-    monkeypatch.setattr("fbt_core.run.build_method", fail)
+    monkeypatch.setattr("fbt_core.train.build_method", fail)
     assert in_child(arguments(SPEC, tmp_path, root)) == 99  # an exception that nothing has caught
     text = capfd.readouterr().err
     assert "Traceback" in text and text.strip().endswith("ValueError: a bug")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fbt_core.loop import Training
+from fbt_core import train
 from fbt_core.methods.registry import method_names
 from fbt_core.staged.model import StagedModel
 from tests.test_core.engine_runs import EVERYTHING, arguments, in_child, network, write_images
@@ -52,11 +52,11 @@ def one_hot(target: torch.Tensor, classes: int) -> torch.Tensor:
     return zeros.scatter_(-1, target.unsqueeze(-1), 1)
 
 
-def watch_third_step(file: Path):
+def watch_third_step(found: Path):
     """Prepares a run to end after its third step and to write down what that step did."""
 
     def prepare() -> None:
-        step, run_pieces, stem = Training.train_step, StagedModel._run_pieces, StagedModel.stem
+        step, run_pieces, stem = train.train_step, StagedModel._run_pieces, StagedModel.stem
         calls: list[tuple] = []
 
         def counted_stem(network, x):
@@ -67,22 +67,22 @@ def watch_third_step(file: Path):
             calls.append((id(network), (start, end), x.data_ptr()))
             return run_pieces(network, x, start, end)
 
-        def watched(training, key, raw):
+        def watched(learners, stream, teacher, key, raw):
             if key.step < 2:
-                return step(training, key, raw)
+                return step(learners, stream, teacher, key, raw)
             calls.clear()
             StagedModel._run_pieces, StagedModel.stem = counted, counted_stem
             torch.nn.functional.one_hot = one_hot
             with Waiting() as waiting:
-                step(training, key, raw)
-            teacher = training.method.teacher
-            mine = [call[1:] for call in calls if call[0] == id(teacher)]
-            ends = teacher._ends if teacher else ()
-            early = [list(pair) for pair in zip(ends[:3], ends[1:4], strict=True)] if teacher else []
-            file.write_text(json.dumps({"waits": waiting.found, "teacher": mine, "early": early}))
+                step(learners, stream, teacher, key, raw)
+            network = learners[0].method.teacher
+            mine = [call[1:] for call in calls if call[0] == id(network)]
+            ends = network._ends if network else ()
+            early = [list(pair) for pair in zip(ends[:3], ends[1:4], strict=True)] if network else []
+            found.write_text(json.dumps({"waits": waiting.found, "teacher": mine, "early": early}))
             os._exit(0)
 
-        Training.train_step = watched
+        train.train_step = watched
 
     return prepare
 
@@ -95,19 +95,19 @@ def root(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("name", method_names())
 def test_a_step_waits_for_nothing_and_runs_the_teacher_once(name, root, tmp_path):
     spec, files = method_spec(name, tmp_path, {**network("student"), **VIT}, augmentation=EVERYTHING)
-    file = tmp_path / "step.json"
+    found = tmp_path / "found.json"
     command = arguments(spec, tmp_path, root, weight_files=files, log_steps=50)
-    assert in_child(command, watch_third_step(file)) == 0
-    step = json.loads(file.read_text())
+    assert in_child(command, watch_third_step(found)) == 0
+    step = json.loads(found.read_text())
     assert step["waits"] == []
     if not files:
         return
     ran = Counter(json.dumps(part) for part, _ in step["teacher"])
     assert ran['"stem"'] == 1
-    parts = [json.dumps(part) for part in step["early"]]
+    places = [json.dumps(part) for part in step["early"]]
     if name == "fcfd":  # its mixed paths lead what the student saw through the teacher's later stages
-        first, *later = parts
+        first, *later = places
         assert ran[first] == 1
         assert len(step["teacher"]) == len({json.dumps(call) for call in step["teacher"]})
     else:
-        assert [ran[part] for part in parts] == [1, 1, 1]
+        assert [ran[place] for place in places] == [1, 1, 1]

@@ -13,8 +13,8 @@ import yaml
 from fbt_core import checkpoint
 from fbt_core.data.load import load_splits
 from fbt_core.measure import features
-from fbt_core.run import make_method
 from fbt_core.spec import ExecutionSettings, MethodSpec, NetworkSpec, RunSpec
+from fbt_core.train import make_method, make_teacher
 from fbt_core.weights import serialise
 from fbt_paper.config.load import tiny_network
 from tests.test_paper.made_up_results import make_spec
@@ -44,7 +44,8 @@ def write_untrained(runs: Path, spec: RunSpec) -> RunSpec:
     folder = runs / spec.id
     folder.mkdir(parents=True)
     (folder / "spec.json").write_text(spec.model_dump_json())
-    method = make_method(spec, SETTINGS, runs, load_splits(spec.dataset, {})[0])
+    teacher = make_teacher(spec, SETTINGS, runs)
+    method = make_method(spec, SETTINGS, runs, load_splits(spec.dataset, {})[0], teacher)
     torch.manual_seed(7)
     with torch.no_grad():
         for parameter in method.trainable_module.parameters():

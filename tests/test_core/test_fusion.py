@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fbt_core.distributed import Worker
+from fbt_core.distributed import Group
 from fbt_core.errors import UserError
 from fbt_core.fusion import L2G, FusedModel, choose_direction
 from fbt_core.fusion.fused import kept_statistics
@@ -194,7 +194,7 @@ def test_kept_statistics_are_kept_where_processes_share_them():
 
     def check(rank):
         torch.distributed.init_process_group("gloo")
-        set_normalisation_batch(norm, recipe, Worker(torch.device("cpu"), rank, 2), 1)
+        set_normalisation_batch(norm, recipe, Group(torch.device("cpu"), rank, 2), 1)
         with kept_statistics(norm):
             torch.testing.assert_close(norm(x.chunk(2)[rank]), expected.chunk(2)[rank])
         assert same(before, state(norm))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fbt_core.distributed import Worker
+from fbt_core.distributed import Group
 from fbt_core.methods.fcfd import Bridge, Path, late_norms
 from fbt_core.normalisation import set_normalisation_batch
 from fbt_core.staged.base import FeatureShape
@@ -91,7 +91,7 @@ def test_mixed_passes_through_the_teacher_normalise_over_as_many_images_as_the_r
     recipe = make_spec(recipe__batch_size=4, recipe__normalisation_batch=2).recipe
     method, twin = make_method("fcfd", CNN_PAIR), make_method("fcfd", CNN_PAIR)
     method.adapt_normalisation(
-        lambda m: set_normalisation_batch(m, recipe, Worker(torch.device("cpu"), 0, 1), 1)
+        lambda m: set_normalisation_batch(m, recipe, Group(torch.device("cpu"), 0, 1), 1)
     )
     norms, others = late_norms(method.teacher, 0), late_norms(twin.teacher, 0)
     path = "statistics_student_to_teacher1"

@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 
-from fbt_core import run
+from fbt_core import train
 from fbt_core.methods.base import Batch
 from fbt_core.methods.registry import method_names
 from fbt_core.spec import ExecutionSettings
@@ -100,22 +100,25 @@ def shelf():
 @pytest.fixture
 def build(shelf, monkeypatch):
     """Builds a spec's method as the engine does, but for the weights, and with networks from the shelf."""
-    build_anew = run.make_network
+    build_anew = train.make_network
 
-    def make_network(network, spec, sources, split, in_training=False):
+    def make_network(network, spec, settings, runs, in_training=False):
+        split = str(spec.method.parameters.get("split", "even"))
         key = (network.architecture, spec.dataset.classes, split, in_training)
         if key not in shelf:
             if len(shelf) >= 3:
                 shelf.pop(next(iter(shelf)))
-            shelf[key] = with_weights_in_the_head(build_anew(network, spec, sources, split))
+            shelf[key] = with_weights_in_the_head(build_anew(network, spec, settings, runs))
         return copy.deepcopy(shelf[key]) if in_training else shelf[key]
 
-    monkeypatch.setattr(run, "load_weights", lambda *inputs, **options: None)
-    monkeypatch.setattr(run, "make_network", make_network)
+    monkeypatch.setattr(train, "load_weights", lambda *inputs, **options: None)
+    monkeypatch.setattr(train, "make_network", make_network)
 
     def build_method(spec):
         labels = torch.arange(spec.dataset.train_images) % spec.dataset.classes
-        method = run.make_method(spec, ExecutionSettings(), Path("nowhere"), SimpleNamespace(labels=labels))
+        settings, runs = ExecutionSettings(), Path("nowhere")
+        teacher = train.make_teacher(spec, settings, runs)
+        method = train.make_method(spec, settings, runs, SimpleNamespace(labels=labels), teacher)
         method.train()
         method.start_epoch(0)
         return method
