@@ -40,8 +40,8 @@ def take(modules: Sequence[nn.Module], kept: Tensor | None, group: Group) -> Non
     """Take this process's own statistics out of a checkpoint; on another number of processes their mean."""
     if kept is None:
         return
-    own = kept[group.rank] if len(kept) == group.world else kept.double().mean(0)
-    _fill(_buffers(modules), own)
+    numbers = kept[group.rank] if len(kept) == group.world else kept.double().mean(0)
+    _fill(_buffers(modules), numbers)
 
 
 def _buffers(modules: Sequence[nn.Module]) -> list[Tensor]:

@@ -34,6 +34,8 @@ HELD = "GPU_SLOTS_HELD"
 """Set in the processes of a job that holds slots: the paths of their lock files, joined by ':'."""
 CHOSEN = "GPU_SLOTS_DEVICES"
 """GPUs that jobs may use, as `--submitit-gpus` gives them: indices, UUIDs, MIG ids; `fake-...` in tests."""
+FOLDER = "GPU_SLOTS_FOLDER"
+"""Another folder for the lock files; it must be the same for all who share the GPUs."""
 POLL_S = 0.5
 SHARED_FOLDERS = ("/run/lock", "/tmp")
 UUID = re.compile(r"UUID: ((?:GPU|MIG)-[\w/-]+)")
@@ -184,6 +186,8 @@ def shared_folder() -> Path:
 
     A folder below it that some user made would be that user's to replace, so the files lie in it directly.
     """
+    if named := os.environ.get(FOLDER):
+        return Path(named)
     for name in SHARED_FOLDERS:
         with suppress(OSError):
             status = os.stat(name)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,10 @@ __all__ = ["cluster", "make_workflow", "start_cluster"]
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Started in the background, where shells ignore Ctrl-C: the programs under test are to heed it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# Locks of GPU slots that no other test process on this machine shares.
+os.environ["GPU_SLOTS_FOLDER"] = tempfile.mkdtemp(prefix="gpu-slots-")
 
 
 @pytest.fixture

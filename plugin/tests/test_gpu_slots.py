@@ -154,6 +154,14 @@ def test_a_name_that_no_gpu_has_is_refused_with_the_list(machine: None) -> None:
         devices({"CUDA_VISIBLE_DEVICES": "7"})
 
 
+def test_without_a_folder_of_its_own_the_locks_lie_where_nobody_can_move_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv(gpu_slots.FOLDER)
+    status = gpu_slots.shared_folder().stat()
+    assert status.st_uid == 0 and status.st_mode & 0o1002 == 0o1002
+
+
 def test_a_lock_file_that_was_put_away_locks_nothing(slots: Callable[[int], str]) -> None:
     chosen = slots(1)
     lease = take(1, {gpu_slots.CHOSEN: chosen})

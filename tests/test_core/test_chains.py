@@ -50,8 +50,8 @@ def watch(seen: Path) -> None:
         if (key.epoch, key.step) == (0, 0):
             method = learners[0].method
             networks = {"student": method.student, "teacher": method.teacher}
-            found = {name: state_sha256(one.network) for name, one in networks.items() if one is not None}
-            (seen / "start.json").write_text(json.dumps(found))
+            digests = {name: state_sha256(model.network) for name, model in networks.items() if model}
+            (seen / "start.json").write_text(json.dumps(digests))
         step(learners, stream, teacher, key, raw)
 
     def watched_epoch(learner, score, ema):

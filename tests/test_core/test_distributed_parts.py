@@ -145,8 +145,8 @@ def test_accumulation_with_the_spec_that_allows_it_trains_as_groups_do(root, tmp
     spec = make_spec(recipe__normalisation_batch=8)
     for name, settings in (("groups", {}), ("parts", {"gradient_accumulation": 2})):
         assert in_child(arguments(spec, tmp_path / name, root, **settings)) == 0
-    one, other = (measured(tmp_path / name, spec) for name in ("groups", "parts"))
-    assert [line[2] for line in one] == pytest.approx([line[2] for line in other], abs=5e-4)
+    groups, parts = (measured(tmp_path / name, spec) for name in ("groups", "parts"))
+    assert [line[2] for line in groups] == pytest.approx([line[2] for line in parts], abs=5e-4)
     shown = metrics_of(tmp_path / "parts", spec)["history"][0]
     assert shown["loss"] == pytest.approx(sum(shown["terms"].values()), abs=1e-5)
 
@@ -216,10 +216,10 @@ def test_two_processes_stop_together_when_one_gets_the_signal_and_resume(
     spec, weights, numbers = together
     command, folder = arguments(spec, tmp_path, root), tmp_path / spec.id
     assert run_together(command, 2, where(send_signal)) == [75, 75]
-    told = [line for line in capfd.readouterr().err.splitlines() if "interrupted" in line]
-    assert len(told) == 1
-    place = "step 5" if where is in_step_of_second else "epoch 1, step 6"
-    assert "SIGUSR2: state saved" in told[0] and place in told[0]
+    reports = [line for line in capfd.readouterr().err.splitlines() if "interrupted" in line]
+    assert len(reports) == 1
+    position = "step 5" if where is in_step_of_second else "epoch 1, step 6"
+    assert "SIGUSR2: state saved" in reports[0] and position in reports[0]
     assert "SIGUSR2: state saved" in json.loads((folder / "progress.json").read_text())["error"]
     assert run_together(command, 2) == [0, 0]
     assert weights_of(tmp_path, spec) == weights
@@ -279,8 +279,8 @@ def test_an_error_of_one_process_ends_all_with_one_line(failing, root, tmp_path,
     assert run_together(arguments(spec, tmp_path, root), 2, prepare) == [1, 1]
     text = capfd.readouterr().err
     assert "Traceback" not in text
-    told = [line for line in text.splitlines() if line.startswith("error")]
-    assert told == ["error: data/train/cat/7.png: image file is gone"]
+    reports = [line for line in text.splitlines() if line.startswith("error")]
+    assert reports == ["error: data/train/cat/7.png: image file is gone"]
     progress = json.loads((folder / "progress.json").read_text())
     assert (progress["state"], progress["error"]) == ("failed", "data/train/cat/7.png: image file is gone")
     assert "7.png: image file is gone" in (folder / "log.txt").read_text()
@@ -338,9 +338,9 @@ def test_rows_of_the_batch_are_made_once(monkeypatch):
 def test_mixing_needs_an_even_share(root, tmp_path, capfd, batch, world, offered):
     spec = make_spec({**PLAIN, "mixup": 0.8}, recipe__batch_size=batch)
     assert run_together(arguments(spec, tmp_path, root), world) == [1] * world
-    told = [line for line in capfd.readouterr().err.splitlines() if "error" in line]
-    assert len(told) == 1
-    assert "recipe.batch_size" in told[0] and offered in told[0]
+    reports = [line for line in capfd.readouterr().err.splitlines() if "error" in line]
+    assert len(reports) == 1
+    assert "recipe.batch_size" in reports[0] and offered in reports[0]
     plain = make_spec(recipe__batch_size=batch, recipe__normalisation_batch=batch // world)
     check_pairs(plain.recipe, Group(CPU, 0, world))
 

@@ -30,7 +30,7 @@ class Waiting(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.record: list[str] = []
 
     def __torch_dispatch__(self, operation, types, values=(), named=None):
         name = operation.overloadpacket.__name__
@@ -42,7 +42,7 @@ class Waiting(TorchDispatchMode):
                 frame for frame in traceback.extract_stack() if Path(frame.filename).is_relative_to(PLACE)
             ]
             where = f"{Path(frames[-1].filename).relative_to(PLACE)}:{frames[-1].lineno} {frames[-1].line}"
-            self.found.append(f"{name} in {where}" if frames else name)
+            self.record.append(f"{name} in {where}" if frames else name)
         return operation(*values, **(named or {}))
 
 
@@ -52,7 +52,7 @@ def one_hot(target: torch.Tensor, classes: int) -> torch.Tensor:
     return zeros.scatter_(-1, target.unsqueeze(-1), 1)
 
 
-def watch_third_step(found: Path):
+def watch_third_step(record: Path):
     """Prepares a run to end after its third step and to write down what that step did."""
 
     def prepare() -> None:
@@ -79,7 +79,7 @@ def watch_third_step(found: Path):
             mine = [call[1:] for call in calls if call[0] == id(network)]
             ends = network._ends if network else ()
             early = [list(pair) for pair in zip(ends[:3], ends[1:4], strict=True)] if network else []
-            found.write_text(json.dumps({"waits": waiting.found, "teacher": mine, "early": early}))
+            record.write_text(json.dumps({"waits": waiting.record, "teacher": mine, "early": early}))
             os._exit(0)
 
         train.train_step = watched
@@ -95,19 +95,19 @@ def root(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("name", method_names())
 def test_a_step_waits_for_nothing_and_runs_the_teacher_once(name, root, tmp_path):
     spec, files = method_spec(name, tmp_path, {**network("student"), **VIT}, augmentation=EVERYTHING)
-    found = tmp_path / "found.json"
+    record = tmp_path / "record.json"
     command = arguments(spec, tmp_path, root, weight_files=files, log_steps=50)
-    assert in_child(command, watch_third_step(found)) == 0
-    step = json.loads(found.read_text())
+    assert in_child(command, watch_third_step(record)) == 0
+    step = json.loads(record.read_text())
     assert step["waits"] == []
     if not files:
         return
     ran = Counter(json.dumps(part) for part, _ in step["teacher"])
     assert ran['"stem"'] == 1
-    places = [json.dumps(part) for part in step["early"]]
+    parts = [json.dumps(part) for part in step["early"]]
     if name == "fcfd":  # its mixed paths lead what the student saw through the teacher's later stages
-        first, *later = places
+        first, *later = parts
         assert ran[first] == 1
         assert len(step["teacher"]) == len({json.dumps(call) for call in step["teacher"]})
     else:
-        assert [ran[place] for place in places] == [1, 1, 1]
+        assert [ran[part] for part in parts] == [1, 1, 1]
