@@ -101,6 +101,18 @@ def total(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def interleave(mine: Tensor, count: int) -> Tensor:
+    """All processes' values in one tensor (count,) in main memory; rank r holds those of r, r + world, ..."""
+    world = world_size()
+    if world == 1:
+        return mine.cpu()
+    padded = mine.new_zeros(-(-count // world))
+    padded[: len(mine)] = mine
+    shares = [torch.empty_like(padded) for _ in range(world)]
+    dist.all_gather(shares, padded)
+    return torch.stack(shares, dim=1).flatten()[:count].cpu()
+
+
 @dataclass(frozen=True)
 class Group:
     """The processes that train together, as one of them sees it: its device, its rank, how many there are."""

@@ -108,41 +108,55 @@ class Learner:
         self.state.losses = LossLog(self.state.losses.latest)
 
     @torch.no_grad()
-    def evaluate(self, network: nn.Module, stream: Stream, between: Callable[[], None]) -> dict[str, float]:
+    def evaluate(self, network: nn.Module, stream: Stream, between: Callable[[], None]) -> dict[str, Any]:
         """Top-1 and top-5 (percent) and cross-entropy on the test split, every image counted once.
 
+        With them, as `predicted`, the class that each test image got, in the order of the split.
         `between` is called after each batch: there the processes vote, also one whose share has ended.
         """
         network.eval()
         sums = torch.zeros(4, dtype=torch.float64, device=self.group.device)
+        predicted: list[Tensor] = []
         for _, batch in zip_longest(range(stream.test_rounds), stream.test()):
             if batch is not None:
-                sums += self.count_test_batch(network, *batch)
+                counts, classes = self.count_test_batch(network, *batch)
+                sums += counts
+                predicted.append(classes)
             between()
         first, fifth, loss, images = distributed.total(sums).tolist()
         if not math.isfinite(loss):  # before such a number reaches the history or a checkpoint
             what = f"the loss on the test images is not finite ({loss}), epoch {self.state.epoch + 1}"
             raise NonFiniteLoss(what, self.spec.id)
-        return {"top1": 100 * first / images, "top5": 100 * fifth / images, "loss": loss / images}
+        mine = torch.cat(predicted) if predicted else sums.new_zeros(0, dtype=torch.int32)
+        return {
+            "top1": 100 * first / images,
+            "top5": 100 * fifth / images,
+            "loss": loss / images,
+            "predicted": distributed.interleave(mine, self.spec.dataset.test_images),
+        }
 
-    def count_test_batch(self, network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        """What `count_correct` says of one test batch."""
+    def count_test_batch(self, network: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """What `count_correct` says of one test batch, and the predicted class of each image."""
         with self.optimisation.autocast():
             logits = network(images)
-        return count_correct(logits.float(), labels)
+        return count_correct(logits.float(), labels), logits.argmax(1).to(torch.int32)
 
-    def note_epoch(self, score: dict[str, float], ema: dict[str, float] | None) -> None:
+    def note_epoch(self, score: dict[str, Any], ema: dict[str, Any] | None) -> None:
         """A line of history; the best epoch so far keeps its weights."""
         state, epoch = self.state, self.state.epoch + 1
         state.training_seconds += state.epoch_seconds
         line = self.report.epoch(state, self.optimisation.learning_rate, score, ema)
         state.history.append(line)
         state.epoch_seconds = 0.0
+        state.predictions["last"] = score["predicted"]
+        # Of equal epochs the earliest is the best.
         if state.best is None or score["top1"] > state.best["top1"]:
-            best = {"epoch": epoch, "top1": score["top1"], "top5": score["top5"]}
-            state.take_if_best(best, self.student_weights())
-        if ema:
-            state.take_if_best_ema({"epoch": epoch, "top1": ema["top1"], "top5": ema["top5"]})
+            state.best = {"epoch": epoch, "top1": score["top1"], "top5": score["top5"]}
+            state.best_weights = self.student_weights()
+            state.predictions["best"] = score["predicted"]
+        if ema and (state.best_ema is None or ema["top1"] > state.best_ema["top1"]):
+            state.best_ema = {"epoch": epoch, "top1": ema["top1"], "top5": ema["top5"]}
+            state.predictions["ema"] = ema["predicted"]
         state.count_time(self.gpus, training=False)
         self.report.end_epoch(line)
         self.report.progress(state, force=True)
@@ -152,10 +166,11 @@ class Learner:
         weights = self.method.student.network.state_dict()
         return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights.items()}
 
-    def publish(self) -> None:
-        """Write the results: weights of the best epoch, then metrics."""
+    def publish(self, test_labels: Tensor) -> None:
+        """Write the results: predictions, weights of the best epoch, then metrics."""
         parameters = sum(parameter.numel() for parameter in self.method.student.network.parameters())
         metrics = self.report.metrics(self.state, parameters)
+        self.folder.publish_predictions({**self.state.predictions, "labels": test_labels})
         self.folder.publish(self.state.best_weights, {**metrics, **self.origin})
         self.report.progress(self.state, force=True, word="done")
 

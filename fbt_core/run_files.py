@@ -18,6 +18,7 @@ PROGRESS_FILE = "progress.json"
 HISTORY_FILE = "history.jsonl"
 LOG_FILE = "log.txt"
 METRICS_FILE = "metrics.json"
+PREDICTIONS_FILE = "predictions.npz"
 TAIL_BYTES = 65536
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import io
 import json
 import os
 import sys
@@ -13,12 +14,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from fbt_core.errors import Interrupted, UserError
 from fbt_core.files import make_folder, remove_leftovers, write_bytes, write_json
 from fbt_core.provenance import now
-from fbt_core.run_files import HISTORY_FILE, LOG_FILE, METRICS_FILE, PROGRESS_FILE, SPEC_FILE, read_json
+from fbt_core.run_files import (
+    HISTORY_FILE,
+    LOG_FILE,
+    METRICS_FILE,
+    PREDICTIONS_FILE,
+    PROGRESS_FILE,
+    SPEC_FILE,
+    read_json,
+)
 from fbt_core.spec import RunSpec
 from fbt_core.weights import WEIGHTS_FILE, serialise
 
@@ -98,6 +108,21 @@ class RunFolder:
         self.change_progress("interrupted" if isinstance(error, Interrupted) else "failed", str(error))
         if isinstance(error, UserError | Interrupted):
             self.note(str(error), terminal=False)
+
+    def publish_predictions(self, classes: Mapping[str, Tensor]) -> None:
+        """Write the predicted class of every test image (best, last and EMA's epoch) and the labels.
+
+        One byte or two an image. Verdicts on the paper's claims pair two runs image by image.
+        """
+        if not self.writes:
+            return
+        content = io.BytesIO()
+        most = max(int(values.max()) for values in classes.values())
+        kind = np.uint8 if most < 256 else np.uint16
+        np.savez_compressed(
+            content, **{name: values.numpy().astype(kind) for name, values in classes.items()}
+        )
+        write_bytes(self.path / PREDICTIONS_FILE, content.getvalue())
 
     def publish(self, weights: Mapping[str, Tensor], metrics: Mapping[str, Any]) -> None:
         """Write the declared results: weights first, metrics last, each by renaming."""

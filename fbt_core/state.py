@@ -18,7 +18,8 @@ UNSAVED = ("losses", "clock")
 class State:
     """How far a run is and what it has shown; times and GPU hours count all attempts.
 
-    `epoch`: epochs finished; `step`: steps of the present epoch; `updates`: optimiser updates in all.
+    `epoch`: epochs finished; `step`: steps of the present epoch; `updates`: optimiser updates in all;
+    `predictions`: the class of each test image at the last epoch, the best one and the EMA's best.
     """
 
     epoch: int = 0
@@ -28,6 +29,7 @@ class State:
     best: dict[str, Any] | None = None
     best_ema: dict[str, Any] | None = None
     best_weights: dict[str, Tensor] = field(default_factory=dict)
+    predictions: dict[str, Tensor] = field(default_factory=dict)
     started: str = field(default_factory=now)
     resumed_at: list[str] = field(default_factory=list)
     seconds: float = 0.0
@@ -44,16 +46,6 @@ class State:
         self.gpu_seconds += gpus * (self.clock - before)
         if training:
             self.epoch_seconds += self.clock - before
-
-    def take_if_best(self, epoch: dict[str, Any], weights: dict[str, Tensor]) -> None:
-        """Keep the weights of the best epoch; of equals the earliest stays."""
-        if self.best is None or epoch["top1"] > self.best["top1"]:
-            self.best, self.best_weights = epoch, weights
-
-    def take_if_best_ema(self, epoch: dict[str, Any]) -> None:
-        """Keep the score of the averaged weights' best epoch; of equals the earliest stays."""
-        if self.best_ema is None or epoch["top1"] > self.best_ema["top1"]:
-            self.best_ema = epoch
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint, as plain values and tensors; `losses` were read before."""

@@ -78,9 +78,9 @@ def train(specs: Sequence[RunSpec], settings: ExecutionSettings, runs: Path, sto
                 learner.folder.write_history(learner.state.history)
             leave(learners, vote.ask(wanted(learners, stop)))
 
-        # A result that exists is complete: weights first, metrics last.
+        # A result that exists is complete: metrics come last.
         for learner in learners:
-            learner.publish()
+            learner.publish(splits[1].labels)
 
 
 def train_epoch(

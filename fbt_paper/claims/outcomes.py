@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fbt_core.run_files import PREDICTIONS_FILE
 from fbt_paper.claims.statistics import (
     Estimate,
     Outcomes,
@@ -23,7 +24,6 @@ from fbt_paper.plan.runs import Plan
 
 EPOCH = "last"
 """Verdicts use the last epoch: the best epoch was chosen on the test images, which voids an interval."""
-PREDICTIONS = "predictions.npz"
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def read_run(folder: Path) -> RunOutcome | None:
     except FileNotFoundError:
         return None
     images = int(metrics["spec"]["dataset"]["test_images"])
-    return RunOutcome(float(metrics[EPOCH]["top1"]), images, _correct(folder / PREDICTIONS, images))
+    return RunOutcome(float(metrics[EPOCH]["top1"]), images, _correct(folder / PREDICTIONS_FILE, images))
 
 
 def _correct(path: Path, images: int) -> Outcomes | None:

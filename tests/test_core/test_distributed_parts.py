@@ -165,14 +165,14 @@ def test_gathering_gives_every_process_all_rows_and_the_whole_gradient(tmp_path)
     assert run_together([], 2, check) == [0, 0]
 
 
-def in_step_of_second(act):
-    """Prepares the second of two processes so that it acts in the fourth step."""
+def in_step_of_second(act, epoch=0):
+    """Prepares the second of two processes so that it acts in an epoch's fourth step."""
 
     def prepare(rank: int) -> None:
         step = train.train_step
 
         def watched(learners, stream, teacher, key, raw):
-            if rank == 1 and (key.epoch, key.step) == (0, 3):
+            if rank == 1 and (key.epoch, key.step) == (epoch, 3):
                 act()
             step(learners, stream, teacher, key, raw)
 
@@ -225,6 +225,51 @@ def test_two_processes_stop_together_when_one_gets_the_signal_and_resume(
     assert weights_of(tmp_path, spec) == weights
     assert measured(tmp_path, spec) == numbers
     assert metrics_of(tmp_path, spec)["execution"]["world_size"] == 2
+
+
+def test_a_process_with_an_old_view_of_the_folder_ends_the_run_with_one_line(together, root, tmp_path, capfd):
+    """Its node shows an older checkpoint: training on would end well, with wrong numbers."""
+    spec, weights, _ = together
+    command, folder = arguments(spec, tmp_path, root), tmp_path / spec.id
+    assert run_together(command, 2, in_evaluation_of_second(send_signal)) == [75, 75]
+    old = (folder / "last.pt").read_bytes()
+    assert run_together(command, 2, in_step_of_second(send_signal, epoch=1)) == [75, 75]
+    capfd.readouterr()
+
+    def see_the_old_one(rank: int) -> None:
+        checkpoint.WAIT_SECONDS = 1.0
+        if rank == 1:
+            read, digest = checkpoint.read, checkpoint.digest
+            stale = tmp_path / "stale.pt"
+            stale.write_bytes(old)
+            checkpoint.read = lambda path, spec: read(stale, spec)
+            checkpoint.digest = lambda path: digest(stale)
+
+    assert run_together(command, 2, see_the_old_one) == [1, 1]
+    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error")]
+    assert len(errors) == 1 and "process 1 does not see the checkpoint that process 0 has read" in errors[0]
+    assert run_together(command, 2) == [0, 0]
+    assert weights_of(tmp_path, spec) == weights
+
+
+def test_processes_that_loaded_different_weights_stop_before_the_first_step(root, tmp_path, capfd):
+    command = arguments(make_spec(), tmp_path, root)
+    assert run_together(command, 2, in_step_of_second(send_signal)) == [75, 75]
+    capfd.readouterr()
+
+    def other_weights(rank: int) -> None:
+        if rank == 1:
+            read = checkpoint.read
+
+            def changed(path, spec):
+                content = read(path, spec)
+                next(iter(content["trainable"].values())).add_(1e-3)
+                return content
+
+            checkpoint.read = changed
+
+    assert run_together(command, 2, other_weights) == [1, 1]
+    assert "weights of processes [1] are not those of process 0" in capfd.readouterr().err
 
 
 def test_a_checkpoint_of_two_processes_continues_on_one(root, tmp_path):

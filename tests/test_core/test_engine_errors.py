@@ -101,6 +101,12 @@ def test_checkpoint_of_another_spec_is_refused(stopped, root, capfd):
     one_line(capfd, "checkpoint of another run", SPEC.id, other.id)
 
 
+def test_checkpoint_of_another_version_of_the_engine_is_one_line(stopped, root, capfd, monkeypatch):
+    monkeypatch.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
+    assert in_child(arguments(SPEC, stopped, root)) == 1
+    one_line(capfd, "was written by another version of the engine (format 2, now 3)", "delete it to train")
+
+
 def test_run_killed_between_the_two_renames_continues_from_the_new_state(stopped, root, expected):
     folder = stopped / SPEC.id
     (folder / "last.pt").rename(folder / "next.pt")
@@ -139,9 +145,9 @@ def test_non_finite_test_loss_stays_out_of_the_history(root, tmp_path, capfd, ex
         evaluate, calls = Learner.count_test_batch, iter(range(1, 1000))
 
         def poisoned(learner, network, *batch):
-            counts = evaluate(learner, network, *batch)
+            counts, classes = evaluate(learner, network, *batch)
             is_ema = network is not learner.method.get_eval_model()
-            return counts * torch.nan if is_ema == ema and next(calls) > 2 else counts
+            return (counts * torch.nan if is_ema == ema and next(calls) > 2 else counts), classes
 
         Learner.count_test_batch = poisoned
 

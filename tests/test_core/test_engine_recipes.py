@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -32,7 +34,7 @@ from tests.test_core.engine_runs import (
     weights_of,
     write_images,
 )
-from tests.test_core.test_distributed_runs import noting_losses, parameters
+from tests.test_core.test_distributed_runs import noting_losses, parameters, run_together
 
 CPU = torch.device("cpu")
 
@@ -256,3 +258,53 @@ def teaching_spec(method: str, folder: Path, seed: int, **changes: Any) -> tuple
     entry |= {"fusion_revision": 1} if facts.uses_fusion else {}
     teacher = network("teacher", weights=f"file:{sha}")
     return make_spec(seed=seed, teacher=teacher, method=entry, **changes), {sha: str(path)}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_predictions_of_every_test_image_are_kept_and_give_the_scores(tmp_path, processes):
+    root, spec = write_images(tmp_path / "data"), make_spec(recipe__epochs=3)
+    assert run_together(arguments(spec, tmp_path / "runs", root), processes) == [0] * processes
+    metrics = metrics_of(tmp_path / "runs", spec)
+    with np.load(tmp_path / "runs" / spec.id / "predictions.npz") as kept:
+        assert kept["labels"].tolist() == [number % CLASSES for number in range(30)]
+        for name in ("best", "last", "ema"):
+            share = 100 * (kept[name] == kept["labels"]).mean()
+            assert share == pytest.approx(metrics[name]["top1"]), name
+            assert kept[name].dtype == np.uint8
+
+
+def test_of_equal_epochs_the_earliest_is_the_best(tmp_path):
+    """All epochs score the same here: nothing is learned at a rate of almost zero."""
+    root = write_images(tmp_path / "data")
+    spec = make_spec(
+        recipe__epochs=3,
+        recipe__ema_decay=None,
+        recipe__optimizer__learning_rate=1e-12,
+        recipe__schedule__minimum=0.0,
+        recipe__schedule__warmup_start=0.0,
+    )
+    frozen_statistics(tmp_path, root, spec)
+    metrics = metrics_of(tmp_path, spec)
+    assert len({line["top1"] for line in metrics["history"]}) == 1
+    assert metrics["best"]["epoch"] == 1
+
+
+def frozen_statistics(runs: Path, root: Path, spec: RunSpec) -> None:
+    """A run whose BatchNorms do not move either."""
+
+    def prepare() -> None:
+        forward = nn.BatchNorm2d.forward
+        nn.BatchNorm2d.forward = lambda norm, x: forward(norm.eval(), x)
+
+    assert in_child(arguments(spec, runs, root), prepare) == 0
+
+
+def test_a_schedule_by_epoch_moves_once_an_epoch_in_the_loop_itself(tmp_path):
+    """Every recipe of the paper updates by epoch; the rate in history is the loop's own."""
+    root = write_images(tmp_path / "data")
+    changes = {"recipe__schedule__update": "epoch", "recipe__schedule__warmup_epochs": 0}
+    spec = make_spec(recipe__epochs=4, **changes)
+    assert in_child(arguments(spec, tmp_path, root)) == 0
+    history = metrics_of(tmp_path, spec)["history"]
+    cosine = [1e-4 + 0.5 * (0.05 - 1e-4) * (1 + math.cos(math.pi * epoch / 4)) for epoch in range(4)]
+    assert [line["lr"] for line in history] == pytest.approx(cosine)
