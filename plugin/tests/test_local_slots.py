@@ -133,7 +133,9 @@ def test_cores_and_memory_are_dealt_in_parts(tmp_path: Path) -> None:
         assert not set(half.files) & set(rest.files)
         half.release()
         rest.release()
-        assert len(gpu_slots.take_share(kind, 100.0, 8.0, 4).files) == 4  # more than there is: all of it
+        everything = gpu_slots.take_share(kind, 100.0, 8.0, 4)
+        assert len(everything.files) == 4  # more than there is: all of it
+        everything.release()
         assert gpu_slots.take_share(kind, 0, 8.0, 4).files == ()
     finally:
         for path in gpu_slots.shared_folder().glob(f"gpu-slot*{kind}*"):

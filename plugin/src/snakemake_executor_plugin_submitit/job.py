@@ -105,6 +105,7 @@ class SnakemakeJob:
             "_too_often",
             "_requeued",
             "_slots",
+            "_waiting",
         )
         return {name: value for name, value in self.__dict__.items() if name not in running}
 
@@ -116,6 +117,7 @@ class SnakemakeJob:
     def _forget_process(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
         self._slots: list[gpu_slots.Lease] = []
+        self._waiting = False
         self._record = JobRecord(submitted=self.submitted)
         self._terminated = False
         self._too_often = False
@@ -205,6 +207,7 @@ class SnakemakeJob:
         self._child = self._start()
         self._sampled = time.time()  # its own Snakemake starts up first
         exit_code = self._watch()
+        self._release_slots()
         if exit_code != 0:  # the signal that ended the program may be a moment later here
             deadline = time.monotonic() + SIGNAL_GRACE_S
             while not self._terminated and time.monotonic() < deadline:
@@ -221,11 +224,19 @@ class SnakemakeJob:
         environment = {gpu_slots.CHOSEN: os.environ.get(gpu_slots.CHOSEN, "")}
         memory = psutil.virtual_memory().total / 1e6
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._waiting = True
         self._slots = [
             gpu_slots.take(self.gpus, environment, waiting=self._say),
             gpu_slots.take_share("cores", self.cpus, cores, cores, self._say),
             gpu_slots.take_share("memory", self.memory_mb, memory, MEMORY_PARTS, self._say),
         ]
+        self._waiting = False
+
+    def _release_slots(self) -> None:
+        """Give this process's share back; processes of the program that still run keep theirs."""
+        for lease in self._slots:
+            lease.release()
+        self._slots = []
 
     def _say(self, line: str) -> None:
         print(f"submitit: {line}", flush=True)
@@ -331,7 +342,7 @@ class SnakemakeJob:
         """Distinguish a time limit from a preemption: Slurm knows; without Slurm the clock does."""
         if self.cluster == "slurm" and preempted(job_id()):
             return "preemption"
-        if self._child is None:
+        if self._waiting:
             return "no free slot"  # nothing has run yet, so no time limit was met
         almost_over = self.runtime_s - self.signal_s - 90.0
         return "time limit" if time.time() - self._started >= almost_over else "preemption"
