@@ -9,31 +9,37 @@ configfile: "config/config.yaml"
 
 include: "workflow/rules/common.smk"
 include: "workflow/rules/train.smk"
-include: "workflow/rules/tables.smk"
-include: "workflow/rules/figures.smk"
-include: "workflow/rules/claims.smk"
 
 
 report: "workflow/report/workflow.rst"
 
 
-rule all:
-    default_target: True
-    input:
-        FLOW.tables_target,
-        FIGURES.files("index", rules),
-        CLAIMS.target("claims"),
-        f"{FLOW.results}/index.html",
+if not TRAINING_JOB:
 
+    include: "workflow/rules/tables.smk"
+    include: "workflow/rules/figures.smk"
+    include: "workflow/rules/claims.smk"
 
-rule tables:
-    input:
-        FLOW.tables_target,
+    localrules:
+        all,
+        tables,
+        grid,
 
+    rule all:
+        default_target: True
+        input:
+            FLOW.tables_target,
+            FIGURES.files("index", rules),
+            CLAIMS.target("claims"),
+            f"{FLOW.results}/index.html",
 
-rule grid:
-    input:
-        FLOW.grid_target,
-        FIGURES.files("grid", rules),
-        CLAIMS.target("claims_grid"),
-        f"{FLOW.results}/grid.html",
+    rule tables:
+        input:
+            FLOW.tables_target,
+
+    rule grid:
+        input:
+            FLOW.grid_target,
+            FIGURES.files("grid", rules),
+            CLAIMS.target("claims_grid"),
+            f"{FLOW.results}/grid.html",

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from fbt_core import distributed
 from fbt_core.errors import Interrupted, UserError
 from fbt_core.files import make_folder
-from fbt_core.spec import ExecutionSettings, RunSpec, parse_spec
+from fbt_core.spec import ExecutionSettings, RunSpec, check_frozen, parse_spec
 from fbt_core.train import StopRequest, train
 
 
@@ -37,6 +37,8 @@ def read_arguments(arguments: list[str] | None) -> tuple[RunSpec, ExecutionSetti
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, fault['loc'])) or 'JSON'}: {fault['msg']}" for fault in error.errors()]
         raise UserError(", ".join(faults), where=error.title) from None
+    if not chosen.spec.lstrip().startswith("{"):
+        check_frozen(spec, Path(chosen.spec))
     return spec, settings, chosen.runs
 
 

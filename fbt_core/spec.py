@@ -9,9 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+
+from fbt_core.errors import UserError
 
 ENGINE_REVISION = 1
 """Raise it when a fix in the engine (loop, data, recipe, checkpoint) changes any run's number."""
@@ -224,6 +227,13 @@ class RunSpec(Strict):
 def parse_spec(text: str) -> RunSpec:
     """A RunSpec from its JSON (lists become tuples); raises pydantic.ValidationError when it is not one."""
     return RunSpec.model_validate_json(text)
+
+
+def check_frozen(spec: RunSpec, path: Path) -> None:
+    """Refuse a file named after a run that holds another one; any other file may hold any spec."""
+    if ID_PATTERN.fullmatch(path.stem) and path.stem != spec.id:
+        hint = "the file was changed; delete it and start the workflow again, which writes it"
+        raise UserError(f"holds the spec of {spec.id}", where=str(path), hint=hint)
 
 
 class ExecutionSettings(Strict):

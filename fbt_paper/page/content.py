@@ -212,7 +212,7 @@ def describe_page(flow: Flow, page: str, about: Iterable[Path]) -> Record:
 def train_again(flow: Flow) -> dict[str, str]:
     """What trains a run again: its folder, which goes first, and the command; RUN stands for the run's id."""
     where = "--cores 2" if flow.config.scale.trainings.cpu else "--profile slurm"
-    settings = {**flow.given, "scale": flow.scale}
+    settings = {**flow.changes, "scale": flow.scale}
     changes = " ".join(shlex.quote(f"{key}={_as_text(value)}") for key, value in settings.items())
     folder = f"{flow.runs}/RUN"
     # the target comes before --config, which takes all that follows

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,96 +12,68 @@ import yaml
 from fbt_core.errors import UserError
 from fbt_core.spec import ExecutionSettings, RunSpec
 from fbt_paper.config.data_roots import find_root
-from fbt_paper.config.load import CONFIG_FOLDER, Config, ConfigError, Problem, load, read_yaml
+from fbt_paper.config.load import CONFIG_FOLDER, Config, load, read_yaml
+from fbt_paper.config.problems import Collector, ConfigError, Problem
 from fbt_paper.config.records import CostTable
+from fbt_paper.plan.frozen import Runs, shell_quoted, threads_of
+from fbt_paper.plan.resources import TABLE_KEY, Amount, TrainingResources, check_resources
 from fbt_paper.plan.runs import Plan, plan
 from fbt_paper.plan.shown import digest, renderer, table_shows
 
-RUN_RESULTS = ("metrics.json", "weights.safetensors")
 TABLE_KINDS = ("csv", "md", "tex")
 
 
-class Flow:
-    """The plan of one scale, seen as files under results/<scale>/."""
+class Flow(Runs):
+    """The plan of one scale, seen as files under results/<scale>/; `settings` are Snakemake's config."""
 
     def __init__(self, settings: Mapping[str, Any] | None = None, folder: Path = CONFIG_FOLDER) -> None:
-        self.given = changed_settings(settings or {}, folder)
-        self.config: Config = load(folder, self.given)
+        settings = dict(settings or {})
+        resources = settings.pop(TABLE_KEY, None)
+        self.changes = changed_settings(settings, folder)
+        self.config: Config = load(folder, self.changes)
         self.plan: Plan = plan(self.config)
-        self.scale = self.plan.scale
-        self.results = f"results/{self.scale}"
-        self.runs = f"{self.results}/runs"
-
-    # ------------------------------------------------------------ commands
-
-    @property
-    def python(self) -> str:
-        """The interpreter that runs Snakemake, quoted for a shell."""
-        return _shell(sys.executable)
+        if resources is None:
+            table = TrainingResources(datasets={}, otherwise=usual_amount(self.config))
+        else:
+            table = check_resources(resources, self.config.datasets)
+        super().__init__(self.plan.scale, execution_settings(self.config), table)
 
     @property
     def fbt(self) -> str:
         """The `fbt` command with the settings given to Snakemake."""
-        changes = _shell(json.dumps(self.given, sort_keys=True))
-        return (
-            f"{self.python} -m fbt_paper.cli --given {changes}"
-            if self.given
-            else f"{self.python} -m fbt_paper.cli"
-        )
-
-    @property
-    def settings(self) -> str:
-        """ExecutionSettings as quoted JSON. Not a param of the rule: a change of them retrains nothing."""
-        return _shell(execution_settings(self.config).model_dump_json(exclude_defaults=True))
-
-    @property
-    def threads(self) -> int:
-        """CPU threads of one training: the scale's, else enough for the loader processes."""
-        return execution_settings(self.config).threads or max(4, self.config.main.execution.workers)
+        command = f"{self.python} -m fbt_paper.cli"
+        if not self.changes:
+            return command
+        return f"{command} --given {shell_quoted(json.dumps(self.changes, sort_keys=True))}"
 
     @property
     def training_resources(self) -> dict[str, int]:
         """Memory (MB), time limit (minutes) and GPUs of one training; a profile may set others."""
-        trainings = self.config.scale.trainings
-        on_cpu = trainings.cpu or self.config.main.execution.device == "cpu"
-        return {"mem_mb": trainings.memory_mb, "runtime": trainings.minutes, "gpu": 0 if on_cpu else 1}
-
-    # ------------------------------------------------------------ files
-
-    def run_files(self, run: str) -> list[str]:
-        """What a finished run publishes."""
-        return [f"{self.runs}/{run}/{name}" for name in RUN_RESULTS]
-
-    def needed_files(self, run: str) -> list[str]:
-        """What a run waits for: results of its teacher's and its earlier phase's runs, timm's weights."""
-        spec = self.spec(run)
-        results = [file for needed in spec.needed_runs() for file in self.run_files(needed)]
-        return [*results, *(f"{self.results}/weights/{tag}.txt" for tag in timm_tags([spec]))]
-
-    def check_data(self, jobs: Iterable[Any]) -> None:
-        """Raise ConfigError, naming the settings to fill in, where jobs about to train lack their dataset."""
-        runs = [job.wildcards.run for job in jobs if job.rule.name == "train"]
-        problems: list[Problem] = []
-        for dataset in dict.fromkeys(self.spec(run).dataset.name for run in runs):
-            try:
-                find_root(self.config, dataset)
-            except ConfigError as error:
-                problems += error.problems
-        if problems:
-            raise ConfigError(problems)
+        return usual_amount(self.config).as_resources()
 
     def spec(self, run: str) -> RunSpec:
-        """A run's spec; an unknown id is reported with the nearest."""
+        """A run's spec; an unknown id is an error."""
         if run not in self.plan.runs:
-            raise ConfigError(
-                [Problem(self.runs, run, "no table needs this run; `fbt plan --runs` lists the runs")]
-            )
+            message = "no table needs this run; `fbt plan --runs` lists the runs"
+            raise ConfigError([Problem(self.runs, run, message)])
         return self.plan.runs[run]
 
-    def spec_json(self, run: str) -> str:
-        """A run's spec as the engine reads it; without unset fields, so that a new one retrains nothing."""
-        content = self.spec(run).model_dump(mode="json", exclude_defaults=True)
-        return json.dumps(content, sort_keys=True, separators=(",", ":"))
+    # ------------------------------------------------------------ before the first job
+
+    def prepare(self, jobs: Iterable[Any]) -> None:
+        """Refuse what no job could train (ConfigError), then freeze the specs of all runs about to train."""
+        runs = [job.wildcards.run for job in jobs if job.rule.name == "train"]
+        self.check_data(runs)
+        self.freeze(self.plan.runs[run] for run in self.plan.needed(runs))
+
+    def check_data(self, runs: Iterable[str]) -> None:
+        """Raise ConfigError, naming the settings to fill in, if runs lack their dataset."""
+        collect = Collector()
+        for dataset in dict.fromkeys(self.spec(run).dataset.name for run in runs):
+            collect.try_(find_root, self.config, dataset)
+        collect.finish()
+
+    # ------------------------------------------------------------ files
 
     def results_of(self, tables: Iterable[str], needed: bool = False) -> list[str]:
         """Results that these tables show; with `needed` those of teachers and earlier phases as well."""
@@ -153,13 +123,6 @@ class Flow:
         return [*self.table_files(tables), f"{self.results}/comparison_grid.md", *self.results_of(tables)]
 
 
-def timm_tags(specs: Iterable[RunSpec]) -> list[str]:
-    """Tags of the timm weights that these runs read, each once."""
-    networks = (network for spec in specs for network in (spec.student, spec.teacher) if network)
-    tags = {n.weights.removeprefix("timm:") for n in networks if n.weights.startswith("timm:")}
-    return sorted(tags)
-
-
 def changed_settings(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The settings that differ from config/config.yaml; Snakemake hands over all of them."""
     stated = read_yaml(folder / "config.yaml") or {}
@@ -178,6 +141,17 @@ def _scalar(value: Any) -> Any:
     return parsed if parsed is None or isinstance(parsed, bool | int | float) else value
 
 
+def usual_amount(config: Config) -> Amount:
+    """What one training gets if no profile says more: one GPU, or none at a scale for CPUs."""
+    trainings, settings = config.scale.trainings, execution_settings(config)
+    return Amount(
+        gpus=0 if trainings.cpu or settings.device == "cpu" else 1,
+        hours=trainings.minutes / 60,
+        memory=trainings.memory_mb / 1000,
+        cpus=threads_of(settings),
+    )
+
+
 def execution_settings(config: Config) -> ExecutionSettings:
     """How the engine executes runs: config.yaml's section, the scale's, data roots, weight files."""
     main, trainings = config.main, config.scale.trainings
@@ -192,8 +166,3 @@ def execution_settings(config: Config) -> ExecutionSettings:
         data_roots={name: root for name, root in main.data_roots.items() if root},
         weight_files={weights.sha256: weights.path for weights in files},
     )
-
-
-def _shell(text: str) -> str:
-    """Quoted for a shell, and for Snakemake's own formatting of braces."""
-    return shlex.quote(text).replace("{", "{{").replace("}", "}}")

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from fbt_paper.config.load import load
+from fbt_paper.plan.frozen import timm_tags
 from fbt_paper.plan.runs import plan
-from fbt_paper.plan.targets import Flow, execution_settings, timm_tags
+from fbt_paper.plan.targets import Flow, execution_settings
 from tests.test_workflow.workflow_copy import ROOT, WorkflowCopy
 
 TABLES = ("table3", "table5", "table6")

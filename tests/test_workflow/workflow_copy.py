@@ -24,8 +24,9 @@ parser = argparse.ArgumentParser()
 for name in ("--spec", "--settings", "--runs"):
     parser.add_argument(name, required=True)
 options = parser.parse_args()
-spec, runs = parse_spec(options.spec), Path(options.runs)
-ExecutionSettings.model_validate_json(options.settings)
+spec, runs = parse_spec(Path(options.spec).read_text()), Path(options.runs)
+assert spec.id == Path(options.spec).stem
+ExecutionSettings.model_validate_json(Path(options.settings).read_text())
 if spec.id == os.environ.get("FAILING_RUN"):
     sys.exit("error: this run is meant to fail")
 digests = {}

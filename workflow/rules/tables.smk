@@ -2,6 +2,12 @@
 # `shows` is a digest of what a file shows besides results (fbt_paper/plan/shown.py): it is made again when that changes.
 
 
+localrules:
+    build_table,
+    collect_results,
+    compare_with_paper,
+
+
 rule measure_cost:
     output:
         f"{FLOW.results}/costs/{{table}}.json",

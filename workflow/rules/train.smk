@@ -2,8 +2,12 @@
 
 
 onstart:
-    # Not in a dry run: stops before the first training where a needed dataset is not in place.
-    FLOW.check_data(workflow.dag.needrun_jobs())
+    # Not in a dry run: stops before the first training if it lacks something, then writes the specs of all trainings.
+    FLOW.prepare(workflow.dag.needrun_jobs())
+
+
+localrules:
+    fetch_weights,
 
 
 rule fetch_weights:
@@ -27,9 +31,13 @@ rule train:
         f"{FLOW.results}/logs/train/{{run}}.log",
     threads: FLOW.threads
     resources:
-        **FLOW.training_resources,
+        gpu=lambda wildcards: FLOW.resources_of(wildcards.run)["gpu"],
+        mem_mb=lambda wildcards: FLOW.resources_of(wildcards.run)["mem_mb"],
+        runtime=lambda wildcards: FLOW.resources_of(wildcards.run)["runtime"],
+        cpus=lambda wildcards: FLOW.resources_of(wildcards.run)["cpus"],
     params:
+        # What Snakemake compares with the finished run; the engine reads the frozen file.
         spec=lambda wildcards: FLOW.spec_json(wildcards.run),
     shell:
-        f"{FLOW.python} -m fbt_core.launch {{resources.gpu}} --spec {{params.spec:q}} --settings {FLOW.settings}"
-        f" --runs {FLOW.runs} 2>&1 | tee {{log:q}}"
+        f"{FLOW.python} -m fbt_core.launch {{resources.gpu}} --spec {FLOW.specs}/{{wildcards.run}}.json"
+        f" --settings {FLOW.settings_file} --runs {FLOW.runs} 2>&1 | tee {{log:q}}"

@@ -1,0 +1,131 @@
+"""Runs as files, each with its frozen spec: all that the job of one training needs.
+
+The main Snakemake process writes a run's spec to results/<scale>/specs/<run id>.json before its first job starts,
+and beside that folder how trainings are executed and what they get. A training's own job reads these files and
+nothing of config/, so a YAML file that changes while the job waits changes neither what it trains nor whether it can.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from fbt_core.files import make_folder, write_bytes, write_json
+from fbt_core.spec import ExecutionSettings, RunSpec, check_frozen
+from fbt_paper.config.problems import ConfigError, Problem
+from fbt_paper.plan.resources import TrainingResources
+
+M = TypeVar("M", bound=BaseModel)
+RUN_RESULTS = ("metrics.json", "weights.safetensors")
+
+
+class Runs:
+    """The runs of one scale as files under results/<scale>/, and what their trainings get."""
+
+    def __init__(self, scale: str, execution: ExecutionSettings, resources: TrainingResources) -> None:
+        self.scale, self.execution, self.resources = scale, execution, resources
+        self.results = f"results/{scale}"
+        self.runs = f"{self.results}/runs"
+        self.specs = f"{self.results}/specs"
+        self.settings_file = f"{self.results}/execution.json"
+        self.resources_file = f"{self.results}/resources.json"
+
+    def spec(self, run: str) -> RunSpec:
+        """A run's frozen spec; raises ConfigError if its file is missing or holds another run."""
+        path = Path(self.specs, f"{run}.json")
+        spec = _read(RunSpec, path)
+        check_frozen(spec, path)
+        return spec
+
+    # ------------------------------------------------------------ commands
+
+    @property
+    def python(self) -> str:
+        """The interpreter that runs Snakemake, quoted for a shell."""
+        return shell_quoted(sys.executable)
+
+    @property
+    def settings(self) -> str:
+        """ExecutionSettings as quoted JSON. Not a param of a rule: a change of them retrains nothing."""
+        return shell_quoted(self.execution.model_dump_json(exclude_defaults=True))
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of one training: the scale's, else enough for the loader processes."""
+        return threads_of(self.execution)
+
+    def resources_of(self, run: str) -> dict[str, int]:
+        """What a run's training gets, by its data set and the family of its student."""
+        return self.resources.of(self.spec(run))
+
+    # ------------------------------------------------------------ files
+
+    def run_files(self, run: str) -> list[str]:
+        """What a finished run publishes."""
+        return [f"{self.runs}/{run}/{name}" for name in RUN_RESULTS]
+
+    def needed_files(self, run: str) -> list[str]:
+        """What a run waits for: results of its teacher's and its earlier phase's runs, timm's weights."""
+        spec = self.spec(run)
+        results = [file for needed in spec.needed_runs() for file in self.run_files(needed)]
+        return [*results, *(f"{self.results}/weights/{tag}.txt" for tag in timm_tags([spec]))]
+
+    def spec_json(self, run: str) -> str:
+        """A run's spec without unset fields, so that a new one retrains nothing: what Snakemake compares."""
+        content = self.spec(run).model_dump(mode="json", exclude_defaults=True)
+        return json.dumps(content, sort_keys=True, separators=(",", ":"))
+
+    def freeze(self, specs: Iterable[RunSpec]) -> None:
+        """Write these specs, each once under its id, and what is common to all trainings."""
+        make_folder(Path(self.specs))
+        for spec in specs:
+            path = Path(self.specs, f"{spec.id}.json")
+            content = json.dumps(spec.model_dump(mode="json"), indent=1) + "\n"
+            if not path.exists() or path.read_text() != content:
+                write_bytes(path, content.encode())
+        write_json(Path(self.settings_file), self.execution.model_dump(mode="json"))
+        write_json(Path(self.resources_file), self.resources.model_dump(mode="json"))
+
+
+def threads_of(execution: ExecutionSettings) -> int:
+    """CPU threads of one training: those set, else enough for the loader processes."""
+    return execution.threads or max(4, execution.workers)
+
+
+def is_training_job(workflow: Any) -> bool:
+    """Whether this Snakemake process is the job of a training on a node, which reads nothing of config/."""
+    rules = {target.rulename for target in workflow.dag_settings.target_jobs or ()}
+    return bool(workflow.remote_exec) and rules == {"train"}
+
+
+def runs_of_job(scale: str) -> Runs:
+    """The runs as the job of a training sees them: frozen specs, settings and resources."""
+    results = Path(f"results/{scale}")
+    execution = _read(ExecutionSettings, results / "execution.json")
+    return Runs(scale, execution, _read(TrainingResources, results / "resources.json"))
+
+
+def _read(model: type[M], path: Path) -> M:
+    try:
+        return model.model_validate_json(path.read_text())
+    except (OSError, ValidationError) as error:
+        message = f"cannot be read ({error}); start the workflow again, which writes it"
+        raise ConfigError([Problem(str(path), "", message)]) from None
+
+
+def timm_tags(specs: Iterable[RunSpec]) -> list[str]:
+    """Tags of the timm weights that these runs read, each once."""
+    networks = [network for spec in specs for network in (spec.student, spec.teacher) if network]
+    tags = {n.weights.removeprefix("timm:") for n in networks if n.weights.startswith("timm:")}
+    return sorted(tags)
+
+
+def shell_quoted(text: str) -> str:
+    """Quoted for a shell, and for Snakemake's own formatting of braces."""
+    return shlex.quote(text).replace("{", "{{").replace("}", "}}")

@@ -1,0 +1,74 @@
+"""What one training gets on a cluster: the profile's table of data sets and families, checked and looked up."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from fbt_core.spec import Key, RunSpec, Strict
+from fbt_paper.config.load import read_mapping, validate
+from fbt_paper.config.problems import ConfigError, unknown
+
+TABLE_KEY = "training_resources"
+TABLE_FILE = "resources.yaml"
+
+
+class Amount(Strict):
+    """GPUs, hours until the job's time limit, GB of memory and CPUs of one training."""
+
+    gpus: int = Field(ge=0)
+    hours: float = Field(gt=0)
+    memory: float = Field(gt=0, description="GB")
+    cpus: int = Field(ge=1)
+
+    def as_resources(self) -> dict[str, int]:
+        """The amount as Snakemake's resources: MB and minutes."""
+        return {
+            "gpu": self.gpus,
+            "mem_mb": round(1000 * self.memory),
+            "runtime": max(1, round(60 * self.hours)),
+            "cpus": self.cpus,
+        }
+
+
+class FamilyAmounts(Strict):
+    """What trainings on one data set get, by the family of the student."""
+
+    cnn: Amount
+    msa: Amount
+    mlp: Amount
+
+
+class TrainingResources(Strict):
+    """profiles/<name>/resources.yaml: data set -> family of the student -> what one training gets."""
+
+    datasets: dict[Key, FamilyAmounts]
+    otherwise: Amount = Field(description="for data sets without lines of their own")
+
+    def of(self, spec: RunSpec) -> dict[str, int]:
+        """Snakemake's resources of a run."""
+        families = self.datasets.get(spec.dataset.name)
+        amount: Amount = getattr(families, spec.student.family) if families else self.otherwise
+        return amount.as_resources()
+
+
+def check_resources(content: Any, datasets: Collection[str], file: str = TABLE_FILE) -> TrainingResources:
+    """The table, or a ConfigError with all its mistakes; every data set in it must be one of these."""
+    table = validate(TrainingResources, content, file, [TABLE_KEY])
+    problems = [
+        unknown(file, [TABLE_KEY, "datasets", name], "dataset", name, datasets)
+        for name in table.datasets
+        if name not in datasets
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return table
+
+
+def read_resources(profile: Path) -> dict[str, Any]:
+    """The settings in a profile's resources.yaml, as Snakemake hands them to the workflow; {} without one."""
+    path = profile / TABLE_FILE
+    return read_mapping(path) if path.exists() else {}
