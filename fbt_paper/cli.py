@@ -17,8 +17,8 @@ import yaml
 from fbt_core.errors import UserError
 from fbt_core.files import write_text
 from fbt_paper.config.load import CONFIG_FOLDER
-from fbt_paper.plan.run_spec import dataset_spec
 from fbt_paper.plan.frozen import timm_tags
+from fbt_paper.plan.run_spec import dataset_spec
 from fbt_paper.plan.targets import Flow
 
 Options = argparse.Namespace

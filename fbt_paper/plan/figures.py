@@ -143,7 +143,7 @@ class FigurePlan:
     def page_shows(self, page: str) -> str:
         """A digest of everything that a page shows besides results and figures."""
         tables, flow = self.tables(page), self.flow
-        settings = [flow.scale, flow.config.main.recipes, flow.given, self.drawn(page)]
+        settings = [flow.scale, flow.config.main.recipes, flow.changes, self.drawn(page)]
         return digest(renderer("page"), flow.shows(tables), settings)
 
     def files(self, page: str, rules: Any) -> list[str]:

@@ -1,18 +1,19 @@
 """Runs as files, each with its frozen spec: all that the job of one training needs.
 
-The main Snakemake process writes a run's spec to results/<scale>/specs/<run id>.json before its first job starts,
-and beside that folder how trainings are executed and what they get. A training's own job reads these files and
-nothing of config/, so a YAML file that changes while the job waits changes neither what it trains nor whether it can.
+Before its first job starts, the main Snakemake process writes each run's spec to results/<scale>/specs/, and
+beside that folder how trainings are executed and what they get. A training's own job reads these files and
+nothing of config/: YAML that changes while the job waits changes neither what it trains nor whether it can.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -98,10 +99,17 @@ def threads_of(execution: ExecutionSettings) -> int:
     return execution.threads or max(4, execution.workers)
 
 
-def is_training_job(workflow: Any) -> bool:
-    """Whether this Snakemake process is the job of a training on a node, which reads nothing of config/."""
-    rules = {target.rulename for target in workflow.dag_settings.target_jobs or ()}
-    return bool(workflow.remote_exec) and rules == {"train"}
+def is_training_job(arguments: Sequence[str]) -> bool:
+    """Whether these are the arguments of a Snakemake process that is a training's job on a node.
+
+    Rules are read before Snakemake says which job it is for, so its command line is asked:
+    `--target-jobs train:run=... --allowed-rules ... --mode remote`.
+    """
+    if "--target-jobs" not in arguments:
+        return False
+    after = arguments[list(arguments).index("--target-jobs") + 1 :]
+    targets = list(itertools.takewhile(lambda word: not word.startswith("-"), after))
+    return all(target.startswith("train:") for target in targets)
 
 
 def runs_of_job(scale: str) -> Runs:

@@ -1,4 +1,4 @@
-"""What one training gets on a cluster: the profile's table of data sets and families, checked and looked up."""
+"""What one training gets on a cluster: the profile's table by data set and family."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from fbt_core.spec import Key, RunSpec, Strict
-from fbt_paper.config.load import read_mapping, validate
+from fbt_paper.config.load import read_yaml, validate
 from fbt_paper.config.problems import ConfigError, unknown
 
 TABLE_KEY = "training_resources"
@@ -71,4 +71,4 @@ def check_resources(content: Any, datasets: Collection[str], file: str = TABLE_F
 def read_resources(profile: Path) -> dict[str, Any]:
     """The settings in a profile's resources.yaml, as Snakemake hands them to the workflow; {} without one."""
     path = profile / TABLE_FILE
-    return read_mapping(path) if path.exists() else {}
+    return read_yaml(path) or {} if path.exists() else {}

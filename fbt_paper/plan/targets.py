@@ -48,8 +48,9 @@ class Flow(Runs):
 
     @property
     def training_resources(self) -> dict[str, int]:
-        """Memory (MB), time limit (minutes) and GPUs of one training; a profile may set others."""
-        return usual_amount(self.config).as_resources()
+        """What a job gets that is no training but runs networks as one does; a profile may set others."""
+        amount = usual_amount(self.config).as_resources()
+        return {name: amount[name] for name in ("mem_mb", "runtime", "gpu")}
 
     def spec(self, run: str) -> RunSpec:
         """A run's spec; an unknown id is an error."""

@@ -10,7 +10,7 @@ import argparse
 import importlib
 import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +18,7 @@ from typing import Any
 
 from fbt_paper.config.data_roots import find_root
 from fbt_paper.config.load import ConfigError
+from fbt_paper.plan.resources import read_resources
 from fbt_paper.plan.targets import Flow
 
 __all__ = ["Check", "check_cluster", "main"]
@@ -40,7 +41,7 @@ def check_cluster(profile_dir: Path, config: Mapping[str, Any]) -> list[Check]:
     """Look at Slurm, profile, shared folder, data and teacher weights; `config` as `--config` gives it."""
     programs = check_programs()
     profile, checks = read_profile(profile_dir)
-    flow = Flow({"scale": "paper", **config})
+    flow = Flow({"scale": "paper", **config, **read_resources(profile_dir)})
     checks = [*programs, *checks]
     if all(check.ok for check in checks):
         checks += check_slurm(profile, flow)
@@ -118,7 +119,7 @@ def check_request(backend: Any, kind: str, request: Any) -> list[Check]:
     """Whether the cluster has what one kind of training asks for, and Slurm would take it."""
     from snakemake_executor_plugin_submitit.slurm import SlurmBusyError
 
-    hint = "edit profiles/slurm/config.yaml: the table `trainings`, or partition and account below it"
+    hint = "edit profiles/slurm: the table in resources.yaml, or partition and account in config.yaml"
     if isinstance(request, Exception):
         return [Check(False, f"{kind}: {request}", hint)]
     try:
@@ -153,7 +154,7 @@ def training_requests(profile: Mapping[str, Any], flow: Flow) -> dict[str, Any]:
         if kind in requests:
             continue
         try:
-            resources = profile_resources(profile, run, flow.training_resources)
+            resources = profile_resources(profile, run, flow)
             requests[kind] = read_request(resources, flow.threads, "resources")
         except (RequestError, ValueError) as error:
             requests[kind] = error
@@ -166,31 +167,30 @@ def family_of(flow: Flow, spec: Any) -> str:
     return str(entry.family) if entry is not None else "?"
 
 
-def profile_resources(profile: Mapping[str, Any], run: str, rule: Mapping[str, Any]) -> dict[str, Any]:
-    """Resources of one training: the profile's defaults, the rule's own, then the profile's for the rule."""
-    resources = dict(split_words(profile.get("default-resources", [])))
-    resources.update(rule)
-    settings = [
+def profile_resources(profile: Mapping[str, Any], run: str, flow: Flow) -> dict[str, Any]:
+    """Resources of one training: the profile's defaults, the table's, then the profile's for the rule.
+
+    Snakemake itself reads the profile's values, which may be expressions.
+    """
+    from snakemake.resources import Resources
+
+    words = [
         word.removeprefix("train:") for word in profile.get("set-resources", []) if word.startswith("train:")
     ]
-    resources.update(split_words(settings))
-    wildcards = SimpleNamespace(run=run)
-    return {name: evaluate(value, wildcards) for name, value in resources.items()}
+    stated = {
+        **Resources.parse(profile.get("default-resources", []), allow_expressions=True),
+        **Resources.from_mapping(flow.resources_of(run)),
+        **Resources.parse(words, allow_expressions=True),
+    }
+    known = {"wildcards": SimpleNamespace(run=run), "input": [], "attempt": 1, "threads": flow.threads}
+    return {name: evaluated(resource, known) for name, resource in stated.items()}
 
 
-def split_words(words: Iterable[str]) -> list[tuple[str, str]]:
-    """name=value words as pairs."""
-    return [(name, value) for name, _, value in (word.partition("=") for word in words)]
-
-
-def evaluate(value: Any, wildcards: Any) -> Any:
-    """What Snakemake makes of a profile's resource: an expression of Python, or else the text itself."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return eval(value, {"wildcards": wildcards, "attempt": 1})
-    except (NameError, SyntaxError):
-        return value
+def evaluated(resource: Any, known: Mapping[str, Any]) -> Any:
+    """A resource's value, computed if it is an expression."""
+    if resource.is_evaluable():
+        resource = resource.evaluate(**known, rulename="train", async_run=None)
+    return resource.value
 
 
 def check_data(flow: Flow) -> list[Check]:

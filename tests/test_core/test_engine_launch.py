@@ -114,3 +114,13 @@ def test_what_the_job_reserved_is_kept(monkeypatch):
     monkeypatch.delenv("SNAKEMAKE_SUBMITIT_JOB_ID", raising=False)
     kept = job()
     assert (kept["gpus_reserved"], kept["restarts"], kept["job_id"]) == (4, 2, None)
+
+
+def test_a_file_named_after_a_run_must_hold_that_run(tmp_path):
+    from fbt_core.spec import check_frozen
+
+    spec = tiny_spec()
+    check_frozen(spec, tmp_path / "any_name.json")
+    check_frozen(spec, tmp_path / f"{spec.id}.json")
+    with pytest.raises(UserError, match=f"holds the spec of {spec.id}; the file was changed"):
+        check_frozen(spec, tmp_path / f"{spec.id[:-1]}{'0' if spec.id[-1] != '0' else '1'}.json")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fbt_core.spec import parse_spec
 from fbt_paper.config.load import load
 from fbt_paper.plan.frozen import timm_tags
 from fbt_paper.plan.runs import plan
@@ -183,7 +184,59 @@ def test_without_its_data_the_paper_stops_before_the_first_training(paper):
 def test_a_training_has_one_thread_at_smoke():
     flow = Flow({})
     assert (flow.threads, flow.training_resources["gpu"]) == (1, 0)
-    assert json.loads(flow.settings.strip("'").replace("{{", "{").replace("}}", "}"))["threads"] == 1
+    assert flow.execution.threads == 1
+
+
+# ---------------------------------------------------------------- frozen specs
+
+
+def test_a_dry_run_writes_no_spec_and_a_training_has_its_own(built, tmp_path):
+    copy = WorkflowCopy.make(tmp_path / "dry")
+    copy.planned(TARGETS[1])
+    assert not (copy.folder / "results").exists()
+    for run in RUNS:
+        assert parse_spec((built.folder / f"results/smoke/specs/{run}.json").read_text()) == PLAN.runs[run]
+
+
+def node_job(copy: WorkflowCopy, run: str) -> subprocess.CompletedProcess[str]:
+    """What an executor starts on a node for a training: an inner Snakemake that plans anew."""
+    files = [f"results/smoke/runs/{run}/{name}" for name in ("metrics.json", "weights.safetensors")]
+    inner = ["--nolock", "--no-hooks", "--force", "--cores", "1", "--mode", "remote"]
+    return copy.snakemake(*files, "--target-jobs", f"train:run={run}", "--allowed-rules", "train", *inner)
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [("config/tables/table5.yaml", "rows: ["), ("config/recipes.yaml", "{}"), ("config/methods.yaml", "x")],
+)
+def test_yaml_that_changes_while_a_job_waits_changes_nothing_of_it(copy, file, text):
+    run = PLAN.tables["table5"].runs[0]
+    (copy.folder / f"results/smoke/runs/{run}/metrics.json").unlink()
+    (copy.folder / file).write_text(text)
+    done = node_job(copy, run)
+    assert done.returncode == 0, done.stdout
+    metrics = json.loads((copy.folder / f"results/smoke/runs/{run}/metrics.json").read_text())
+    assert parse_spec(json.dumps(metrics["spec"])) == PLAN.runs[run]
+
+
+def test_a_job_whose_spec_is_missing_or_another_says_what_to_do(copy):
+    run, other = PLAN.tables["table5"].runs[:2]
+    path = copy.folder / f"results/smoke/specs/{run}.json"
+    path.write_text((path.parent / f"{other}.json").read_text())
+    assert f"specs/{run}.json: holds the spec of {other}; the file was changed" in node_job(copy, run).stdout
+    path.unlink()
+    done = node_job(copy, run)
+    assert done.returncode == 1
+    assert "start the workflow again, which writes it" in done.stdout
+
+
+def test_a_failing_training_shows_its_error_and_no_spec(tmp_path):
+    copy = WorkflowCopy.make(tmp_path / "failing")
+    run = PLAN.needed(PLAN.tables["table5"].runs)[0]
+    done = copy.snakemake("--cores", "1", f"results/smoke/runs/{run}/metrics.json", FAILING_RUN=run)
+    assert done.returncode == 1
+    assert "learning_rate" not in done.stdout
+    assert max(map(len, done.stdout.splitlines())) < 600
 
 
 def test_the_paper_never_trains_on_a_cpu_unaware():

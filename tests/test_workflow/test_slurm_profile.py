@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from cluster import Cluster, wait_for
 
@@ -81,22 +80,75 @@ def test_smoke_through_the_profile_asks_for_gpus_too(clone: Path) -> None:
     assert all("gpu=1" in block and "mem_mb=2000" in block for block in blocks)
 
 
-def test_family_in_a_run_id_is_the_architectures(tmp_path: Path) -> None:
-    """The profile reads the student's family from the run id: right for every architecture of the config."""
-    from fbt_paper.status.cluster import profile_resources, read_profile
+def planned_resources(clone: Path, *arguments: str) -> dict[str, str]:
+    """The resources of every training in a dry run, by run."""
+    text = call(clone, "--profile", "slurm", "-n", *arguments)
+    blocks = [block for block in text.split("\n[") if "\nrule train:" in block]
+    return {
+        re.search(r"wildcards: run=(\S+)", block)[1]: re.search(r"resources: (.+)", block)[1]
+        for block in blocks
+    }
 
-    text = (ROOT / "profiles/slurm/config.yaml").read_text()
-    gpus = {"cnn": 1, "msa": 2, "mlp": 3}
-    for family, count in gpus.items():
-        text = re.sub(rf"(      {family}: {{gpus: )\d+", rf"\g<1>{count}", text)
-    (tmp_path / "config.yaml").write_text(text)
-    profile, _ = read_profile(tmp_path)
-    architectures = yaml.safe_load((ROOT / "config/architectures.yaml").read_text())
-    for name, entry in architectures.items():
-        asked = profile_resources(profile, f"cifar100-fbt-swin_t-{name}-0123456789", {})
-        assert asked["gpu"] == gpus[entry["family"]], (
-            f"architectures.yaml calls {name} {entry['family']}: teach per_run in profiles/slurm/config.yaml"
-        )
+
+def test_a_new_architecture_gets_what_its_family_gets(clone: Path) -> None:
+    """Its entry in architectures.yaml says the family; no name of a network is ever interpreted."""
+    with (clone / "config/architectures.yaml").open("a") as file:
+        file.write("\npvt_v2_b0:\n  title: PVT\n  family: msa\n  create: pvt_v2_b0\n  options: {}\n")
+    table = clone / "config/tables/table5.yaml"
+    column = "columns:\n  - {key: new, label: New, teacher: swin_t, student: pvt_v2_b0}\n"
+    table.write_text(table.read_text().replace("columns:\n", column))
+    resources = clone / "profiles/slurm/resources.yaml"
+    counts = iter((1, 2, 3, 8, 8, 8))
+    resources.write_text(re.sub(r"gpus: \d", lambda _: f"gpus: {next(counts, 1)}", resources.read_text()))
+    found = planned_resources(clone, "results/paper/tables/table5.md")
+    assert len([run for run in found if "pvt_v2_b0" in run]) == 2
+    for run, text in found.items():
+        network = run.split("-")[-2]
+        expected = 2 if network in ("pvt_v2_b0", "swin_t", "swin_p", "vit_s") else 1
+        assert f"gpu={expected}," in text, (run, text)
+
+
+def test_resources_on_the_command_line_win_and_change_nothing_else(clone: Path) -> None:
+    """--set-resources wins over the table, and --config does not lose it."""
+    found = planned_resources(
+        clone, "results/paper/tables/table5.md", "--set-resources", "train:gpu=3",
+        "--config", "scale=paper", "score=last",
+    )  # fmt: skip
+    assert found
+    assert all("gpu=3," in text and "mem_mb=32000" in text and "cpus=8" in text for text in found.values())
+
+
+def test_a_copied_profile_has_its_own_table(clone: Path) -> None:
+    """Found beside the profile in use, wherever that lies."""
+    shutil.copytree(clone / "profiles/slurm", clone / "elsewhere/mine")
+    table = clone / "elsewhere/mine/resources.yaml"
+    table.write_text(table.read_text().replace("hours: 24", "hours: 2.5"))
+    text = call(clone, "--profile", "elsewhere/mine", "-n", "results/paper/tables/table5.md")
+    assert "runtime=150" in text and "runtime=1440" not in text.partition("localrule")[0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("gpus: 1,", "gpu: 1,", "resources.yaml: training_resources.datasets.cifar100.cnn.gpu: unknown key; valid: cpus"),
+        ("cifar100:", "cifar10:", "training_resources.datasets.cifar10: unknown dataset 'cifar10'; valid: "),
+        ("hours: 24", "hours: 1d", "training_resources.datasets.cifar100.cnn.hours: "),
+        ("      msa: {gpus: 1, hours: 24, memory: 32, cpus: 8}\n", "", "cifar100.msa: is missing"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_the_table_is_one_message(clone: Path, old: str, new: str, message: str) -> None:
+    """The table is checked like every file of config/."""
+    from fbt_paper.config.problems import ConfigError
+    from fbt_paper.plan.resources import read_resources
+    from fbt_paper.plan.targets import Flow
+
+    path = clone / "profiles/slurm/resources.yaml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(ConfigError) as caught:
+        Flow({"scale": "paper", **read_resources(path.parent)})
+    assert message in str(caught.value)
 
 
 def test_rules_of_the_login_node_run_two_at_a_time(clone: Path) -> None:
