@@ -20,11 +20,6 @@ if not TRAINING_JOB:
     include: "workflow/rules/figures.smk"
     include: "workflow/rules/claims.smk"
 
-    localrules:
-        all,
-        tables,
-        grid,
-
     rule all:
         default_target: True
         input:

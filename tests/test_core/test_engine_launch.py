@@ -12,6 +12,7 @@ import pytest
 
 from fbt_core.errors import UserError
 from fbt_core.launch import command, main
+from fbt_core.spec import check_frozen
 from fbt_core.torchrun import exit_code
 from tests.test_core.engine_runs import arguments, make_spec, weights_of, write_images
 from tests.test_core.test_distributed_runs import run_together
@@ -117,9 +118,7 @@ def test_what_the_job_reserved_is_kept(monkeypatch):
 
 
 def test_a_file_named_after_a_run_must_hold_that_run(tmp_path):
-    from fbt_core.spec import check_frozen
-
-    spec = tiny_spec()
+    spec = make_spec()
     check_frozen(spec, tmp_path / "any_name.json")
     check_frozen(spec, tmp_path / f"{spec.id}.json")
     with pytest.raises(UserError, match=f"holds the spec of {spec.id}; the file was changed"):

@@ -3,6 +3,9 @@
 
 
 localrules:
+    all,
+    tables,
+    grid,
     build_table,
     collect_results,
     compare_with_paper,
