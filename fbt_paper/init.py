@@ -29,4 +29,8 @@ def write_working_copy(folder: Path) -> str:
             shutil.copytree(source / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy2(source / name, folder / name)
+    # Snakemake looks for ./NAME at `--profile NAME`, never into profiles/.
+    for profile in sorted((folder / "profiles").iterdir()):
+        if profile.name != "default":
+            (folder / profile.name).symlink_to(Path("profiles", profile.name))
     return NEXT_STEPS.format(folder=folder)

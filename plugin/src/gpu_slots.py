@@ -25,7 +25,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 __all__ = ["CHOSEN", "HELD", "Lease", "SlotError", "devices", "handed_out", "join", "take", "take_share"]
@@ -144,7 +144,9 @@ def take_share(
     if amount <= 0 or whole <= 0:
         return Lease((), (), ())
     count = min(parts, max(1, -int(-amount * parts // whole)))
-    return _wait_for(count, [f"{kind}-{number}" for number in range(parts)], f"parts of the {kind}", waiting)
+    names = [f"{kind}-{number}" for number in range(parts)]
+    lease = _wait_for(count, names, f"parts of the {kind}", waiting)
+    return replace(lease, devices=())  # nothing that CUDA could show a job
 
 
 def _wait_for(

@@ -72,7 +72,11 @@ def test_eight_jobs_never_share_a_gpu(work: Workflow) -> None:
     (work.folder / "gate").touch()
     work.call().finish()
     assert not (work.folder / "clash").exists()
-    assert all(started(work, run) for run in runs)
+    gpus = str(work.settings["gpus"]).split(",")
+    for run in runs:
+        entry = started(work, run)
+        assert entry is not None and len(entry["devices"]) == 1  # type: ignore[arg-type]
+        assert set(entry["devices"]) <= set(gpus)  # type: ignore[call-overload]
 
 
 @pytest.mark.slow
@@ -129,6 +133,7 @@ def test_cores_and_memory_are_dealt_in_parts(tmp_path: Path) -> None:
     try:
         half = gpu_slots.take_share(kind, 3.0, 8.0, 4)
         assert len(half.files) == 2  # 3 of 8 need two of the four parts
+        assert half.environment == {}  # and CUDA is shown nothing of them
         rest = gpu_slots.take_share(kind, 4.0, 8.0, 4)
         assert not set(half.files) & set(rest.files)
         half.release()

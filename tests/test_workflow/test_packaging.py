@@ -167,6 +167,8 @@ def test_init_makes_a_working_copy_that_plans(installed, tmp_path):
     for name in ("config", "workflow", "profiles"):
         compared = filecmp.dircmp(ROOT / name, work / name)
         assert not compared.left_only and not compared.right_only and not compared.diff_files
+    assert {path.name for path in work.iterdir() if path.is_symlink()} == {"slurm", "workstation"}
+    assert (work / "slurm" / "config.yaml").is_file()  # `snakemake --profile slurm` looks for ./slurm
     assert call(work, "fbt_paper.cli", "plan", path=installed).returncode == 0
     done = call(work, "snakemake", "-n", "--quiet", "rules", path=installed)
     assert done.returncode == 0, done.stderr
