@@ -9,7 +9,6 @@ from typing import Any
 
 import pandas as pd
 
-from fbt_core.errors import UserError
 from fbt_paper.tables.cost_table import CostResults
 from fbt_paper.tables.frame import rows_of
 from fbt_paper.tables.render import Sheet, all_remarks, make_sheet
@@ -115,12 +114,12 @@ LATIN_CAPITALS |= {"Ο": "O", "Ρ": "P", "Τ": "T", "Υ": "Y", "Χ": "X", "ο": 
 def escape_latex(text: str) -> str:
     r"""Text that LaTeX prints as it stands, as one paragraph; -> is an arrow, L_MSE is \mathcal{L}_{MSE}.
 
-    Raises a UserError for a letter that pdfLaTeX has no command for.
+    A letter that pdfLaTeX has no command for stays as it is: `to_latex` says so on top of the file.
     """
     text = " ".join(text.replace("->", "→").replace("--", "-\N{WORD JOINER}-").split())
     parts = SYMBOL.split(text)
     symbols = list(map(_symbol, parts[1::3], parts[2::3]))
-    plain = ["".join(_letter(letter, text) for letter in part) for part in parts[::3]]
+    plain = ["".join(_letter(letter) for letter in part) for part in parts[::3]]
     return "".join(piece for pair in zip(plain, [*symbols, ""], strict=True) for piece in pair)
 
 
@@ -129,7 +128,7 @@ def _symbol(kind: str, name: str) -> str:
     return rf"${letter}_{{\mathrm{{{name}}}}}$"
 
 
-def _letter(letter: str, text: str) -> str:
+def _letter(letter: str) -> str:
     if letter in TEXT:
         return TEXT[letter]
     if " " <= letter <= "~":
@@ -143,12 +142,8 @@ def _letter(letter: str, text: str) -> str:
         return LATIN_CAPITALS[letter]
     if letter in GREEK:
         return rf"$\{GREEK[letter]}$"
-    start = max(0, text.index(letter) - 20)
-    raise UserError(
-        f"pdfLaTeX cannot print U+{ord(letter):04X} ({unicodedata.name(letter, '')})",
-        where=f"'{text[start : start + 40]}'",
-        hint="write it in Latin or Greek letters",
-    )
+    # XeLaTeX and LuaLaTeX print every letter; what controls a terminal is none.
+    return letter if letter.isprintable() else ""
 
 
 def to_latex(results: Results) -> str:
@@ -168,7 +163,16 @@ def to_latex(results: Results) -> str:
     ]
     remarks = [escape_latex(remark) + r"\par" for remark in all_remarks(sheet)]
     notes = [r"\par\smallskip", r"{\footnotesize", *remarks, "}"] if remarks else []
-    return "\n".join([*lines, *notes, r"\end{table}", ""])
+    table = "\n".join([*lines, *notes, r"\end{table}", ""])
+    return "".join([*_hints(table), table])
+
+
+def _hints(table: str) -> Iterator[str]:
+    """A comment for each letter that pdfLaTeX cannot print: its own error would not say what to do."""
+    for letter in sorted({letter for letter in table if not letter.isascii()}):
+        name = unicodedata.name(letter, "a letter without a name")
+        letter_name = f"U+{ord(letter):04X} ({name})"
+        yield f"% pdfLaTeX cannot print {letter_name}: use XeLaTeX or LuaLaTeX, or Latin letters\n"
 
 
 def _body(sheet: Sheet) -> str:

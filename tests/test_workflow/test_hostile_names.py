@@ -89,7 +89,8 @@ def test_a_data_root_reaches_the_engine_as_it_is(built):
     runs = built.trained()
     assert runs
     for run in runs:
-        settings = json.loads((built.folder / "results/smoke/runs" / run / "settings.json").read_text())
+        argument = (built.folder / "results/smoke/runs" / run / "settings.json").read_text()
+        settings = json.loads((built.folder / argument).read_text())
         assert settings["data_roots"] == {"cifar100": str(built.folder.parent / FOLDER)}
 
 
