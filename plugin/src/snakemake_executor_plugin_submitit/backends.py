@@ -79,6 +79,7 @@ class Result:
     error: str | None
 
 
+# A pickle can run any code when it is read, and a folder may be open to other users.
 class PlainUnpickler(pickle.Unpickler):
     """Reads what jobs return, a word and a text or a dict of numbers; refuses everything that runs code."""
 
@@ -88,6 +89,7 @@ class PlainUnpickler(pickle.Unpickler):
 
 def untrusted(path: Path) -> str | None:
     """Why a result file is not read: its folder may be open to others. None if it is the user's own."""
+    # Not stat: a link would lead to a file of somebody else's choice.
     status = path.lstat()
     if status.st_uid != os.getuid():
         return f"the result {path} belongs to another user: it is not read"
@@ -165,11 +167,14 @@ class Backend(ABC):
         """Give a job its function again if the controller died before it could."""
         from submitit.core.utils import DelayedSubmission
 
+        # submitit writes the function after sbatch has answered: a job without one fails at its start.
         path = self.paths(job_id).submitted_pickle
         if not path.exists():
             delayed = DelayedSubmission(job)
             delayed.set_timeout(self.minutes(request), NEVER_BY_SUBMITIT)
             temporary = path.with_suffix(f".{uuid.uuid4().hex[:8]}.tmp")
+            # Written under another name first: the job may start at this moment and
+            # must not read half a file.
             delayed.dump(temporary)
             temporary.replace(path)
 
@@ -225,11 +230,14 @@ class Backend(ABC):
 
     def drop_result(self, entry: JournalEntry) -> None:
         """Remove a result that has been judged: no later start of this or another job must meet it."""
+        # Numbers of processes, and of jobs on a wiped cluster, come again and with them the names of files.
         if entry.result:
             Path(entry.result).unlink(missing_ok=True)
 
     def results_present(self) -> set[str]:
         """Names of all result files, by one look into the folder if it has changed lately."""
+        # Thousands of jobs are followed by one look into the folder; a stat of each
+        # result file costs too much.
         changed, looks = self.folder.stat().st_mtime_ns, 0
         if changed == self._folder_state[0]:
             looks = self._folder_state[1] + 1
@@ -254,6 +262,8 @@ class SlurmBackend(Backend):
         self._accounting = Accounting()
 
     def prepare(self) -> None:
+        # Said before any of them is called: on a machine without Slurm the hint is
+        # worth more than the error.
         missing = [
             command for command in ("sbatch", "srun", "squeue", "scontrol") if shutil.which(command) is None
         ]
@@ -262,11 +272,13 @@ class SlurmBackend(Backend):
                 f"the command {missing[0]} is not on PATH: is this a login node of a Slurm cluster? "
                 "Without Slurm use --submitit-cluster local"
             )
+        # The clients are called without these variables: a user who counts on one must learn of it.
         for line in explain_environment():
             self.say(line)
         self.facts = read_facts(self.say)
         self.cluster_name = self.facts.name or None
         self.accounting = self.facts.accounting
+        # Indices begin at 0 and MaxArraySize is one more than the largest that Slurm takes.
         self.array_limit = max(1, min(self.settings.array_size, self.facts.max_array_size - 1))
 
     def problems(self, request: Request) -> list[str]:
@@ -277,6 +289,8 @@ class SlurmBackend(Backend):
         return limit or UNLIMITED_MINUTES
 
     def submit(self, jobs: Sequence[SnakemakeJob], request: Request, name: str, token: str) -> list[str]:
+        # A controller that is itself a job of Slurm gets SIGTERM; it must be heard
+        # while sbatch is tried again.
         with sigterm_as_interrupt():
             return self._submit_until_taken(jobs, request, name, token)
 
@@ -290,6 +304,8 @@ class SlurmBackend(Backend):
             except SlurmBusyError as error:
                 if backoff.failures == 0:
                     self.say(f"Slurm does not take jobs at the moment ({error}); trying again until it does.")
+            # A request that timed out may have been taken: to submit again without a
+            # look would run the jobs twice.
             if job_ids := self._submitted_all_the_same(jobs, request, token, backoff):
                 return job_ids
 
@@ -306,9 +322,11 @@ class SlurmBackend(Backend):
                     [executor.submit(jobs[0])] if len(jobs) == 1 else executor.submit_array(list(jobs))
                 )
         except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
+            # A full queue empties by itself, so it is no refusal: the caller waits or makes smaller arrays.
             if queue_full(str(error)):
                 raise QueueFullError(f"sbatch: {' '.join(str(error).split())}") from None
             raise classify(str(error), "sbatch") from None
+        # The last answer of squeue does not know these jobs, and must not be taken for their end.
         self.queue.hurry()
         return [job.job_id for job in submitted]
 
@@ -329,6 +347,7 @@ class SlurmBackend(Backend):
             return None
         number, is_array, _ = marked[0].partition("_")  # tasks that have ended may be forgotten already
         job_ids = [f"{number}_{index}" for index in range(len(jobs))] if is_array else [number]
+        # submitit has failed before it wrote the functions, so the jobs in the queue have none yet.
         for job_id, job in zip(job_ids, jobs, strict=True):
             self.restore_function(job_id, job, request)
         return job_ids
@@ -341,17 +360,20 @@ class SlurmBackend(Backend):
 
         executor = SlurmExecutor(self.folder, max_num_timeout=NEVER_BY_SUBMITIT)
         parameters = request.parameters()
+        # Always said: submitit's default of five minutes would hold otherwise, not the partition's.
         parameters["time"] = self.minutes(request)
         executor.update_parameters(
             **parameters,
             job_name=name,
             comment=mark(token),
+            # submitit would name a key of its own, which a site that checks keys does not know.
             wckey=None,
             signal_delay_s=self.settings.signal_seconds,
             array_parallelism=self.settings.array_throttle or count,
             setup=setup_lines(self.settings) or None,
             # the step keeps the job's environment, also if the site or the user asks for --export=NONE
             srun_args=["--nodes=1", "--ntasks=1", f"--cpus-per-task={request.cpus}", "--export=ALL"],
+            # --requeue is said by each job, because a site may have switched it off by default.
             additional_parameters={
                 "requeue": True,
                 **request.options(self._gpu_option_for(request, name, gpu_option)),
@@ -363,6 +385,7 @@ class SlurmBackend(Backend):
         """How this cluster counts GPUs: as the settings say, else the first way that Slurm accepts."""
         if chosen or self._gpu_option != "auto" or request.gpu == 0:
             return chosen or self._gpu_option
+        # Clusters differ in how they count GPUs; --test-only submits nothing, so each way can be tried.
         for option in GPU_OPTIONS:
             try:
                 if self.try_submission(request, name, option) is None:
@@ -377,6 +400,7 @@ class SlurmBackend(Backend):
 
         Raises SlurmBusyError if it gives none.
         """
+        # The very script that would be submitted: a shorter one would miss what the site refuses.
         executor = self.executor(request, name, "test", 1, gpu_option)
         text = executor._make_submission_file_text("true", "test")
         with tempfile.NamedTemporaryFile("w", suffix=".sh") as script:
@@ -401,6 +425,8 @@ class SlurmBackend(Backend):
     def refresh(self) -> None:
         self.queue.refresh()
         if self.accounting:
+            # Each sacct is a query of the cluster's database: asked only for jobs
+            # that squeue has missed twice.
             if self.queue.answers + self._accounting.answers != self.answers:
                 self._accounting.want(
                     job_id for job_id, since in self._missing.items() if self.queue.answers >= since + 2
@@ -419,22 +445,27 @@ class SlurmBackend(Backend):
         self._missing.pop(job_id, None)
         if line.state != "CANCELLED":
             return Look(line.state, line.ended, line.reason, line.node)
+        # squeue says CANCELLED for the user's scancel and for an administrator's alike.
         self._accounting.want([job_id])  # it knows by whom; until it is asked again, nobody
         return Look(line.state, line.ended, line.reason, line.node, self._accounting.end_of(job_id).by_whom)
 
     def _look_back(self, entry: JournalEntry) -> Look | None:
         """A job that squeue does not show: too new, or ended and forgotten."""
         job_id = entry.job_id or ""
+        # A new job may not be in an answer that was under way when it was submitted.
         since = self._missing.setdefault(job_id, self.queue.answers)
         answers = self.queue.answers - since
+        # The name must match too: a wiped cluster begins its numbers again.
         end = self._accounting.end_of(job_id)
         if end.state and end.name == entry.rule:
             return Look(end.state, True, by_whom=end.by_whom)
+        # With accounting there is a better witness, which may come late: it gets two answers more.
         patience = 5 if self.accounting else 3
         return Look("LOST", True) if answers >= patience else None
 
     def cancel(self, entries: Sequence[JournalEntry]) -> None:
         job_ids = sorted(entry.job_id for entry in entries if entry.job_id)
+        # A command line has a largest length, and thousands of jobs would be longer.
         for start in range(0, len(job_ids), 500):
             ask(["scancel", *job_ids[start : start + 500]])
 
@@ -468,6 +499,7 @@ class LocalBackend(Backend):
             tasks_per_node=1,  # the job takes its GPUs itself, when they are free (gpu_slots)
             setup=setup_lines(self.settings),
         )
+        # Jobs must go on when Snakemake ends, so a Ctrl-C of the terminal must not reach them.
         with unheard_interrupts():
             submitted = [executor.submit(job) for job in jobs]
         for job in submitted:  # process numbers are used again: this may be the file of an old job
@@ -476,6 +508,8 @@ class LocalBackend(Backend):
         return [job.job_id for job in submitted]
 
     def look(self, entry: JournalEntry) -> Look | None:
+        # Our own children become zombies, which have no command line: submitit knows
+        # of them, psutil does not.
         if (job := self._jobs.get(entry.job_id or "")) is not None:
             return Look("RUNNING") if job.state == "RUNNING" else Look("FAILED", True)
         return Look("RUNNING") if self._processes(entry) else Look("FAILED", True)
@@ -485,6 +519,8 @@ class LocalBackend(Backend):
 
     def cancel(self, entries: Sequence[JournalEntry]) -> None:
         for entry in entries:
+            # The program is a grandchild and ignores SIGTERM until it has its
+            # handlers: all of them are ended.
             for process in self._processes(entry):
                 end_family(process.pid)
 
@@ -511,6 +547,7 @@ class DebugBackend(Backend):
         return [job.job_id for job in submitted]
 
     def look(self, entry: JournalEntry) -> Look | None:
+        # The job runs here and now, so a second look at it must not run it again.
         job = self._jobs.pop(entry.job_id or "", None)
         if job is None:
             return Look("FAILED", True)
@@ -549,6 +586,7 @@ def of_another(line: QueueLine, entry: JournalEntry) -> bool:
     """
     if line.comment == mark(entry.token):
         return False
+    # A comment of ours with another mark is surely another job; one that the site wrote says nothing.
     return line.comment.startswith(mark("")) or line.name != entry.rule
 
 
@@ -556,6 +594,7 @@ def setup_lines(settings: ExecutorSettings) -> list[str]:
     """The user's line that every job runs first; the job fails with it."""
     if not settings.setup:
         return []
+    # submitit puts the line into the script as it is, and a shell goes on after a line that has failed.
     failed = 'echo "--submitit-setup failed with exit code $code" >&2'
     return [f"{{ {settings.setup}\n}} || {{ code=$?; {failed}; exit $code; }}"]
 
@@ -572,6 +611,7 @@ def finish_call(call: Callable[[], list[str]], patience: float = 10.0) -> list[s
 
     def work() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})  # programs inherit this
+        # A thread, because the main one alone hears Ctrl-C and would cut sbatch between request and answer.
         try:
             outcome.set_result(call())
         except BaseException as error:
@@ -581,6 +621,7 @@ def finish_call(call: Callable[[], list[str]], patience: float = 10.0) -> list[s
         threading.Thread(target=work, daemon=True).start()
         return outcome.result()
     except KeyboardInterrupt:
+        # sbatch may be about to answer: a job whose id is known can be named to the user.
         with suppress(Exception):
             outcome.result(timeout=patience)
         if not outcome.done():
@@ -594,6 +635,8 @@ def kill_programs(name: str) -> None:
 
     for process in psutil.Process().children():
         with suppress(psutil.Error):
+            # sbatch may be a wrapper script of the site: the process then bears the
+            # name of its interpreter.
             if name in (process.name(), *(os.path.basename(word) for word in process.cmdline()[:2])):
                 process.kill()
 
@@ -605,6 +648,7 @@ def sigterm_as_interrupt() -> Iterator[None]:
         yield
         return
 
+    # Snakemake's handler only notes the signal, and looks at the note when the submission is over.
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -621,6 +665,7 @@ def unheard_interrupts() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    # Ignored signals are inherited by what is started meanwhile; a new handler would not be.
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
     try:
         yield
@@ -636,6 +681,7 @@ def local_processes(entry: JournalEntry, folder: Path) -> list[Any]:
     try:
         process = psutil.Process(int(entry.job_id or 0))
         words = " ".join(process.cmdline())
+        # A process that began later than its job was submitted has only got the same number.
         at_that_time = process.create_time() - entry.submitted <= START_S
         ours = "submitit.local._local" in words and str(folder) in words and at_that_time
         return [process] if ours and process.status() != psutil.STATUS_ZOMBIE else []
@@ -647,6 +693,7 @@ def end_family(pid: int, patience: float = 10.0) -> None:
     """End a process and its descendants: ask first, then kill."""
     import psutil  # type: ignore[import-untyped, unused-ignore]
 
+    # Listed before the first has ended: the children of an ended process are no longer found below it.
     members = family(pid)
     for process in members:
         try:

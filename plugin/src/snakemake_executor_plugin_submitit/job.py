@@ -37,8 +37,10 @@ __all__ = ["RuleError", "SnakemakeJob", "TooManyTimeoutsError"]
 
 POLL_S = 0.2
 HEARTBEAT_S = 30.0
+# Short jobs would end between two samples of the usual interval, so the first ones come quickly.
 FIRST_SAMPLES_S = 2.0
 SIGNAL_GRACE_S = 2.0
+# Slurm's kill comes KillWait seconds after SIGTERM, and sites set that as they like: far longer than any.
 WAIT_FOR_KILL_S = 900.0
 LONGEST_REQUEUE_S = 60.0
 NO_OUTPUT = 74
@@ -46,6 +48,7 @@ MEMORY_PARTS = 64
 """Exit code of a job whose outputs did not appear (EX_IOERR of sysexits.h)."""
 
 
+# The tracker knows these errors by name: a result file keeps the traceback as text and nothing else.
 class RuleError(RuntimeError):
     """The rule's command ended with an error."""
 
@@ -92,10 +95,13 @@ class SnakemakeJob:
         self.submitted = submitted
         self.inputs, self.outputs = list(inputs), list(outputs)
         self.latency_s = latency_s
+        # submitit pickles this object, so what belongs to one start is set apart from the settings.
         self._forget_process()
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle the settings, not the running process."""
+        # A requeued job starts from this pickle on another node, where neither the
+        # child nor its locks exist.
         running = (
             "_child",
             "_record",
@@ -110,6 +116,7 @@ class SnakemakeJob:
         return {name: value for name, value in self.__dict__.items() if name not in running}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        # Jobs that an older version has submitted may start, or be requeued, after an upgrade.
         before_version_0_2 = {"inputs": [], "outputs": [], "latency_s": 5.0, "cpus": 1, "memory_mb": 0}
         self.__dict__.update({**before_version_0_2, **state})
         self._forget_process()
@@ -127,11 +134,15 @@ class SnakemakeJob:
 
     def __call__(self) -> dict[str, Any]:
         """Run the inner Snakemake to its end; called by submitit on the node."""
+        # First of all: a result of an earlier start would be taken for this one's as
+        # soon as it is looked for.
         self._remove_leftovers()
         done = JobRecord.load(self.record_path)
         if done is not None and done.exit_code == 0:  # requeued after its end: a second run would undo it
             return {"exit_code": 0}
         self._begin(done)
+        # SIGTERM may come at any moment from here on, and what it means is known
+        # only after the program's end.
         try:
             with self._sigterm_noted():
                 exit_code = self._run()
@@ -139,17 +150,23 @@ class SnakemakeJob:
             exit_code = 0
         except subprocess.SubprocessError:  # submitit's `scontrol requeue`
             self._requeue_again()
+        # A handler may have decided on the end already, and its exception may have
+        # been lost on the way here.
         if exit_code != 0:
             self._raise_what_was_lost()
+        # A time limit that strikes now would requeue a job that has nothing left to do.
         ignore_save_signal()
+        # Slurm may run the job again after a SIGTERM: a result written now would count as its end.
         if self._terminated:
             self._wait_to_be_killed()
         return self._finish(exit_code)
 
     def _begin(self, record: JobRecord | None) -> None:
+        # The record of earlier starts goes on: a restart from the original pickle knows nothing of them.
         self._record = record or JobRecord(submitted=self.submitted)
         self._started = time.time()
         self._record.start(os.environ.get("SLURMD_NODENAME") or socket.gethostname(), job_id())
+        # Saved before anything runs: the controller finds a job's id here if it died while submitting.
         self._record.save(self.record_path)
 
     def _raise_what_was_lost(self) -> None:
@@ -162,6 +179,7 @@ class SnakemakeJob:
     def _requeue_again(self) -> NoReturn:
         """Slurm refuses to requeue a job that it requeues itself, or when it is busy: go on until killed."""
         ignore_save_signal()
+        # The pauses grow, because a controller of Slurm that is busy is not helped by many requests.
         pause = 2.0
         while True:
             time.sleep(pause)
@@ -172,17 +190,21 @@ class SnakemakeJob:
 
     def _remove_leftovers(self) -> None:
         """Remove what an earlier start of this job has left: its result, and files half written."""
+        # Local jobs bear process numbers, which are used again: the old result may be that of another job.
         if (folder := os.environ.get("SUBMITIT_FOLDER")) and self.cluster != "debug":
             for name in ("0_result.pkl", "0_result.pkl.save_tmp", "submitted.pkl.save_tmp"):
                 (Path(folder) / f"{job_id()}_{name}").unlink(missing_ok=True)
 
     def _finish(self, exit_code: int) -> dict[str, Any]:
+        # Short programs end before the first sample; the kernel has counted them all the same.
         self._record.peak_memory_mb = max(self._record.peak_memory_mb, largest_child_mb())
         if exit_code == 0 and (missing := self._missing_outputs()):
             # a Snakemake on a node with an old view of the folder may find nothing to do
             unseen = [f"input {path}" for path in self._not_there(self.inputs)]
             self._record.missing = [*(f"output {path}" for path in missing), *unseen]
             exit_code = NO_OUTPUT
+        # The record is on disk before the result: if the result gets lost, the
+        # record still shows the success.
         self._record.end(exit_code)
         self._record.save(self.record_path)
         if exit_code != 0:
@@ -191,6 +213,7 @@ class SnakemakeJob:
 
     def _missing_outputs(self) -> list[str]:
         """Declared outputs that are not there, also after a while."""
+        # On a shared file system an output may become visible only some time after it was written.
         deadline = time.monotonic() + self.latency_s
         while (missing := self._not_there(self.outputs)) and time.monotonic() < deadline:
             time.sleep(POLL_S)
@@ -200,13 +223,16 @@ class SnakemakeJob:
         return [path for path in paths if not (self.workdir / path).exists()]
 
     def _run(self) -> int:
+        # Slurm hands out GPUs, cores and memory itself; on a machine without it the jobs share by locks.
         if self.cluster == "local":
             self._take_slots()
+        # SIGTERM came while the job waited for its turn: a program started now would only be killed.
         if self._terminated:
             return 143
         self._child = self._start()
         self._sampled = time.time()  # its own Snakemake starts up first
         exit_code = self._watch()
+        # Held no longer than needed: what follows may wait for late files, and other jobs want the GPUs.
         self._release_slots()
         if exit_code != 0:  # the signal that ended the program may be a moment later here
             deadline = time.monotonic() + SIGNAL_GRACE_S
@@ -221,9 +247,13 @@ class SnakemakeJob:
         """
         import psutil  # type: ignore[import-untyped, unused-ignore]
 
+        # Only the chosen GPUs are looked at: submitit overwrites the
+        # CUDA_VISIBLE_DEVICES of the user's shell.
         environment = {gpu_slots.CHOSEN: os.environ.get(gpu_slots.CHOSEN, "")}
         memory = psutil.virtual_memory().total / 1e6
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        # The order GPUs, cores, memory is the same in every job: else two could wait
+        # for each other for ever.
         self._waiting = True
         self._slots = [
             gpu_slots.take(self.gpus, environment, waiting=self._say),
@@ -245,6 +275,7 @@ class SnakemakeJob:
         """Start the script; SIGUSR2 and SIGTERM are ignored until a program in it installs its handlers."""
         with self.script.open("rb") as script:
             plain = script.readline() == b"#!/bin/sh\n"  # need not be executable on this node
+        # A shell that ignores the signals comes first: ignored signals are inherited, handlers are not.
         command = ["/bin/sh", str(self.script)] if plain else [str(self.script)]
         return subprocess.Popen(
             ["/bin/sh", str(IGNORE_SIGNALS), *command],
@@ -265,6 +296,8 @@ class SnakemakeJob:
         """What the rule's program may know of its job; metrics are accounted from these."""
         environment = dict(os.environ)
         environment.pop("SNAKEMAKE_PROFILE", None)  # with it the job's own Snakemake would submit jobs
+        # Every bash between Snakemake and the program must survive the signals; the
+        # user's own file is read after.
         if user_file := environment.get("BASH_ENV"):
             environment["SNAKEMAKE_SUBMITIT_USER_BASH_ENV"] = user_file
         environment["BASH_ENV"] = str(Path(__file__).with_name("shell_init.sh"))
@@ -273,6 +306,7 @@ class SnakemakeJob:
         environment["SNAKEMAKE_SUBMITIT_QUEUE_WAIT_S"] = f"{self._record.queue_wait_s:.1f}"
         environment["SNAKEMAKE_SUBMITIT_GPUS"] = str(self.gpus)
         environment["SNAKEMAKE_SUBMITIT_LAUNCHER"] = self.launcher
+        # The rule's program may hold the slots too, so that they stay taken if only this process is killed.
         for lease in self._slots:
             environment.update(lease.environment)
         if files := [str(path) for lease in self._slots for path in lease.files]:
@@ -285,6 +319,7 @@ class SnakemakeJob:
             yield
             return
         signal.signal(signal.SIGCONT, signal.SIG_DFL)  # Slurm's wakes stopped jobs; submitit would log it
+        # submitit's own handler ignores SIGTERM; here it decides whether a result may be written.
         before = signal.signal(signal.SIGTERM, self._on_sigterm)
         try:
             yield
@@ -293,6 +328,7 @@ class SnakemakeJob:
                 signal.signal(signal.SIGTERM, before)
 
     def _on_sigterm(self, *_: object) -> None:
+        # The signal may come more than once, and is one interruption all the same.
         if not self._terminated:
             self._terminated = True
             self._record.interrupt("SIGTERM")
@@ -312,6 +348,7 @@ class SnakemakeJob:
     def _wait_to_be_killed(self) -> None:
         """Write no result: Slurm may start the job again, and the controller asks Slurm."""
         print("submitit: ended after SIGTERM; what becomes of the job is up to Slurm", flush=True)
+        # Without Slurm nobody starts the job again, so there is no kill to wait for.
         if self.cluster == "slurm":
             time.sleep(WAIT_FOR_KILL_S)
         sys.exit(143)
@@ -320,20 +357,27 @@ class SnakemakeJob:
         """Wait until the program has saved its state and ended; called by submitit at SIGUSR2."""
         from submitit.helpers import DelayedSubmission
 
+        # Noted before the wait: the kill may come before the program has saved.
         cause = self._cause()
         self._record.interrupt(cause)
         self._record.save(self.record_path)
         self._forward(signal.SIGUSR2)
+        # submitit requeues when this returns: the new start must not meet a program
+        # that still writes its state.
         exit_code = None if self._child is None else self._watch()
+        # It was done at the last moment: a requeue would run a finished job again.
         if exit_code == 0:
             raise _EndedWellError
         self._record.seen()
         self._record.save(self.record_path)
+        # Preemptions do not count: a job in a busy partition would reach the limit
+        # through no fault of its own.
         if cause == "time limit" and self._record.timeouts > self.max_timeouts:
             self._record.end(75)
             self._record.save(self.record_path)
             self._too_often = True
             self._raise_what_was_lost()
+        # Remembered, because an `except Exception` that the signal interrupts may swallow a failed requeue.
         self._requeued = True
         print(f"submitit: interrupted by {cause}; the job is queued again and will continue", flush=True)
         return DelayedSubmission(self)
@@ -344,6 +388,8 @@ class SnakemakeJob:
             return "preemption"
         if self._waiting:
             return "no free slot"  # nothing has run yet, so no time limit was met
+        # Slurm sends the signal up to a minute early (measured 25-60 s), so the
+        # clock must leave room for that.
         almost_over = self.runtime_s - self.signal_s - 90.0
         return "time limit" if time.time() - self._started >= almost_over else "preemption"
 
@@ -355,6 +401,8 @@ class SnakemakeJob:
             return
         self._sampled = now
         assert self._child is not None
+        # A record is written only for something new: a shared file system carries
+        # those of thousands of jobs.
         memory = memory_mb(self._child.pid)
         grown = memory > 1.05 * self._record.peak_memory_mb
         self._record.peak_memory_mb = max(memory, self._record.peak_memory_mb)
@@ -368,6 +416,7 @@ def job_id() -> str:
     environment = os.environ
     if environment.get("SUBMITIT_EXECUTOR") == "local":  # perhaps inside of another job of Slurm
         return environment["SUBMITIT_LOCAL_JOB_ID"]
+    # SLURM_JOB_ID of an array's task is another number, which squeue and submitit's files do not show.
     if "SLURM_ARRAY_JOB_ID" in environment:
         return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
     return (
@@ -377,6 +426,7 @@ def job_id() -> str:
 
 def ignore_save_signal() -> None:
     """The command has ended: submitit's handler must not ask it to save any more."""
+    # Python sets handlers in the main thread only, and cluster debug runs jobs in the poller's.
     if threading.current_thread() is threading.main_thread() and callable(signal.getsignal(signal.SIGUSR2)):
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
@@ -388,6 +438,7 @@ def preempted(identifier: str) -> bool:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout
     except (OSError, subprocess.SubprocessError):
         return False
+    # Slurm sends the same SIGUSR2 for both, and only the job's PreemptTime differs.
     fields = dict(word.split("=", 1) for word in answer.split() if "=" in word)
     return fields.get("PreemptTime", "None") not in ("None", "Unknown", "")
 
@@ -398,6 +449,7 @@ def ended(child: subprocess.Popen[bytes]) -> int | None:
     Signals are held back meanwhile: a handler that asks as well must find either a child or its exit code.
     Popen.poll would leave its lock taken in the interrupted frame.
     """
+    # Both signals have handlers that wait for the child; each other one may interrupt at any time.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2, signal.SIGTERM})
     try:
         if child.returncode is None and (status := os.waitpid(child.pid, os.WNOHANG)) != (0, 0):
