@@ -20,6 +20,7 @@ FOLDER = Path(".snakemake") / "submitit"
 
 def note_controller(folder: Path) -> None:
     """Write down which process works in this folder now."""
+    # Host and start belong to the pid: folders are shared by machines, and pids are used again.
     content = {
         "pid": os.getpid(),
         "host": socket.gethostname(),
@@ -59,16 +60,19 @@ def report_lock() -> None:
 
 def explain_lock(folder: Path) -> str | None:
     """Whose lock lies in a folder and what to do about it; None if there is none."""
+    # Snakemake's lock names no process: only this note knows whose it is.
     locks = folder / ".snakemake" / "locks"
     controller = read_note(folder / FOLDER / "controller.json")
     if controller is None or not locks.is_dir() or not any(locks.iterdir()):
         return None
     who = f"process {controller.get('pid')} on {controller.get('host')}"
+    # Processes of another machine cannot be looked at, so nothing is said about whether it still runs.
     if controller.get("host") != socket.gethostname():
         return (
             f"submitit: this folder is in use by or was left locked by {who}: "
             "look there before `snakemake --unlock`."
         )
+    # To unlock now would let two controllers write the same files.
     if is_process(controller):
         return f"submitit: another snakemake works in this folder ({who}); wait for it or end it first."
     count = sum(entry.active for entry in Journal(folder / FOLDER / "journal").entries())

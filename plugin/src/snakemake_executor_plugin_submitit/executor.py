@@ -46,6 +46,7 @@ from snakemake_executor_plugin_submitit.workflow_jobs import (
 
 __all__ = ["Executor"]
 
+# Results are files, and looking for them is cheap: a finished job is seen at once, not at the next squeue.
 TICK_S = 0.5
 LONGEST_FAILURE_S = 600.0
 
@@ -96,16 +97,20 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
 
     def _check(self) -> None:
         """Refuse what can never work, with one line per problem."""
+        # Only what will be submitted: a rule whose outputs are there may ask for what it likes.
         jobs = [job for job in self.workflow.dag.needrun_jobs() if not job.is_local]
         requests, problems = self.requests.requests_of_rules(jobs)
         if ignored := self.requests.explain_ignored():
             self.say(ignored)
         try:
             self.backend.prepare()
+        # All problems at once: who has repaired the cluster's answer should not meet
+        # the rules' errors only then.
         except (SlurmRefusedError, SlurmBusyError) as error:
             raise WorkflowError("\n".join([str(error), *problems])) from None
         problems += [f"rule {rule}: {line}" for request, rule in requests.items()
                      for line in self.backend.problems(request)]  # fmt: skip
+        # Asked last, because it takes longest and what cannot run anyway need not be asked about.
         if requests and not problems and self.settings.cluster == "slurm":
             problems += self._ask_slurm(requests)
         if problems:
@@ -114,6 +119,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
     def _ask_slurm(self, requests: dict[Request, str]) -> list[str]:
         if self.settings.test_only:
             return try_submissions(self.backend, requests, self.say)
+        # One request is enough: all rules work in the same folder, and each question waits for a free node.
         if self.settings.shared_folder_check == "yes":
             problem = shared_folder_problem(self.folder, next(iter(requests)))
             return [problem] if problem else []
@@ -123,6 +129,8 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
 
     def _reattach(self, job: JobExecutorInterface) -> bool:
         """Take over the job of an earlier controller instead of submitting a second one."""
+        # Known by the outputs, not only by the key: the earlier call may have
+        # grouped its jobs in another way.
         outputs = outputs_of(job)
         making = self.earlier.jobs_making(key_of(job), outputs)
         if (conflict := self.earlier.conflict(making, outputs)) is not None:
@@ -147,7 +155,9 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         """The journal's file of a job is damaged: look for the job under the mark of its submission."""
         key = key_of(job)
         path = self.journal.path(key)
+        # First, because _reattach is called again at the end and would come back here.
         self.earlier.damaged.discard(key)
+        # The mark of the submission lies in a file of its own, which the damage has not met.
         submission = self.journal.submission_of(key)
         if submission is None:
             self.say(f"{path} is damaged and of no known submission: {job.name} is submitted.")
@@ -155,6 +165,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         self.say(f"{path} is damaged: looking for the job of {job.name} before it is submitted again.")
         token, index = submission
         request = self.requests.request_of(job)
+        # An entry is made anew as for a submission: what the old one said can no longer be read.
         script = self.get_jobscript(job)
         self.write_jobscript(job, script)
         entry = make_entry(job, request, self.backend, script=script, token=token, index=index)
@@ -168,12 +179,14 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
                 f"{entry.name}: job {entry.job_id} was submitted with another command or other parameters; "
                 f"it goes on as it is. To start anew: {self.backend.cancel_command([entry])}"
             )
+        # The controller may have died between sbatch's answer and the writing of the job's function.
         if self.settings.cluster == "slurm":
             self._restore(job, entry)
         self.logger.info(f"submitit: re-attached to job {entry.job_id} ({entry.name}) of an earlier call.")
         self._report(job, entry)
 
     def _restore(self, job: JobExecutorInterface, entry: JournalEntry) -> None:
+        # Slurm may start the job again much later, and it then needs its script at the old path.
         if not Path(entry.script).exists():
             Path(entry.script).parent.mkdir(parents=True, exist_ok=True)
             self.write_jobscript(job, entry.script)
@@ -193,6 +206,8 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         for job in jobs:
             if announce:
                 self.run_job_pre(job)
+            # Before the request is read: a job that runs already goes on, whatever
+            # its rule asks for by now.
             if self._reattach(job):
                 continue
             try:
@@ -211,6 +226,8 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
 
     def _submit_all(self, request: Request, name: str, jobs: Sequence[JobExecutorInterface]) -> None:
         """Submit jobs in arrays, smaller ones if the queue has no room for a large one."""
+        # The size stays small once the queue has refused a large array: the next one
+        # would be refused as well.
         waiting, size, backoff = list(jobs), self.backend.array_limit, Backoff(first=5.0)
         while waiting:
             chunk = waiting[:size]
@@ -228,6 +245,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
 
     def _wait_for_room(self, answer: str, backoff: Backoff) -> bool:
         """Wait a while for jobs to leave the queue; False if there are none that could."""
+        # A limit of the group is met by other people's jobs, which this user's squeue does not show.
         if not (self.followed or "grp" in answer.lower() or self.backend.busy()):
             return False
         if backoff.failures == 0:
@@ -237,12 +255,14 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
 
     def _refuse_all(self, jobs: Sequence[JobExecutorInterface], error: Exception) -> None:
         for job in jobs:
+            # An entry left in this state would make the next call wait for a job that does not exist.
             if (entry := self.journal.read(key_of(job))) is not None and entry.state == "SUBMITTING":
                 self._end(entry, "FAILED", str(error))
             self._refuse(job, f"{job.name} was not taken: {error}")
 
     def _submit(self, request: Request, name: str, jobs: Sequence[JobExecutorInterface]) -> None:
         """Submit one job or array, but for what another controller has submitted; raises QueueFullError."""
+        # Every submission has a mark of its own: a job is found by it when sbatch has not answered.
         token = uuid.uuid4().hex[:16]
         self._tokens.add(token)
 
@@ -266,6 +286,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
     def _entry_of_another(self, job: JobExecutorInterface) -> JournalEntry | None:
         """The entry of a job that another controller has submitted since this one has read the journal."""
         key = key_of(job)
+        # Jobs that this controller knows were judged already; only what has come since is another's.
         if key in self.followed or key in self.earlier.entries:
             return None
         entry = self.journal.read(key)
@@ -273,11 +294,13 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
 
     def _note(self, request: Request, token: str, jobs: Sequence[JobExecutorInterface]) -> list[JournalEntry]:
         """Write scripts and journal of jobs that are about to be submitted."""
+        # All is on disk before sbatch is called: a controller that dies then has lost nothing.
         self.journal.note_submission(token, [key_of(job) for job in jobs])
         entries = []
         for index, job in enumerate(jobs):
             script = self.get_jobscript(job)
             self.write_jobscript(job, script)
+            # A single job has no index in Slurm either, and its id is found without one.
             index_in_array = index if len(jobs) > 1 else None
             entry = make_entry(job, request, self.backend, script=script, token=token, index=index_in_array)
             entries.append(entry)
@@ -303,6 +326,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         except SlurmRefusedError as error:
             for entry in entries:
                 del self.followed[entry.key]
+            # No refusal of the job: the caller tries again, with a smaller array or later.
             if isinstance(error, QueueFullError):
                 raise
             self._refuse_all(jobs, error)
@@ -315,6 +339,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         self.logger.info(f"submitit: submitted {name}: {describe_ids(job_ids)}")
 
     def _report(self, job: JobExecutorInterface, entry: JournalEntry) -> None:
+        # First, so that the poller never meets a job that is not followed.
         self.followed[entry.key] = entry
         self.tracker.expect()
         self.report_job_submission(SubmittedJobInfo(job, external_jobid=entry.job_id, aux={"entry": entry}))
@@ -336,6 +361,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         if not active_jobs:  # perhaps this executor is not even made
             return
         failures = self._failures
+        # Without news no verdict can change, and thousands of jobs cost nothing.
         news = self._looked_around() and not self.tracker.quiet
         for info in active_jobs:
             if not (news and self.wait and self._ended(info)):
@@ -347,6 +373,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
     def _looked_around(self) -> bool:
         try:
             self.tracker.look_around()
+        # Snakemake's poller thread dies silently of an exception, and the workflow would wait for ever.
         except Exception as error:
             self._note_error(error)
             return False
@@ -356,6 +383,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         entry: JournalEntry = info.aux["entry"]
         try:
             verdict = self.tracker.judge(entry)
+        # As above: one job that cannot be judged now must not end the poller for all.
         except Exception as error:
             self._note_error(error)
             return False
@@ -382,6 +410,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
 
     def print_job_error(self, job_info: SubmittedJobInfo, msg: str | None = None, **kwargs: Any) -> None:
         """Show a failed job with everything a person needs."""
+        # Snakemake's own report of a group leaves the message out.
         if job_info.job.is_group():
             self.logger.error(msg)
         job_info.job.log_error(msg=msg, external_jobid=job_info.external_jobid, **kwargs)
@@ -391,6 +420,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
     def cancel(self) -> None:
         """Ctrl-C: leave the jobs in the queue or cancel them, as the settings say."""
         self._stop_following()
+        # A job without an id can be neither cancelled nor named to the user.
         self._find_unnamed()
         if self.settings.on_interrupt == "cancel":
             self._cancel(list(self.followed.values()))
@@ -424,6 +454,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         if not unnamed:
             return
         try:
+            # The last answer of squeue is older than the submission that was cut.
             self.backend.hurry()
             self.backend.refresh()
             for entry in unnamed:
@@ -454,6 +485,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
     def _close(self) -> str | None:
         """Stop following; a sentence about the jobs that go on, if any do."""
         self._stop_following()
+        # A job may start again and needs its script then; the report of a failed job names the script.
         if self._scripts is not None and not self._failed and not self._scripts_in_use():
             shutil.rmtree(self._scripts, ignore_errors=True)
         controller.forget_controller(self.folder)

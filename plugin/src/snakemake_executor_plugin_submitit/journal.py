@@ -96,6 +96,7 @@ class JournalEntry:
 
     def absorb(self, record: JobRecord) -> None:
         """Take over what the job itself has noted on its node."""
+        # A job in the queue has noted nothing yet, and what the queue has shown of its node stays.
         if record.starts:
             self.started = record.starts[0].get("time")
             self.last_started = record.starts[-1].get("time")
@@ -117,6 +118,7 @@ def read_jobs(folder: Path) -> list[JournalEntry]:
     jobs = [entry for path in (folder / "journal").glob("*.json") if (entry := read_entry(path)) is not None]
     for entry in jobs:
         record = JobRecord.load(Path(entry.record))
+        # A judged entry knows more than the record: Slurm's word for the end and the report to the user.
         if record is None or not entry.active:
             continue
         entry.absorb(record)
@@ -127,13 +129,16 @@ def read_jobs(folder: Path) -> list[JournalEntry]:
 
 def make_key(outputs: Iterable[str], rule: str, wildcards: dict[str, str]) -> str:
     """Name a job by what it makes, or by its rule and wildcards if it declares nothing."""
+    # Sorted, so that the order in which a rule names its outputs does not make another job of it.
     named = sorted(outputs) or [rule, *(f"{name}={value}" for name, value in sorted(wildcards.items()))]
     return hashlib.sha256("\n".join(named).encode()).hexdigest()[:20]
 
 
 def sweep(folder: Path, journal: Journal, days: float) -> None:
     """Remove logs, records and scripts of jobs that ended long ago; the journal's entries stay."""
+    # A job that may start again needs its script, its function and its record, however old they are.
     active = [entry for entry in journal.entries() if entry.active]
+    # Files of an array's tasks begin with the number of the array, and those of a submission with its mark.
     kept = {name.split("_")[0] for entry in active for name in (entry.job_id, entry.token) if name}
     scripts = {str(Path(entry.script).parent) for entry in active}
     before = time.time() - 86400 * days
@@ -171,6 +176,7 @@ class Journal:
 
     def submission_of(self, key: str) -> tuple[str, int | None] | None:
         """Mark of a job's last submission and its index in the array."""
+        # Newest first: a job that was submitted again is known by its last mark.
         files = (self.folder.parent / "records").glob("*_keys.json")
         for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
             with suppress(OSError, ValueError, KeyError):
@@ -201,9 +207,11 @@ class Journal:
 def read_entry(path: Path) -> JournalEntry | None:
     """Read one file of the journal; a file that cannot be read, or is none of ours, counts as no entry."""
     try:
+        # Only known fields: a newer version may have written more, and its jobs must still be found.
         content = json.loads(path.read_text())
         known = {name: value for name, value in content.items() if name in JournalEntry.__dataclass_fields__}
         entry = JournalEntry(**known)
+        # Entries are sorted by this number; a damaged one would make every reader fail.
         entry.submitted = float(entry.submitted)
     except (OSError, ValueError, TypeError, AttributeError):
         return None

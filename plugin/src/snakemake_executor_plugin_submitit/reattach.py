@@ -33,10 +33,13 @@ class EarlierJobs:
         self.tracker = tracker
         self.journal = journal
         self.say = say
+        # A file that cannot be read does not say whether its job runs: it is looked
+        # for before a submission.
         self.damaged = journal.damaged()
         self.entries: dict[str, JournalEntry] = {}
         self._making: dict[str, str] = {}
         self._since: dict[str, float] = {}
+        # Ended jobs are Snakemake's matter: their outputs are there, or they are to be made anew.
         for entry in journal.entries():
             if entry.active:
                 self.add(entry)
@@ -45,11 +48,13 @@ class EarlierJobs:
         """Follow a job that this controller has not submitted."""
         self.damaged.discard(entry.key)
         self.entries[entry.key] = entry
+        # By output as well: a call that groups its jobs in another way asks under other keys.
         self._making.update(dict.fromkeys(entry.outputs, entry.key))
         self._since[entry.key] = time.monotonic()
 
     def find_out(self) -> None:
         """Learn what has become of each, waiting until the cluster knows."""
+        # Waiting is better than guessing: a job submitted a second time would train in the same folder.
         backoff = Backoff()
         while self.entries and not self.known():
             if backoff.failures == 0:
@@ -60,6 +65,7 @@ class EarlierJobs:
     def known(self) -> bool:
         """Whether every entry is known to go on, to be done, or to be forgotten."""
         self.tracker.look_around()
+        # All are looked at, not only up to the first unknown one: each look may settle one of them.
         unknown = [entry for entry in list(self.entries.values()) if not self._known(entry)]
         return not unknown
 
@@ -85,6 +91,7 @@ class EarlierJobs:
 
     def _find(self, entry: JournalEntry) -> bool:
         """Its controller ended while it submitted, or another submits now: the job may be there."""
+        # The other controller may have written the id since this one has read the journal.
         fresh = self.journal.read(entry.key)
         if fresh is not None and fresh.token == entry.token and fresh.job_id is not None:
             self.backend.name_files(entry, fresh.job_id)
@@ -94,12 +101,15 @@ class EarlierJobs:
             self.backend.name_files(entry, job_id)
             self.journal.write(entry)
             return True
+        # sbatch outlives a controller that is killed, so the job may still come;
+        # later than this it will not.
         waited = time.monotonic() - self._since[entry.key]
         if waited > YOUNG_S or time.time() - entry.submitted > YOUNG_S:
             self._end(entry, "CANCELLED", "the controller ended before the job was submitted")
         return False
 
     def _settle(self, entry: JournalEntry, verdict: Verdict) -> None:
+        # Snakemake will ask for its outputs again, and then it is a new job.
         if not verdict.ok:
             self.drop(entry)
             self.say(f"a job of an earlier call has failed meanwhile: {verdict.message}")
@@ -137,6 +147,7 @@ class EarlierJobs:
 
     def jobs_making(self, key: str, outputs: Iterable[str]) -> list[JournalEntry]:
         """Entries whose jobs make (some of) the outputs: usually one; others where groups were cut anew."""
+        # The usual case, and it costs one look-up for each of thousands of jobs.
         if (entry := self.entries.get(key)) is not None:
             return [entry]
         keys = dict.fromkeys(self._making[path] for path in outputs if path in self._making)
@@ -145,6 +156,8 @@ class EarlierJobs:
     def conflict(self, making: list[JournalEntry], outputs: Iterable[str]) -> str | None:
         """Why a job can neither be re-attached nor submitted now; None if nothing is in its way."""
         active = [entry for entry in making if entry.active]
+        # First of all: a job that cannot be looked at cannot be followed, and a
+        # second one would run beside it.
         if far := [entry for entry in active if self.is_elsewhere(entry)]:
             return self._explain_far(far[0])
         if not active or (len(making) == 1 and set(outputs) <= set(making[0].outputs)):

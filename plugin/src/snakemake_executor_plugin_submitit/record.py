@@ -29,10 +29,12 @@ __all__ = ["JobRecord", "write_json"]
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a file that is always whole: to a temporary name, flushed, then renamed."""
+    # The name is unique: controller, job and other readers work in one folder, on several machines.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     with temporary.open("w") as stream:
         json.dump(content, stream, indent=1)
         stream.flush()
+        # Flushed before the rename: after a crash the name could else stand for an empty file.
         os.fsync(stream.fileno())
     temporary.replace(path)
 
@@ -72,14 +74,17 @@ class JobRecord:
     def start(self, host: str, job_id: str) -> None:
         """Note that the job starts now, and how long it has waited since it was last seen."""
         now = time.time()
+        # A node that fails writes no end, so the last sign of life is where the waiting began.
         waiting_since = self.submitted if self.last_seen is None else self.last_seen
         self.queue_wait_s += max(0.0, now - waiting_since)
         self.starts.append({"time": now, "host": host, "job_id": job_id})
+        # An earlier start may have noted an end that Slurm did not take for one.
         self.last_seen, self.ended, self.exit_code = now, None, None
         self.missing = []
 
     def seen(self) -> None:
         """Note that the job still runs."""
+        # Added up in small steps: time in the queue between two starts is no time on a GPU.
         now = time.time()
         self.run_s += max(0.0, now - (self.last_seen or now))
         self.last_seen = now

@@ -74,6 +74,7 @@ class Tracker:
 
         Nothing new at all makes it `quiet`: no verdict on any job can differ from the last one.
         """
+        # Results before the queue: a job that ends in between must not look ended without a result.
         self._present = self.backend.results_present()
         self.backend.refresh()
         pending = self._present or self._ended_since or self._error_since
@@ -111,6 +112,7 @@ class Tracker:
         return entry.result is not None and os.path.basename(entry.result) in self._present  # Path is slow
 
     def _surely_ended(self, entry: JournalEntry, look: Look) -> bool:
+        # Slurm may show an end for a moment before it queues the job again (NODE_FAIL, PREEMPTED).
         state, since = self._ended_since.setdefault(entry.key, (look.state, self.clock()))
         if state != look.state:
             self._ended_since[entry.key] = (look.state, self.clock())
@@ -118,6 +120,7 @@ class Tracker:
         return self.clock() - since >= self._grace(look.state)
 
     def _grace(self, state: str) -> float:
+        # Without Slurm nobody queues a job again, so there is only the file system to wait for.
         if self.backend.name != "slurm":
             return LOCAL_GRACE_S
         return GRACE_S.get(state, USUAL_GRACE_S) + (self.latency_wait if state == "COMPLETED" else 0.0)
@@ -125,9 +128,11 @@ class Tracker:
     def _judge_result(self, entry: JournalEntry, result: Result) -> Verdict | None:
         if result.error is None:
             return self._succeed(entry)
+        # An error need not be the end: Slurm may start the job again, or know that memory was the reason.
         look = self.backend.look(entry)
         if self.backend.name == "slurm" and not self._error_is_final(entry, look):
             return None
+        # For Slurm this job has just failed; that it was the time limit only the job knows.
         if "TooManyTimeoutsError" in result.error:
             return self._fail(entry, "TIMEOUT")
         known = look is not None and look.state == "OUT_OF_MEMORY"
@@ -140,6 +145,7 @@ class Tracker:
             return False
         if look is not None and look.ended:
             return look.state not in GRACE_S or self._surely_ended(entry, look)
+        # Slurm still shows it running; the next answer may be the interval away, and a person waits.
         self._hurry()
         return self.clock() - self._error_since.setdefault(entry.key, self.clock()) >= ERROR_GRACE_S
 
@@ -155,6 +161,7 @@ class Tracker:
         entry.state, entry.reason = "COMPLETED", None
         entry.ended = entry.ended or time.time()
         self.journal.write(entry)
+        # After the journal is written: a controller that dies in between still knows how the job has ended.
         self.backend.forget(entry)
         return Verdict(True, "COMPLETED")
 
@@ -163,12 +170,16 @@ class Tracker:
         if record is not None and record.exit_code == 0:  # the job says so itself: only its result got lost
             return self._succeed(entry)
         self._forget_times(entry)
+        # While the job's files are still there: the explanation reads its logs.
         message = explain_failure(entry, state, record, by_whom)
+        # COMPLETED in the journal means that the outputs are there; Slurm only means
+        # that the process has ended.
         ended_as = "FAILED" if state == "COMPLETED" else state
         entry.state = "OUT_OF_MEMORY" if out_of_memory(entry, state) else ended_as
         entry.reason, entry.message = None, message
         entry.ended = entry.ended or time.time()
         self.journal.write(entry)
+        # A retry under the same number would meet the old error.
         self.backend.drop_result(entry)
         return Verdict(False, entry.state, message)
 
@@ -188,8 +199,10 @@ class Tracker:
         self._forget_times(entry)
         state = "PENDING" if look.state in WAITING_STATES else "RUNNING"
         reason = look.reason if state == "PENDING" and not ordinary_reason(look.reason) else None
+        # The journal is written only for a change: a write for each job at each look would burden the disk.
         if (state, reason) == (entry.state, entry.reason):
             return
+        # Slurm says nothing of a requeue; a job that ran and waits again was requeued.
         requeued = entry.state == "RUNNING" and state == "PENDING"
         entry.state, entry.reason, entry.node = state, reason, look.node or entry.node
         record = self._absorb(entry) if requeued or state == "RUNNING" else None
@@ -198,6 +211,7 @@ class Tracker:
             self.say(
                 f"{entry.name}: job {entry.job_id} was requeued ({requeue_cause(record)}); it will continue."
             )
+        # Collected, because thousands of tasks of an array may wait for the same reason.
         if reason is not None and (entry.key, reason) not in self._reported:
             self._reported.add((entry.key, reason))
             self._waiting[reason].append(entry)
@@ -213,6 +227,7 @@ class Tracker:
 def requeue_cause(record: JobRecord | None) -> str:
     """Why a job was requeued, as far as the job itself knew."""
     last = record.interruptions[-1]["cause"] if record and record.interruptions else None
+    # An interruption before the last start belongs to an earlier requeue, not to this one.
     last_start = record.starts[-1]["time"] if record and record.starts else 0.0
     if last is None or (record and record.interruptions[-1]["time"] < last_start):
         return "node failure, or preemption or scontrol requeue without warning"
