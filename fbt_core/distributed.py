@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from fbt_core.errors import UserError
 from fbt_core.spec import ExecutionSettings
+from fbt_core.torchrun import TORCHRUN
 
 
 def world_size() -> int:
@@ -277,6 +279,16 @@ class Vote:
 def visible_devices() -> str | None:
     """Which GPUs the job was given."""
     return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def lost_torchrun() -> int | None:
+    """SIGHUP if the torchrun that started this process is gone (killed, or out of memory); else None.
+
+    Its processes would train on without anybody to stop them.
+    """
+    started_by = os.environ.get(TORCHRUN)
+    gone = started_by is not None and os.getppid() != int(started_by)
+    return signal.SIGHUP if gone else None
 
 
 def stop() -> None:

@@ -3,7 +3,8 @@
     python -m fbt_core.torchrun --standalone --nproc-per-node=8 -m fbt_core.run ...
 
 torchrun ends with 1 and a traceback whatever its processes ended with, and a SIGUSR2 sent to it alone does
-not reach them. Here it is passed on; one that comes before they listen waits until they do.
+not reach them. Here it is passed on; one that comes before they listen waits until they do. A SIGKILL of
+torchrun cannot be passed on: its processes see that it is gone, and save and stop by themselves.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from pathlib import Path
+
+import psutil  # type: ignore[import-untyped, unused-ignore]
 
 from fbt_core.errors import Interrupted, UserError
 
+TORCHRUN = "FBT_TORCHRUN"  # the variable that holds the process id of torchrun
 ENDED = -signal.SIGTERM  # how torchrun ends the processes that are left when one has failed
 
 
@@ -28,6 +31,7 @@ def main(arguments: list[str]) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
     threading.Thread(target=pass_on, args=(signal.SIGUSR2,), daemon=True).start()
     logging.disable(logging.CRITICAL)  # torchrun's own words about processes that have said it better
+    os.environ[TORCHRUN] = str(os.getpid())
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "120")  # seconds to save after SIGTERM
     return run(arguments)
 
@@ -64,17 +68,11 @@ def pass_on(number: signal.Signals) -> None:
     """Hand every such signal to the processes that torchrun starts."""
     while True:
         signal.sigwait({number})
-        while not (started := children()):
+        while not (started := psutil.Process().children()):
             time.sleep(0.1)
         for process in started:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, number)
-
-
-def children() -> list[int]:
-    """The processes that this one has started."""
-    lists = Path("/proc/self/task").glob("*/children")
-    return [int(process) for path in lists for process in path.read_text().split()]
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
 
 
 if __name__ == "__main__":

@@ -180,9 +180,9 @@ class StopRequest:
 
 
 def wanted(learners: Sequence[Learner], stop: StopRequest) -> int:
-    """This process's ballot: to stop after a signal, or a checkpoint every few minutes (by rank 0)."""
-    if stop.signal:
-        return Vote.STOP + stop.signal
+    """This process's ballot: to stop (a signal, torchrun is gone), or a checkpoint in time (by rank 0)."""
+    if asked := stop.signal or distributed.lost_torchrun():
+        return Vote.STOP + asked
     due = learners[0].group.first and any(learner.checkpoint_due for learner in learners)
     return Vote.SAVE if due else Vote.NOTHING
 

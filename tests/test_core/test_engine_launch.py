@@ -6,8 +6,10 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from fbt_core.errors import UserError
@@ -79,6 +81,27 @@ def test_torchrun_interrupted_ends_with_75_and_the_same_command_continues_it(tmp
     assert done.returncode == 0, done.stderr
     assert "resumed at epoch" in (folder / "log.txt").read_text()
     assert weights_of(tmp_path / "cut", spec) == weights_of(tmp_path / "whole", spec)
+
+
+@pytest.mark.slow
+def test_no_process_trains_on_after_torchrun_was_killed(tmp_path):
+    root, spec = write_images(tmp_path / "data"), make_spec(recipe__epochs=2000)
+    options = arguments(spec, tmp_path / "runs", root, device="cpu", checkpoint_minutes=1e-9)
+    started = [sys.executable, "-m", "fbt_core.launch", "2", *options]
+    folder = tmp_path / "runs" / spec.id
+    with subprocess.Popen(started, cwd=ROOT, stderr=subprocess.DEVNULL) as running:
+        while not (folder / "last.pt").exists() and running.poll() is None:
+            time.sleep(0.02)
+        ranks = [rank for rank in psutil.Process(running.pid).children() if "fbt_core.run" in rank.cmdline()]
+        running.kill()
+    try:
+        assert len(ranks) == 2
+        assert not psutil.wait_procs(ranks, timeout=30)[1]
+    finally:
+        for rank in ranks:
+            with suppress(psutil.NoSuchProcess):
+                rank.kill()
+    assert "SIGHUP: state saved at epoch" in (folder / "log.txt").read_text()
 
 
 @pytest.mark.slow
