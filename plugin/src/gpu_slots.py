@@ -85,12 +85,14 @@ def devices(environment: Mapping[str, str], chosen: str | None = None) -> tuple[
     # Names of tests stand for themselves: no GPU and no nvidia-smi is needed to try how slots are shared.
     if wanted and all(name.startswith("fake-") for name in wanted):
         return wanted
+    # Names become UUIDs: an index means another GPU as soon as CUDA_VISIBLE_DEVICES is set.
     present = _present_gpus()
     if wanted is None:
         return tuple(identity for group in present for identity in group)
     identities = tuple(dict.fromkeys(identity for name in wanted for identity in _resolve(name, present)))
     if chosen is None or visible is None:
         return identities
+    # A user, or an administrator, who has narrowed the GPUs of a shell means it for all that runs in it.
     allowed = {identity for name in _names(visible) or () for identity in _resolve(name, present)}
     return tuple(identity for identity in identities if identity in allowed)
 
@@ -124,6 +126,7 @@ def take(
     identities = devices(environment, chosen)
     if not identities:
         return Lease((), (), ())
+    # An error at once: the job would wait for ever.
     if count > len(identities):
         raise SlotError(
             f"{count} GPUs are wanted, and this machine offers {len(identities)} ({', '.join(identities)}); "
@@ -143,6 +146,7 @@ def take_share(
     """
     if amount <= 0 or whole <= 0:
         return Lease((), (), ())
+    # At least one part each, or any number of small jobs could start side by side.
     count = min(parts, max(1, -int(-amount * parts // whole)))
     names = [f"{kind}-{number}" for number in range(parts)]
     lease = _wait_for(count, names, f"parts of the {kind}", waiting)
@@ -175,6 +179,7 @@ def join(environment: Mapping[str, str] | None = None) -> tuple[int, ...]:
     files = (os.environ if environment is None else environment).get(HELD, "")
     locks = []
     for name in filter(None, files.split(":")):
+        # A slot that cannot be joined is no reason to stop the program: its parent still holds it.
         with suppress(OSError):
             lock = os.open(name, os.O_RDONLY | os.O_NOFOLLOW)
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -214,6 +219,7 @@ def _take_free(count: int, identities: Sequence[str], folder: Path) -> Lease | N
             except BlockingIOError:
                 os.close(lock)
                 continue
+            # Cleaners of /tmp remove old files: another process would lock a new file of the same name.
             if not _is_still(path, lock):
                 os.close(lock)
                 continue
@@ -221,6 +227,7 @@ def _take_free(count: int, identities: Sequence[str], folder: Path) -> Lease | N
             taken.append((identity, path, lock))
             if len(taken) == count:
                 break
+    # All or none: a job that kept a part while it waits could block another that keeps the rest.
     if len(taken) < count:
         for _, _, lock in taken:
             os.close(lock)

@@ -151,6 +151,7 @@ class Backend(ABC):
 
     def find(self, entry: JournalEntry) -> str | None:
         """Id of a job whose controller ended before it wrote it down: the job's own record may have it."""
+        # The journal has no id for it, but a job that has started has written its own down.
         record = JobRecord.load(Path(entry.record))
         return str(record.starts[-1]["job_id"]) if record is not None and record.starts else None
 
@@ -202,6 +203,7 @@ class Backend(ABC):
 
     def result(self, entry: JournalEntry) -> Result | None:
         """What the job's function has returned, if it has."""
+        # A file may be missing, half written or damaged: all of these mean that nobody knows yet.
         path = Path(entry.result or "")
         try:
             if problem := untrusted(path):

@@ -31,6 +31,7 @@ def try_submissions(backend: Backend, requests: dict[Request, str], say: Callabl
     for request, rule in requests.items():
         try:
             answer = backend.try_submission(request, rule)  # type: ignore[attr-defined]
+        # No answer is no refusal: a dry run should not fail because Slurm is busy.
         except SlurmBusyError as error:
             say(f"sbatch --test-only, rule {rule}: no answer ({error}), so nobody knows")
             continue
@@ -54,10 +55,12 @@ def check_in_dry_runs() -> None:
     def run_jobs(self: Any, jobs: list[Any]) -> None:
         show_jobs(self, jobs)
         settings = settings_of_command_line()
+        # Only on request: a dry run must be fast and work without a cluster.
         if settings is None or not settings.test_only:
             return
         remote = [job for job in jobs if not runs_here(self.workflow, job)]
         requests, problems = RequestReader(self.workflow, settings).requests_of_rules(remote)
+        # Snakemake shows a dry run's jobs in several rounds, and Slurm is asked about each request once.
         new = {request: rule for request, rule in requests.items() if request not in asked}
         asked.update(new)
         problems += check_requests(settings, new, self.logger.info) if new else []
@@ -73,6 +76,7 @@ def settings_of_command_line() -> ExecutorSettings | None:
     from snakemake.cli import parse_args
     from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry  # type: ignore[import-untyped, unused-ignore]
 
+    # Snakemake has parsed this command line before: what its parser prints must not appear twice.
     with Path(os.devnull).open("w") as silence, contextlib.redirect_stderr(silence):
         _, arguments = parse_args(sys.argv[1:])
     if arguments.executor != "submitit":
@@ -97,6 +101,7 @@ def check_requests(
     if problems := setting_problems(settings):
         return problems
     folder = Path(".snakemake/submitit/jobs").absolute()
+    # Asked before a backend is made, because that creates its folders.
     if problem := unwritable(folder):
         return [problem]
     backend = make_backend(settings, folder, say)
@@ -104,6 +109,7 @@ def check_requests(
     never = [
         f"rule {rule}: {line}" for request, rule in requests.items() for line in backend.problems(request)
     ]
+    # What the plugin knows to be impossible need not be asked of Slurm.
     if never or settings.cluster != "slurm":
         return never
     return try_submissions(backend, requests, say)

@@ -104,8 +104,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
             self.say(ignored)
         try:
             self.backend.prepare()
-        # All problems at once: who has repaired the cluster's answer should not meet
-        # the rules' errors only then.
+        # With the rules' problems, so that one failed call shows everything there is to fix.
         except (SlurmRefusedError, SlurmBusyError) as error:
             raise WorkflowError("\n".join([str(error), *problems])) from None
         problems += [f"rule {rule}: {line}" for request, rule in requests.items()
@@ -332,6 +331,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
             self._refuse_all(jobs, error)
             return
         for job, entry, job_id in zip(jobs, entries, job_ids, strict=True):
+            # Noted before Snakemake hears of the job: from here on the next call finds it by its id.
             self.backend.name_files(entry, job_id)
             entry.state = "PENDING"
             self.journal.write(entry)
@@ -389,6 +389,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
             return False
         if verdict is None:
             return False
+        # Dropped, so that a retry of the same job is a new one and not taken for the one that has ended.
         self.followed.pop(entry.key, None)
         self.earlier.drop(entry)
         if verdict.ok:

@@ -38,6 +38,7 @@ REASONS = {
     "Reservation": "it waits for a reservation",
     "Licenses": "it waits for a licence",
 }
+# Slurm may report plain FAILED for a job that has used too much memory; only its line in the log says why.
 SLURMS_MEMORY = re.compile(
     r"^(slurmstepd(-\S+)?|srun): .*(exceeded (job |step )?memory limit|oom[-_ ]kill|out of memory)",
     re.IGNORECASE,
@@ -52,6 +53,7 @@ EPILOGUE = re.compile(
     r".*?^At least one job did not complete successfully\.$",
     re.MULTILINE | re.DOTALL,
 )
+# The traceback of submitit and of this plugin stands below the program's own, which is what a user needs.
 OWN_TRACEBACK = re.compile(
     r"^Traceback \(most recent call last\):\n(?:(?!^Traceback).)*?"
     r"^(snakemake_executor_plugin_submitit\.job|submitit)\.[\w.]+: [^\n]*$",
@@ -78,6 +80,7 @@ def explain_reason(reason: str) -> str:
 
 def last_lines(path: str | None, count: int = 12) -> list[str]:
     """The last lines of a log that a person wants to see: without submitit's and Snakemake's own chatter."""
+    # Chatter is removed before lines are counted, or it would push the program's error out of sight.
     text = read_last_start(path)
     for chatter in (PREAMBLE, EPILOGUE, OWN_TRACEBACK):
         text = chatter.sub("", text)
@@ -93,6 +96,7 @@ def read_last_start(path: str | None) -> str:
         text = Path(path).read_text(errors="replace")
     except OSError:
         return ""
+    # Only the last start: submitit goes on writing into the log of the starts before a requeue.
     return text[text.rfind("SNAKEMAKE\n=========") :][-200_000:] if "SNAKEMAKE\n=========" in text else text
 
 
@@ -100,6 +104,7 @@ def explain_failure(entry: JournalEntry, state: str, record: JobRecord | None, b
     """What a person needs about a failed job: which, why, its log's last lines, and where the files are."""
     lines = [f"{entry.name}: {what_happened(entry, state, record, by_whom)}"]
     lines.append(f"  job {entry.job_id or '(not submitted)'} on cluster {entry.cluster}{where_it_ran(entry)}")
+    # Errors go to stderr as a rule; some programs print theirs to stdout.
     shown = last_lines(entry.error_log) or last_lines(entry.log)
     lines += ["  last lines of its log:", *(f"    | {line}" for line in shown)] if shown else [no_log(entry)]
     lines.append(f"  log: {entry.error_log or '-'} and {entry.log or '-'}")
@@ -125,6 +130,7 @@ def no_log(entry: JournalEntry) -> str:
 
 def what_happened(entry: JournalEntry, state: str, record: JobRecord | None, by_whom: str) -> str:
     """One sentence about the end of a job, in the reader's words."""
+    # Asked first: the state may be plain FAILED, and the exit code would be no help.
     if out_of_memory(entry, state):
         return memory_sentence(entry, record)
     code = own_exit_code(entry)
@@ -133,6 +139,7 @@ def what_happened(entry: JournalEntry, state: str, record: JobRecord | None, by_
             f"its command ended with 0, but on node {entry.node} these did not appear: "
             f"{as_list(record.missing)} (FAILED): does the node see the folder, and is its view of it old?"
         )
+    # The state is FAILED as for any error, but what helps is another: no `mem_mb` gives a GPU more memory.
     if state == "FAILED" and out_of_gpu_memory(entry):
         return f"its GPU had too little memory (exit code {code}, {state}): {GPU_MEMORY_HINT}"
     sentences: Mapping[str, str] = {

@@ -14,6 +14,7 @@ __all__ = ["ENDED_STATES", "Accounting", "End", "QueueLine", "Queue", "read_line
 
 SACCT_S, SACCT_JOBS, SACCT_TIMES = 1.5, 500, 10
 """sacct is asked no more often (and ever more slowly), for no more jobs at a time, no more times for one."""
+# The reason comes last, because it is free text and may hold the separator.
 FORMAT = "%i|%T|%N|%j|%k|%r"
 ENDED_STATES = frozenset(
     {
@@ -66,6 +67,7 @@ class Queue:
         """Ask squeue if it is time to; True if it has answered just now."""
         if self.clock() < self._next:
             return False
+        # A silent Slurm is no news about any job: what it has said last stays true until it answers.
         try:
             answer = ask(squeue_command())
         except (SlurmBusyError, SlurmRefusedError) as error:
@@ -173,15 +175,19 @@ class Accounting:
 
     def refresh(self) -> None:
         """Ask for what is wanted, a few hundred jobs at a time, unless it was just asked."""
+        # Jobs that sacct does not know after many questions are given up, or they
+        # would be asked about for ever.
         asked = [job_id for job_id, times in self._wanted.items() if times < SACCT_TIMES][:SACCT_JOBS]
         if not asked or self.clock() < self._next:
             return
+        # The database may lag behind: the pauses grow with the number of questions that had no answer.
         self._next = self.clock() + SACCT_S * (1 + max(self._wanted[job_id] for job_id in asked))
         try:
             self._ends.update(ended_states(asked))
             self.answers += 1
         except (SlurmBusyError, SlurmRefusedError):
             return
+        # Only an answer counts: a sacct that failed has not said that it does not know the job.
         for job_id in asked:
             if job_id in self._ends:
                 del self._wanted[job_id]
@@ -191,6 +197,7 @@ class Accounting:
 
 def ended_states(job_ids: Iterable[str]) -> dict[str, End]:
     """The ends of those jobs that the accounting knows to have ended."""
+    # --allocations leaves out the steps of a job, which have states of their own.
     command = ["sacct", "--allocations", "--noheader", "--parsable2", "--format=JobID,State,JobName"]
     ends = {}
     for text in ask([*command, f"--jobs={','.join(job_ids)}"]).splitlines():
@@ -198,6 +205,7 @@ def ended_states(job_ids: Iterable[str]) -> dict[str, End]:
         if len(fields) < 3:  # a banner
             continue
         job_id, words, name = fields
+        # sacct writes "CANCELLED by 1000": the state and who has ended the job.
         state, _, rest = words.partition(" ")
         if state.rstrip("+") in ENDED_STATES:
             ends[job_id] = End(state.rstrip("+"), rest.removeprefix("by ").strip(), name)

@@ -29,7 +29,7 @@ __all__ = ["JobRecord", "write_json"]
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a file that is always whole: to a temporary name, flushed, then renamed."""
-    # The name is unique: controller, job and other readers work in one folder, on several machines.
+    # A name of its own each time: controllers and jobs write to one folder from several machines.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     with temporary.open("w") as stream:
         json.dump(content, stream, indent=1)

@@ -45,6 +45,7 @@ RESOURCES: dict[str, str] = {
 }
 """Every resource that reaches Slurm, and what it means."""
 
+# Snakemake sets these for its own use; they are no misspelt names of ours.
 SNAKEMAKES_OWN = frozenset(
     {"mem", "mem_mib", "disk", "disk_mb", "disk_mib", "tmpdir", "runtime_min", "runtime_minutes", "attempt"}
 )
@@ -83,6 +84,7 @@ OWNED_OPTIONS = {
     "qos": "qos",
     "constraint": "constraint",
 }
+# A second value of these would hide the job from the plugin: its logs, its mark, its signal, its array.
 PLUGINS_OPTIONS = frozenset(
     {
         "array",
@@ -142,6 +144,8 @@ class Request:
         """Command that starts one process on every node of the job; empty for a job on one node."""
         if self.nodes == 1 and self.tasks == 1:
             return ""
+        # Slurm gives the step of the job itself all CPUs and memory: --overlap and
+        # --mem=0 let a second one run.
         shape = f"--nodes={self.nodes} --ntasks={self.tasks} --cpus-per-task={self.cpus}"
         return f"srun --overlap --mem=0 {shape} /bin/sh {IGNORE_SIGNALS}"
 
@@ -171,6 +175,7 @@ class Request:
             return options
         model = f"{self.gpu_model}:" if self.gpu_model else ""
         if gpu_option == "gres":
+            # --gres stands for all kinds at once: a second option would replace the first.
             others = [str(options["gres"])] if "gres" in options else []
             options["gres"] = ",".join([f"gpu:{model}{self.gpus_per_node}", *others])
         elif gpu_option == "gpus-per-task":
@@ -201,6 +206,7 @@ def read_request(
     extra = read_extra(str(asked.pop("slurm_extra", "")), problems, gpu_option)
     extra = {**read_extra(str(defaults.get("slurm_extra", "")), []), **extra}
     asked = {**{name: value for name, value in defaults.items() if name != "slurm_extra"}, **asked}
+    # On such a cluster users write GPUs in slurm_extra; they are counted like those of the resource.
     if gpu_option == "gres" and "gres" in extra:
         asked.setdefault("gres", extra.pop("gres"))
 
@@ -243,6 +249,7 @@ def is_set(value: Any) -> bool:
 
 def misspelt_names(resources: Mapping[str, Any], declared: Iterable[str]) -> list[str]:
     """Name resources that nothing reads and that look like a misspelt name of one that would be read."""
+    # A misspelt `gpus` would be passed over, and the job would wait for hours to train on a CPU.
     return [
         f"resource {name!r} is unknown{nearest(name, RESOURCES)}; valid are {', '.join(sorted(RESOURCES))}; "
         f"a resource of the workflow's own that looks so must have a limit, e.g. --resources {name}=8"
@@ -307,6 +314,7 @@ def read_numbers(asked: Mapping[str, Any], problems: list[str]) -> dict[str, int
             continue
         if value < least or not math.isfinite(value):
             problems.append(f"{name}={asked[name]} must be {least} or more ({RESOURCES[name]})")
+        # Noted although it is too small, so that the other checks go on and report their problems too.
         numbers[name] = math.ceil(value) if math.isfinite(value) else least
     return numbers
 
@@ -319,6 +327,7 @@ def read_gres(asked: dict[str, Any], extra: dict[str, str | bool], problems: lis
         if kind != "gpu":
             extra["gres"] = ",".join(filter(None, [str(extra.get("gres", "")), part]))
             continue
+        # Slurm takes a kind without a number for one.
         count = words.pop() if words and words[-1].isdigit() else "1"
         if len(words) > 1:
             problems.append(f"gres={part!r} cannot be read: write gpu:2 or gpu:a100:2")
@@ -327,6 +336,7 @@ def read_gres(asked: dict[str, Any], extra: dict[str, str | bool], problems: lis
         gpus = int(count) * (int(nodes) if nodes.isdigit() else 1)
         found_in_part = {"gpu": gpus, **({"gpu_model": words[0]} if words else {})}
         for name, value in found_in_part.items():
+            # A GPU count that stands twice must agree: to choose one of them would be a guess.
             if str(asked.setdefault(name, value)) != str(value):
                 problems.append(f"gres={part} contradicts {name}={asked[name]}")
 
@@ -336,6 +346,7 @@ def derive_numbers(numbers: dict[str, int], threads: int) -> None:
     per_gpu = numbers.pop("cpus_per_gpu", None)
     if per_gpu and numbers.get("gpu"):
         numbers.setdefault("cpus", per_gpu * numbers["gpu"] // numbers.get("nodes", 1))
+    # Slurm binds a job to its CPUs: with fewer than the rule's threads these would share them.
     numbers.setdefault("cpus", max(1, threads))
     nodes = numbers.get("nodes", 1)
     numbers.setdefault("tasks", nodes * numbers.pop("tasks_per_node", 1))
@@ -353,6 +364,7 @@ def read_extra(text: str, problems: list[str], gpu_option: str = "auto") -> dict
         name, has_value, value = word.removeprefix("--").partition("=")
         if not word.startswith("--") or not name:
             problems.append(f"slurm_extra: write {word!r} as --option or --option=value")
+        # GPUs that only sbatch knows of would be missing in the checks and in the account of GPU hours.
         elif name == "gres" and "gpu" in value and gpu_option != "gres":
             problems.append("slurm_extra sets --gres=gpu: use the resource 'gpu' for it")
         elif name in OWNED_OPTIONS:

@@ -13,12 +13,14 @@ CLUSTERS = ("slurm", "local", "debug")
 
 common_settings = CommonSettings(
     non_local_exec=True,
+    # Jobs work in the folder of the controller: its file system is shared with the nodes.
     implies_no_shared_fs=False,
     job_deploy_sources=False,
     pass_default_storage_provider_args=True,
     pass_default_resources_args=True,
     pass_envvar_declarations_to_cmd=True,
     auto_deploy_default_storage_provider=False,
+    # Results are files that this machine sees, so there is nothing for which the first look should wait.
     init_seconds_before_status_checks=0,
     pass_group_args=True,
 )

@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 COMMAND_TIMEOUT_S = 40.0
+# Slurm's clients end with 1 for "not now" and for "no"; only the text of the message differs.
 BUSY_WORDS = (
     "unable to contact slurm controller",
     "socket timed out",
@@ -65,6 +66,7 @@ class QueueFullError(SlurmRefusedError):
 
 def ask(command: Sequence[str], timeout: float = COMMAND_TIMEOUT_S) -> str:
     """Run one of Slurm's commands and return what it prints. Raises SlurmBusyError or SlurmRefusedError."""
+    # A client of Slurm may hang when its controller is overloaded; this Snakemake must not hang with it.
     try:
         answer = subprocess.run(
             command, capture_output=True, text=True, timeout=timeout, check=False, env=client_environment()
@@ -80,6 +82,7 @@ def ask(command: Sequence[str], timeout: float = COMMAND_TIMEOUT_S) -> str:
 
 def classify(message: str, command: str) -> SlurmBusyError | SlurmRefusedError:
     """Tell an answer 'not now' from an answer 'no'."""
+    # Messages of several lines become one: each problem is shown in a line.
     short = f"{command}: {' '.join(message.split())}"
     if any(word in message.lower() for word in BUSY_WORDS):
         return SlurmBusyError(short)
@@ -124,6 +127,7 @@ def ask_patiently(command: Sequence[str], say: Callable[[str], None], give_up_af
             time.sleep(backoff.failed())
 
 
+# Without these a client cannot find its cluster, so a job would go nowhere or elsewhere.
 KEPT_VARIABLES = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"})
 """What a client of Slurm may inherit: where its configuration is, who the user is, which cluster is meant."""
 CLIENT_PREFIXES = (
@@ -149,6 +153,7 @@ def client_environment(environment: Mapping[str, str] = os.environ) -> dict[str,
     """
     kept = {name: value for name, value in environment.items() if not is_for_clients(name)}
     if "SBATCH_CLUSTERS" in environment:
+        # Only sbatch reads SBATCH_CLUSTERS, and squeue must ask about the cluster to which the jobs go.
         kept.setdefault("SLURM_CLUSTERS", environment["SBATCH_CLUSTERS"])
     return kept
 
@@ -161,6 +166,8 @@ def is_for_clients(name: str) -> bool:
 @contextmanager
 def clean_environment() -> Iterator[None]:
     """Give this process a client's environment, for programs that others start (submitit's sbatch)."""
+    # submitit calls sbatch itself and takes no environment, so the one of this
+    # process changes for a moment.
     before = dict(os.environ)
     cleaned = client_environment(before)
     replace_environment(cleaned)
@@ -182,6 +189,7 @@ def shell_defaults(environment: Mapping[str, str] = os.environ) -> dict[str, str
     defaults = {
         resource: environment[name] for name, resource in SHELL_DEFAULTS.items() if environment.get(name)
     }
+    # Slurm's notation of a time limit is no number; one that cannot be read counts as not said.
     if "runtime" in defaults:
         minutes = read_minutes(defaults.pop("runtime"))
         defaults.update({"runtime": str(minutes)} if minutes else {})
@@ -193,6 +201,7 @@ def shell_defaults(environment: Mapping[str, str] = os.environ) -> dict[str, str
 def explain_environment(environment: Mapping[str, str] = os.environ) -> list[str]:
     """What is made of Slurm's variables in the submitting shell, one line for each kind."""
     used = {*SHELL_DEFAULTS, "SBATCH_EXPORT", "SBATCH_CLUSTERS"} & environment.keys()
+    # SLURM_* are left out: inside a job of Slurm dozens are set, and one line about that job says enough.
     dropped = [
         name
         for name in sorted(environment)
@@ -240,6 +249,7 @@ class ClusterFacts:
     def problems(self, request: Request) -> list[str]:
         """Why a request can never run here, one line each."""
         valid = ", ".join(sorted(self.partitions))
+        # An unknown partition goes alone: without it there is no limit to compare the rest with.
         names = request.slurm_partition.split(",") if request.slurm_partition else []
         if unknown := [name for name in names if name not in self.partitions]:
             return [
@@ -270,6 +280,7 @@ class ClusterFacts:
 def too_much(partition: Partition, request: Request) -> Iterator[tuple[str, bool]]:
     """Each limit of a partition with a line about it and whether the request breaks it."""
     where = f"partition {partition.name!r}"
+    # The other lines would count GPUs of a type that is not there.
     if request.gpu_model and request.gpu_model not in partition.gpus:
         valid = ", ".join(sorted(name for name in partition.gpus if name)) or "none named"
         yield f"{where} has no GPU of type {request.gpu_model!r}; types: {valid}", True
@@ -299,11 +310,13 @@ def too_much(partition: Partition, request: Request) -> Iterator[tuple[str, bool
 
 def read_facts(say: Callable[[str], None]) -> ClusterFacts:
     """Ask Slurm for its partitions and limits, waiting if it does not answer."""
+    # --all, because a partition may be hidden from sinfo and still take jobs.
     listing = ask_patiently(["sinfo", "--all", "--noheader", "--format=%P|%l|%L|%a|%G|%c|%m|%D"], say)
     config = ask_patiently(["scontrol", "show", "config"], say)
     values = dict(re.findall(r"^(\w+)\s*=\s*(.*?)\s*$", config, flags=re.MULTILINE))
     return ClusterFacts(
         partitions=read_partitions(listing),
+        # 1001 is Slurm's own default.
         max_array_size=int(values.get("MaxArraySize", "1001")),
         accounting="slurmdbd" in values.get("AccountingStorageType", "")
         and shutil.which("sacct") is not None,
@@ -316,6 +329,7 @@ def read_partitions(listing: str) -> dict[str, Partition]:
     partitions: dict[str, Partition] = {}
     for line in listing.splitlines():
         fields = line.split("|")
+        # Sites print banners on every command: only lines of the asked form count.
         if len(fields) != 8 or fields[3] not in ("up", "down", "drain", "inact"):
             continue
         name, minutes, usual, available, gres, cpus, memory, nodes = fields
@@ -324,12 +338,14 @@ def read_partitions(listing: str) -> dict[str, Partition]:
             default=name.endswith("*"),
             available=available == "up",
             minutes=read_minutes(minutes),
+            # A partition without a default time gives its jobs its largest.
             usual_minutes=read_minutes(usual) or read_minutes(minutes),
             cpus=leading_number(cpus),
             mem_mb=leading_number(memory),
             nodes=leading_number(nodes),
             gpus=read_gpus(gres),
         )
+        # sinfo prints a line per kind of node, and a job needs only one kind that is large enough.
         earlier = partitions.get(partition.name)
         partitions[partition.name] = larger(earlier, partition) if earlier else partition
     return partitions
@@ -365,8 +381,10 @@ def read_minutes(text: str) -> int | None:
     """Minutes of Slurm's time notation (days-hours:minutes:seconds); None for infinite."""
     if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", text):
         return None
+    # Slurm's notation is read from its parts: one number means minutes, two mean minutes and seconds.
     days, _, clock = text.rpartition("-")
     parts = [int(part) for part in clock.split(":")]
+    # After days the clock begins with hours, without them a short clock ends with seconds.
     if days:
         hours, minutes, seconds = (*parts, 0, 0)[:3]
     else:

@@ -74,7 +74,6 @@ class Tracker:
 
         Nothing new at all makes it `quiet`: no verdict on any job can differ from the last one.
         """
-        # Results before the queue: a job that ends in between must not look ended without a result.
         self._present = self.backend.results_present()
         self.backend.refresh()
         pending = self._present or self._ended_since or self._error_since
@@ -100,6 +99,7 @@ class Tracker:
         if not look.ended:
             self._follow(entry, look)
             return None
+        # The job may have ended between the look into the folder and the queue's answer.
         if (result := self.backend.result(entry)) is not None:
             return self._judge_result(entry, result)
         return self._fail(entry, look.state, look.by_whom) if self._surely_ended(entry, look) else None
@@ -145,7 +145,7 @@ class Tracker:
             return False
         if look is not None and look.ended:
             return look.state not in GRACE_S or self._surely_ended(entry, look)
-        # Slurm still shows it running; the next answer may be the interval away, and a person waits.
+        # Slurm has not reported the end yet; the next answer may be a whole interval away.
         self._hurry()
         return self.clock() - self._error_since.setdefault(entry.key, self.clock()) >= ERROR_GRACE_S
 
@@ -170,7 +170,6 @@ class Tracker:
         if record is not None and record.exit_code == 0:  # the job says so itself: only its result got lost
             return self._succeed(entry)
         self._forget_times(entry)
-        # While the job's files are still there: the explanation reads its logs.
         message = explain_failure(entry, state, record, by_whom)
         # COMPLETED in the journal means that the outputs are there; Slurm only means
         # that the process has ended.

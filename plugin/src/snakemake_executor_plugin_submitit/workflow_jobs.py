@@ -73,6 +73,8 @@ def asked_as_unfinished(workflow: Any, job: Any) -> bool:
 
     A job that the user forces, or whose inputs are made anew, must run again even if it has just ended.
     """
+    # Snakemake marks jobs as forced by itself too, after an incomplete output: only
+    # the user's force counts.
     settings = workflow.dag_settings
     by_user = bool(settings.forceall or settings.forcetargets or settings.forcerun)
     reasons = [workflow.dag.reason(member) for member in members_of(job)]
@@ -85,6 +87,7 @@ class RequestReader:
 
     def __init__(self, workflow: Any, settings: ExecutorSettings) -> None:
         self.declared = [str(name) for name in workflow.global_resources]
+        # SBATCH_* variables are meant for Slurm and say nothing about this machine's processes.
         self.defaults = shell_defaults() if settings.cluster == "slurm" else {}
         self.gpu_option = settings.gpu_option
         self.ignored: dict[str, str] = {}
@@ -156,6 +159,7 @@ def make_entry(
         token=token,
         index=index,
         script=script,
+        # A retry has a mark of its own, so it begins a new record.
         record=str(backend.records / f"{token}_{index or 0}.json"),
         submitted=time.time(),
         fingerprint=fingerprint(job),
