@@ -28,7 +28,7 @@ MARK = b"FBT1"
 TRAILER = len(MARK) + hashlib.sha256().digest_size
 NEXT, LAST, PREVIOUS = "next.pt", "last.pt", "previous.pt"
 DAMAGED = "damaged.pt"
-FORMAT = 2
+FORMAT = 3
 """Raise it when a checkpoint's content changes its shape: older ones are then refused in one line."""
 WAIT_SECONDS = 120.0
 """How long a process waits until its node sees the checkpoint that the first process has read."""

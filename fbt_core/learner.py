@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import zip_longest
 from typing import Any
 
@@ -68,9 +69,12 @@ class Learner:
 
     def learn(self, part: Batch, seen: StagedOutput | None) -> None:
         """The gradients of one part of a batch; `seen` is what the teacher gave for it."""
-        with self.optimisation.autocast():
-            result = self.forward(part, seen)
-        self.optimisation.backward(result["loss"] / self.settings.gradient_accumulation)
+        # The processes add up their gradients once a batch, with its last part.
+        is_last = len(self._results) + 1 == self.settings.gradient_accumulation
+        with nullcontext() if is_last else self.method.no_sync():
+            with self.optimisation.autocast():
+                result = self.forward(part, seen)
+            self.optimisation.backward(result["loss"] / self.settings.gradient_accumulation)
         self._results.append(result)
 
     def update(self) -> None:

@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 from timm.task import TrainingTask
-from timm.utils import unwrap_model
+from timm.utils import ModelEmaV3, unwrap_model
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -91,14 +91,23 @@ class Batch:
 class Trainable(nn.Module):
     """The student and the method's own modules: everything that is trained or carries state.
 
-    DDP wraps it, EMA copies it, a checkpoint holds it. Its forward runs a whole step, so that DDP sees every
-    use of every parameter.
+    DDP wraps it, EMA copies what has parameters, a checkpoint holds it. Its forward runs a whole step, so
+    that DDP sees every use of every parameter.
     """
 
     def __init__(self, student: StagedModel) -> None:
         super().__init__()
         self.student = student
         self.extras = nn.ModuleDict()
+
+    def averaged(self) -> Trainable:
+        """The part that the EMA averages: all that has parameters, so CRD's memory banks are not copied."""
+        part = Trainable(self.student)
+        learned = {
+            name: module for name, module in self.extras.items() if any(True for _ in module.parameters())
+        }
+        part.extras.update(learned)
+        return part
 
     def forward(self, step: Callable[..., dict[str, Any]], *inputs: Any) -> dict[str, Any]:
         return step(*inputs)
@@ -193,6 +202,16 @@ class Method(TrainingTask):
         It is start / epochs in the first epoch.
         """
         return min(1.0, (self.epoch + start) / epochs) if epochs else 1.0
+
+    def setup_ema(self, decay: float = 0.9999, **options: Any) -> nn.Module:
+        """Create the EMA copy of what is averaged."""
+        self.trainable_module_ema = ModelEmaV3(self.trainable_module.averaged(), decay=decay, **options)
+        return self.trainable_module_ema
+
+    def update_ema(self, step: int | None = None) -> None:
+        """Move the EMA copy towards the present weights."""
+        if self.has_ema():
+            self.trainable_module_ema.update(unwrap_model(self.trainable_module).averaged(), step=step)
 
     def eval_network(self, trainable: Trainable) -> nn.Module:
         """The network whose score is reported, images to logits: the student unless a method says else."""

@@ -45,7 +45,12 @@ class FBT(Method):
     `msa_mlp_direction`: whose stage 4 ends the fused model if one network is an MSA and the other an MLP.
     """
 
-    unused_parameters = True  # e.g. L2G learns nothing if nobody teaches the fused model
+    @property
+    def unused_parameters(self) -> bool:
+        """Whether parts of the fused model may learn nothing: unless it is taught both logits and feature."""
+        s = self.settings
+        is_taught = s.teacher_to_fused and s.logit_loss != "none" and s.feature_loss != "none"
+        return self._uses_fused() and not is_taught
 
     @property
     def needs_whole_batch(self) -> str | None:

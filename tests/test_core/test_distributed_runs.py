@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from torch.nn.parallel import DistributedDataParallel
 
 from fbt_core.data.order import seed_everything
 from fbt_core.loss_log import LossLog
@@ -173,3 +174,23 @@ def test_mixed_passes_through_a_batch_norm_teacher_are_those_of_one(root, tmp_pa
     """FCFD's late stages of the frozen teacher normalise by the batch: that of both processes together."""
     spec, files = method_spec("fcfd", tmp_path, {**network("student"), **VIT}, network("teacher"))
     compare(spec, files, tmp_path, root, 1e-4)
+
+
+@pytest.mark.slow
+def test_parts_of_a_batch_share_one_exchange_of_gradients(root, tmp_path, monkeypatch):
+    calls, no_sync = tmp_path / "calls", DistributedDataParallel.no_sync
+
+    def counted(module):
+        with calls.open("a") as lines:
+            lines.write("x")
+        return no_sync(module)
+
+    monkeypatch.setattr(DistributedDataParallel, "no_sync", counted)
+    spec, _ = method_spec("scratch", tmp_path, {**network("student"), **VIT})
+    command = {
+        world: arguments(spec, tmp_path / str(world), root, gradient_accumulation=parts)
+        for world, parts in ((1, 1), (2, 4))
+    }
+    alone, together = (losses_of(command[world], world, tmp_path / f"losses{world}") for world in (1, 2))
+    torch.testing.assert_close(together[-1], alone[-1], rtol=1e-3, atol=1e-4)
+    assert len(calls.read_text()) == 2 * 20 * 3  # processes, steps, parts but the last

@@ -143,3 +143,18 @@ def test_negatives_are_capped_by_the_images_there_are():
     columns = method._choose_columns(make_batch())
     assert columns.shape == (4, 1 + IMAGES - IMAGES // CLASSES)
     assert torch.equal(columns[:, 0], make_batch().indices)
+
+
+def test_the_memory_banks_are_not_copied_into_the_ema():
+    method = make_method("crd")
+    method.setup_ema(decay=0.5)
+    before = {name: value.clone() for name, value in method.trainable_module_ema.module.state_dict().items()}
+    assert {name.split(".")[1] for name in before if name.startswith("extras.")} == {"student", "teacher"}
+    with torch.no_grad():
+        for parameter in method.trainable_module.parameters():
+            parameter.add_(1.0)
+    method.update_ema(step=2)  # timm copies the weights at the first step
+    moved, now = method.trainable_module_ema.module.state_dict(), method.trainable_module.state_dict()
+    for name, value in moved.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, (before[name] + now[name]) / 2)

@@ -222,3 +222,25 @@ def test_the_students_own_pass_alone_moves_its_batch_statistics():
     statistics = [dict(m.student.named_buffers()) for m in (method, alone)]
     assert all(torch.equal(statistics[0][name], statistics[1][name]) for name in statistics[1])
     assert any(not torch.equal(before[name], moved) for name, moved in statistics[1].items())
+
+
+@pytest.mark.parametrize(
+    "pair", [("swin_t", "resnet18"), ("resnet50", "deit_t"), ("mixer_b16", "resmlp_s12")]
+)
+@pytest.mark.parametrize(
+    ("changes", "searches"),
+    [
+        ({}, False),
+        ({"fused_to_student": False}, False),
+        ({"teacher_to_fused": False, "fused_to_student": False}, False),
+        ({"teacher_to_fused": False}, True),
+        ({"logit_loss": "none"}, True),
+    ],
+)
+def test_ddp_searches_for_unused_parameters_only_if_a_part_is_switched_off(pair, changes, searches):
+    method = make_method("fbt", pair, **changes)
+    assert method.unused_parameters == searches
+    run_step(method, make_batch())["loss"].backward()
+    named = method.trainable_module.named_parameters()
+    unused = [name for name, p in named if p.requires_grad and p.grad is None]
+    assert searches or not unused
