@@ -224,7 +224,7 @@ def build_page_command(options: Options) -> int:
     """Write the results page: one file with every table, figure and run."""
     from fbt_paper.page.build import write_page
 
-    print(write_page(open_flow(options), options.page, options.figures))
+    print(write_page(open_flow(options), options.page, options.figures, options.claims))
     return 0
 
 
@@ -442,6 +442,7 @@ def _add_result_commands(commands: Any) -> None:
     page.add_argument(
         "--figures", nargs="*", type=Path, default=[], metavar="FILE", help="what describes them"
     )
+    page.add_argument("--claims", type=Path, metavar="FILE", help="the verdicts that the page begins with")
     compare = _add(commands, "compare", compare_command, "fbt compare comparison")
     compare.add_argument("comparison", choices=["comparison", "comparison_grid"], metavar="comparison[_grid]")
     compare.add_argument("--out", type=Path, metavar="FILE")

@@ -275,7 +275,7 @@ def _interval_words(parts: Sequence[Part]) -> str:
         text = f"{part.measured.mean:+.2f} [{low:.2f}, {high:.2f}]"
         if part.printed is not None:
             text += f" (printed {part.printed:+.2f})"
-        texts.append(f"{part.name} {text}".strip())
+        texts.append(f"{part.name or 'difference'} {text}")
     return "; ".join(texts)
 
 

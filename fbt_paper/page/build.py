@@ -16,10 +16,13 @@ from fbt_paper.plan.targets import Flow
 FOLDER = Path(__file__).parent
 
 
-def write_page(flow: Flow, page: str, about: Iterable[Path]) -> Path:
-    """Write results/<scale>/<page>.html whole, with the figures that `about` describes; returns its path."""
+def write_page(flow: Flow, page: str, about: Iterable[Path], claims: Path | None = None) -> Path:
+    """Write results/<scale>/<page>.html whole, with the figures that `about` describes; returns its path.
+
+    `claims` is the CSV of verdicts that the page begins with.
+    """
     path = Path(flow.results, f"{page}.html")
-    write_text(path, render_page(describe_page(flow, page, about)))
+    write_text(path, render_page(describe_page(flow, page, about, claims)))
     return path
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import csv
 import json
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ Record = dict[str, Any]
 POINTS = 60
 """A curve on the page has at most so many points; the whole history is in the run's metrics.json."""
 LOG_LINES = 12
+VERDICTS = ("holds", "contradicted", "undecided", "not measured")
 
 
 def pretty(label: str) -> Markup:
@@ -192,7 +195,7 @@ def describe_picture(picture: Record) -> Record:
 # ---------------------------------------------------------------- the page
 
 
-def describe_page(flow: Flow, page: str, about: Iterable[Path]) -> Record:
+def describe_page(flow: Flow, page: str, about: Iterable[Path], claims: Path | None = None) -> Record:
     """Everything the template needs; `about` are the files that drawing the page's figures wrote."""
     tables = collect_tables(flow, FigurePlan(flow).tables(page))
     runs = {run: describe_run(Path(flow.runs), run) for run in list_runs(tables, flow.plan)}
@@ -202,11 +205,22 @@ def describe_page(flow: Flow, page: str, about: Iterable[Path]) -> Record:
         "scale_label": flow.config.scale_label,
         "gap_name": f"gap ({flow.scale})" if flow.config.scale_label else "gap",
         "facts": facts(flow, runs),
+        "claims": describe_claims(claims),
         "tables": [describe_table(table) for table in tables],
         "figures": describe_figures(about),
         "runs": runs,
         "again": train_again(flow),
     }
+
+
+def describe_claims(path: Path | None) -> Record | None:
+    """The verdicts of a claims file and how many there are of each; None without a file."""
+    if path is None:
+        return None
+    with path.open(newline="", encoding="utf-8") as file:
+        claims = list(csv.DictReader(file))
+    counted = Counter(claim["verdict"] for claim in claims)
+    return {"claims": claims, "counts": {verdict: counted[verdict] for verdict in VERDICTS}}
 
 
 def train_again(flow: Flow) -> dict[str, str]:

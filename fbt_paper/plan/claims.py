@@ -41,6 +41,11 @@ class ClaimPlan:
         """The files of the verdicts."""
         return [f"{self.flow.results}/{name}.{kind}" for kind in ("csv", "md")] if self.of(name) else []
 
+    def of_page(self, page: str) -> list[str]:
+        """The verdicts that a page begins with: one CSV, or none if it has no claims."""
+        names = [name for name, shown_on in FILES.items() if shown_on == page and self.of(name)]
+        return [f"{self.flow.results}/{name}.csv" for name in names]
+
     def _belongs(self, claim: Claim, name: str) -> bool:
         grid = self.flow.plan.target("grid")
         shown = grid if FILES[name] == "grid" else self.flow.plan.all_tables

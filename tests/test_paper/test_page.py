@@ -274,3 +274,25 @@ def test_a_page_needs_its_results(tmp_path, monkeypatch):
     with pytest.raises(Exception, match="the run is not finished"):
         write_page(flow, "index", [])
     assert not Path(flow.results, "index.html").exists()
+
+
+def test_the_page_begins_with_the_verdicts_on_the_papers_claims(flow, tmp_path):
+    claims = tmp_path / "claims.csv"
+    claims.write_text(
+        "key,where,claim,verdict,evidence,chance,note\n"
+        'one,"appendix, Table 2",A <b> above B,holds,"difference +1.20 [0.31, 2.09]",images; one seed,\n'
+        "two,main paper,C above D,undecided,difference +0.10 [-1.00; 1.20],seeds and images,a note\n"
+    )
+    page = write_page(flow, "index", write_pixels(FigurePlan(flow)), claims).read_text(encoding="utf-8")
+    assert page.index('id="claims"') < page.index('<section id="table')
+    for text in (
+        "<b>1</b> holds",
+        "<b>0</b> contradicted",
+        "<b>1</b> undecided",
+        "A &lt;b&gt; above B",
+        "a note",
+    ):
+        assert text in page, text
+    assert "difference +1.20 [0.31, 2.09]" in page and "chance of images; one seed" in page
+    without = write_page(flow, "index", write_pixels(FigurePlan(flow))).read_text(encoding="utf-8")
+    assert 'id="claims"' not in without

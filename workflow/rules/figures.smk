@@ -162,6 +162,7 @@ rule build_page:
             FIGURES.tables(wildcards.page), needed=True
         ),
         figures=lambda wildcards: FIGURES.files(wildcards.page, rules),
+        claims=lambda wildcards: CLAIMS.of_page(wildcards.page),
     output:
         report(
             f"{FLOW.results}/{{page}}.html",
@@ -177,6 +178,8 @@ rule build_page:
         about=lambda wildcards, input: [
             file for file in input.figures if file.endswith(".json")
         ],
+        claims=lambda wildcards, input: [f"--claims={file}" for file in input.claims],
         shows=lambda wildcards: FIGURES.page_shows(wildcards.page),
     shell:
-        f"{FLOW.fbt} build-page {{wildcards.page:q}} --figures {{params.about:q}} 2>&1 | tee {{log:q}}"
+        f"{FLOW.fbt} build-page {{wildcards.page:q}} --figures {{params.about:q}} {{params.claims:q}}"
+        " 2>&1 | tee {log:q}"
