@@ -144,6 +144,7 @@ def _read(path: Path) -> dict[str, Any]:
     body, trailer = content[:-TRAILER], content[-TRAILER:]
     if len(content) <= TRAILER or trailer != MARK + hashlib.sha256(body).digest():
         raise _DamagedError(f"is truncated or damaged ({len(content):,} bytes, wrong sha256)")
+    # A full unpickle would run whatever code the file names: tensors and plain values are enough.
     return torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
 
 
@@ -186,6 +187,7 @@ def digest(path: Path) -> str | None:
 
 def random_state() -> dict[str, Any]:
     """The state of every random number generator, as plain numbers and tensors."""
+    # weights_only loading refuses numpy arrays, so numpy's keys are kept as a tensor.
     kind, keys, index, has_gauss, gauss = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -201,5 +203,6 @@ def restore_random_state(state: dict[str, Any]) -> None:
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
+    # torch refuses more generator states than there are GPUs, and a run may go on with fewer.
     if len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])

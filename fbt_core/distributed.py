@@ -34,6 +34,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(context, tensor: Tensor) -> Tensor:
         context.mine = _rows(rank(), len(tensor), world_size(), tensor.device)
+        # torch's all_gather passes no gradient on, hence a function with a backward of its own.
         parts = [torch.empty_like(tensor) for _ in range(world_size())]
         dist.all_gather(parts, tensor.contiguous())
         return torch.cat(parts)[_back_in_order(len(tensor), world_size(), tensor.device)]
@@ -108,6 +109,7 @@ def interleave(mine: Tensor, count: int) -> Tensor:
     world = world_size()
     if world == 1:
         return mine.cpu()
+    # all_gather takes the same shape from every process; shares may differ by one.
     padded = mine.new_zeros(-(-count // world))
     padded[: len(mine)] = mine
     shares = [torch.empty_like(padded) for _ in range(world)]

@@ -78,6 +78,7 @@ def _normalise_in_groups(module: nn.Module, groups: int) -> None:
 def _normalise_together(module: nn.Module, processes: int, group: Group) -> nn.Module:
     """Each BatchNorm shares its statistics with so many processes."""
     ranks = [list(range(first, first + processes)) for first in range(0, group.world, processes)]
+    # torch wants every process to take part in making every subgroup, its own or not.
     sharing, _ = dist.new_subgroups_by_enumeration(ranks)
     if group.device.type == "cuda":
         return convert_sync_batchnorm(module, process_group=sharing)
@@ -94,6 +95,7 @@ def _shared_forward(group: dist.ProcessGroup, processes: int) -> Forward:
         count = processes * x.numel() // x.shape[1]
         mean, variance = _shared_moments(x, count, group)
         if self.track_running_stats:
+            # torch normalises by the biased variance but keeps the unbiased one as running statistic.
             _note_statistics(self, mean.detach(), variance.detach() * count / (count - 1))
         scale = (variance + self.eps).rsqrt() * self.weight
         y = x * _per_channel(scale, x) + _per_channel(self.bias - mean * scale, x)

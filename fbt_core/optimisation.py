@@ -76,6 +76,7 @@ class Optimisation:
     def step(self, updates: int) -> None:
         """Clip, update, clear the gradients; `updates` counts the updates made so far, this one included."""
         if self.recipe.optimizer.clip_gradient is not None:
+            # float16's gradients are still scaled here, and the limit is meant for the true ones.
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.module.parameters(), self.recipe.optimizer.clip_gradient)
         self.scaler.step(self.optimizer)

@@ -47,6 +47,7 @@ class Report:
             "epochs": epochs,
             "step": state.step,
             "steps": self.steps,
+            # JSON has no NaN, and strict readers refuse the file.
             "loss": None if math.isnan(state.losses.latest) else state.losses.latest,
             "images_per_second": round(rate, 1),
             "best_top1": state.best["top1"] if state.best else None,

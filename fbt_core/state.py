@@ -41,6 +41,7 @@ class State:
 
     def count_time(self, gpus: int, training: bool = True) -> None:
         """Add the seconds since the last call to the run's total, and to the epoch's if it was training."""
+        # The wall clock may be set while a run trains; this one only goes forward.
         before, self.clock = self.clock, time.monotonic()
         self.seconds += self.clock - before
         self.gpu_seconds += gpus * (self.clock - before)

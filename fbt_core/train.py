@@ -174,6 +174,7 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def _remember(self, number: int, frame: object) -> None:
+        # The first Ctrl-C waits for the end of a step to save; a second one says not to wait.
         if number == signal.SIGINT and self.signal == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number

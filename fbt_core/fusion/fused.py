@@ -60,6 +60,7 @@ class FusedModel(nn.Module):
             direction=(direction, Direction), stage4=(stage4, Stage4), class_token=(class_token, ClassToken)
         )
         self.direction, self.class_token = direction, class_token
+        # A tuple hides the networks from torch: as attributes they would be registered, and counted, twice.
         self._networks = (student, teacher.freeze())
         early, last = self._networks if direction == "teacher_head" else self._networks[::-1]
         entry = last.shapes[2]
