@@ -102,9 +102,11 @@ def test_checkpoint_of_another_spec_is_refused(stopped, root, capfd):
 
 
 def test_checkpoint_of_another_version_of_the_engine_is_one_line(stopped, root, capfd, monkeypatch):
-    monkeypatch.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
+    written = checkpoint.FORMAT
+    monkeypatch.setattr(checkpoint, "FORMAT", written + 1)
     assert in_child(arguments(SPEC, stopped, root)) == 1
-    one_line(capfd, "was written by another version of the engine (format 2, now 3)", "delete it to train")
+    what = f"was written by another version of the engine (format {written}, now {written + 1})"
+    one_line(capfd, what, "delete it to train")
 
 
 def test_run_killed_between_the_two_renames_continues_from_the_new_state(stopped, root, expected):
