@@ -22,6 +22,7 @@ def write_working_copy(folder: Path) -> str:
     """Copy Snakefile, config, workflow and profiles into a new or empty folder; returns what to do next."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError("is not empty", where=str(folder), hint="name a new folder; nothing is overwritten")
+    # A wheel holds a copy of these folders; in a clone they lie beside the package.
     source = PACKAGED if PACKAGED.is_dir() else Path(__file__).resolve().parents[1]
     make_folder(folder)
     for name in PARTS:

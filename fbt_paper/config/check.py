@@ -40,9 +40,12 @@ def validate(
     `names` holds what the types of records.py look names up in; without them only the form is checked.
     """
     try:
+        # As JSON: the records are strict, and strict pydantic takes a list for a tuple only from JSON.
+        # YAML has dates, JSON has none: as text they reach the type of their key like any other wrong value.
         return model.model_validate_json(json.dumps(data, default=str), context=names)
     except ValidationError as error:
         errors = error.errors(include_url=False)
+        # Without pydantic's addresses: its pages explain its types, not our files.
         problems = [
             Problem(file, dotted([*prefix, *path]), message)
             for path, message in _messages(errors, model, data)
@@ -54,6 +57,7 @@ def _messages(
     errors: Sequence[ErrorDetails], model: type[BaseModel], data: Any
 ) -> Iterator[tuple[Path, str]]:
     """Each path with what is wrong there; the members of a union give one message together."""
+    # Pydantic reports one error for each member of a union: grouped, a wrong value is one problem.
     groups: dict[Path, list[ErrorDetails]] = {}
     for error in errors:
         groups.setdefault(_real_path(error, data), []).append(error)
@@ -74,11 +78,13 @@ def _real_path(error: ErrorDetails, data: Any) -> Path:
     """The error's location without the names pydantic adds for the members of a union."""
     path: list[object] = []
     for part in error["loc"]:
+        # Pydantic's names of a union's members stand in the location as well, but not in the file.
         inside = isinstance(data, dict) and part in data
         inside = inside or (isinstance(data, list) and isinstance(part, int) and part < len(data))
         if inside:
             data = data[part]
             path.append(part)
+        # A missing key is not in the file either, so it is known by its error alone.
         elif error["type"] == "missing" and part == error["loc"][-1]:
             path.append(part)
     return tuple(path)
@@ -86,6 +92,7 @@ def _real_path(error: ErrorDetails, data: Any) -> Path:
 
 def _message(error: ErrorDetails, model: type[BaseModel], path: Path) -> str:
     kind, value = error["type"], error.get("input")
+    # Checks of our own have written a message for readers; pydantic's words would only frame it.
     if kind == "fault":
         return error["msg"]
     if kind == "value_error":
@@ -95,12 +102,15 @@ def _message(error: ErrorDetails, model: type[BaseModel], path: Path) -> str:
     if kind == "missing":
         return "is missing"
     if kind == "literal_error":
+        # Pydantic gives the choices as one sentence only: 'a', 'b' or 'c'.
         choices = [part.strip(" '") for part in error["ctx"]["expected"].replace(" or ", ",").split(",")]
         return f"'{value}' is not valid here; {nearest(value, choices)}"
+    # YAML 1.1 reads 1e-3 as text, because it asks for a point in a number with an exponent.
     if isinstance(value, str) and kind in {"float_type", "int_type"} and is_number(value):
         return number_as_text(value)
     if kind == "string_pattern_mismatch":
         return f"'{value}' has a form that is not allowed here ({error['ctx']['pattern']})"
+    # YAML 1.1 reads yes, no, on and off as truth values, and 1.10 as a number.
     if kind == "string_type" and isinstance(value, bool | int | float):
         what = "true or false" if isinstance(value, bool) else "a number"
         return f"must be a text, but YAML reads this as {what} ({_given(error)}); put quotes around it"
@@ -119,6 +129,7 @@ def _given(error: ErrorDetails) -> str:
 
 def _keys_at(model: type[BaseModel], path: Path) -> set[str]:
     """The keys that may stand at this path of a record's file, from the record's JSON schema."""
+    # From the schema, not from annotations: pydantic has resolved unions, aliases and references in it.
     schema = model.model_json_schema()
     nodes = _members(schema, schema)
     for part in path:
@@ -132,6 +143,7 @@ def _keys_at(model: type[BaseModel], path: Path) -> set[str]:
             )
             if isinstance(child, dict)
         ]
+        # A union's members are all followed: which of them was meant is not known when a key is wrong.
         nodes = [member for child in inner for member in _members(child, schema)]
     return {key for node in nodes for key in node.get("properties", {})}
 

@@ -33,6 +33,7 @@ class Claim(Strict):
 class Above(Claim):
     """One cell is above another; with a `*` in both, on every pair (or on average)."""
 
+    # The kinds differ in their first field (KINDS): a claim needs no key `kind`.
     better: CellPath
     than: CellPath
     by_at_least: float = Field(default=0.0, ge=0, description="percentage points")
@@ -74,6 +75,7 @@ class Observation(Claim):
     observation: Literal["locality", "stage_similarity", "group_similarity"]
 
 
+# The tags stand in <>: check.py drops from a location what is not in the file, and `better` is in it.
 KINDS: dict[str, type[Claim]] = {
     "better": Above,
     "best_first": Ordered,
@@ -87,6 +89,7 @@ KINDS: dict[str, type[Claim]] = {
 def _kind(value: Any) -> str:
     """The kind of a claim: the field that only this kind has."""
     if isinstance(value, Claim):
+        # Pydantic asks for the tag of a finished record as well, when it writes one out.
         return next(f"<{name}>" for name, kind in KINDS.items() if isinstance(value, kind))
     return next((f"<{name}>" for name in KINDS if isinstance(value, Mapping) and name in value), "<better>")
 
@@ -114,6 +117,7 @@ def load_claims(config: Config) -> tuple[Claim, ...]:
     if not path.exists():
         return ()
     claims = validate(ClaimsFile, read_mapping(path), FILE, names={"figure": list(config.figures)}).claims
+    # After the types, not in their pass: rows and columns are known only with the table that a path names.
     problems = [problem for index, claim in enumerate(claims) for problem in _problems(config, index, claim)]
     keys = [claim.key for claim in claims]
     for index, key in enumerate(keys):
@@ -127,6 +131,7 @@ def load_claims(config: Config) -> tuple[Claim, ...]:
 
 def named_cells(claim: Claim) -> Mapping[str, str]:
     """The cells that a claim names, by the path inside its item."""
+    # By path inside the item, so that a problem names the field that states the cell.
     match claim:
         case Above():
             return {"better": claim.better, "than": claim.than}
@@ -148,6 +153,7 @@ def pairs(config: Config, cells: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
     """
     if not any("*" in cell for cell in cells):
         return {"": cells}
+    # The first cell decides for all: `_problems` has refused stars that stand at unlike parts.
     table, row, _ = cells[0].split("/")
     entry = config.tables[table]
     names = [line.key for line in entry.rows] if row == "*" else _columns(entry)
@@ -174,6 +180,7 @@ def _problems(config: Config, index: int, claim: Claim) -> Iterator[Problem]:
             yield Problem(FILE, where, f"{table} has no row '{row}'; {nearest(row, rows)}")
         if column != "*" and column not in columns:
             yield Problem(FILE, where, f"{table} has no column '{column}'; {nearest(column, columns)}")
+    # Unlike stars give no pairs: `a/*/x` and `a/y/*` have no common name to fill in.
     stars = {tuple(part == "*" for part in cell.split("/")) for cell in cells.values()}
     if len(stars) > 1 or any(sum(star) > 1 for star in stars):
         message = "a `*` stands for all rows or for all columns, and then in every cell of the claim"

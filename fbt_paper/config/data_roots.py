@@ -7,6 +7,7 @@ from pathlib import Path
 from fbt_core.errors import nearest
 from fbt_paper.config.load import Config, ConfigError, Problem
 
+# Names only, no look into files: this runs before every workflow; `fbt check-data` reads all of them.
 WANTED: dict[str, tuple[tuple[str, ...], ...]] = {
     "cifar100": (("cifar-100-python", "train"),),
     "image_folder": (("train",), ("val", "test", "validation")),

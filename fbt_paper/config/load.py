@@ -113,19 +113,23 @@ def load(folder: Path | str = CONFIG_FOLDER, overrides: Content | None = None) -
 
     Raises ConfigError with the problems of all files.
     """
+    # Plain values first: names of all files must be known before the first of them is checked.
     folder, collect = Path(folder), Collector()
     _refuse_yml(collect, folder)
     files: dict[str, Any] = {name: collect.try_(read_mapping, folder / f"{name}.yaml") for name in FILES}
     if files["config"] is not None:
+        # Merged before the check, so that a wrong value on the command line is reported like one in the file.
         files["config"] = merge(files["config"], overrides or {})
     tables = _read_folder(collect, folder / "tables")
     figures = _read_folder(collect, folder / "figures")
+    # A scale that extends another states only what differs: it is checked whole or not at all.
     scales = _extended(collect, _read_folder(collect, folder / "scales"))
 
     # The methods come first: the parameters that tables set are checked against their entries.
     names = {**_names(files, tables), "scale": list(scales)}
     methods = _methods(collect, files, names)
     names["parameter_fault"] = lambda method, name, value: (
+        # An entry that is not sound has been reported: its parameters are not reported again in every table.
         methods[method].fault(method, name, value) if method in methods else None
     )
 
@@ -148,6 +152,7 @@ def load(folder: Path | str = CONFIG_FOLDER, overrides: Content | None = None) -
             for key, figure in figures.items()
         },
     }
+    # Only now: a problem of one file must not hide those of the others.
     collect.finish()
     return Config(folder=folder, methods=methods, **parts)
 
@@ -164,12 +169,15 @@ def merge(stated: Content, changes: Content) -> dict[str, Any]:
 
 def _names(files: Mapping[str, Content | None], tables: Mapping[str, Content | None]) -> dict[str, Any]:
     """What each kind of name may be, for the types of records.py; None: any, as its file cannot be read."""
+    # From plain values, not from records: a name counts as known even if its own entry has a mistake.
     keys = {name: None if content is None else list(content) for name, content in files.items()}
     datasets = files["datasets"] or {}
+    # Nothing is checked yet, so any key may hold a value of any type.
     reading = (files["recipes"] or {}).get(str((files["config"] or {}).get("recipes")))
     return {
         "dataset": keys["datasets"],
         "architecture": keys["architectures"],
+        # A method without a file would be planned and could not be trained.
         "method": keys["methods"] and [name for name in keys["methods"] if name in method_files()],
         "recipes": list(reading) if isinstance(reading, dict) else None,
         "table": list(tables),
@@ -184,6 +192,7 @@ def _line_names(table: Content) -> dict[str, Any]:
     base, names = table.get("base"), dict[str, Any]()
     for kind in ("row", "column"):
         lines = table.get(f"{kind}s")
+        # A wrong type is reported when the table is checked; here it must only not raise.
         lines = lines if isinstance(lines, list) else []
         names[kind] = [str(line.get("key")) for line in lines if isinstance(line, dict)]
     return {**names, "base_method": base.get("method") if isinstance(base, dict) else None}
@@ -194,6 +203,7 @@ def _printed_names(table: Content) -> dict[str, Any]:
     names, gain = _line_names(table), table.get("gain")
     if table.get("kind") == "cost":
         names["column"] = list(COST_COLUMNS)
+    # The closing line has printed numbers as well, but is neither a row nor a column of the table.
     if isinstance(gain, dict):
         names["row" if gain.get("along") == "rows" else "column"].append(str(gain.get("key")))
     return names
@@ -205,6 +215,7 @@ def _printed_names(table: Content) -> dict[str, Any]:
 def _read_folder(collect: Collector, folder: Path) -> dict[str, Content | None]:
     """What the YAML files of a folder hold, by name; None for one that cannot be read."""
     _refuse_yml(collect, folder)
+    # The name of a file becomes part of targets and wildcards, so it is checked like a key.
     paths = files_in(folder, ".yaml")
     for path in paths:
         collect.try_(_check_key, path.stem, shown(path))
@@ -213,11 +224,13 @@ def _read_folder(collect: Collector, folder: Path) -> dict[str, Content | None]:
 
 def _refuse_yml(collect: Collector, folder: Path) -> None:
     for path in files_in(folder, ".yml"):
+        # Left unread without a word, a table called .yml would simply not be there.
         message = f"is not read, because its name ends in .yml; call it {path.stem}.yaml"
         collect.problems.append(Problem(shown(path), "", message))
 
 
 def _check_key(key: str, file: str) -> None:
+    # Keys become parts of run ids, file names and Snakemake's wildcards: nothing that a shell or regex reads.
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", key):
         message = "a name is made of small letters, digits and _ and starts with a letter"
         raise ConfigError([Problem(file, key, message)])
@@ -253,6 +266,7 @@ def _extended(collect: Collector, scales: Mapping[str, Content | None]) -> dict[
         parent = content.get("extends") if content else None
         if content is None or not isinstance(parent, str) or parent not in scales:
             return content  # an unknown parent is reported with the types
+        # Checked before the recursion, which would otherwise never end.
         if parent in (*below, name):
             file, chain = f"config/scales/{name}.yaml", " -> ".join([*below, name, parent])
             raise ConfigError([Problem(file, "extends", f"a scale cannot extend itself ({chain})")])
@@ -275,6 +289,7 @@ def _scales(
                 entries[name] = validate(ScaleEntry, content, file, names=names)
         except ConfigError as error:
             problems[name] = list(error.problems)
+    # A scale is checked with all it inherits, so one mistake appears in each scale that extends the file.
     for name, own_problems in problems.items():
         inherited = {(p.path, p.message) for p in problems.get(str((scales[name] or {}).get("extends")), [])}
         collect.problems += [p for p in own_problems if (p.path, p.message) not in inherited]
@@ -285,6 +300,7 @@ def _methods(
     collect: Collector, files: Mapping[str, Content | None], names: Content
 ) -> dict[str, MethodFacts]:
     """The sound entries of methods.yaml, each checked against its method's code as well."""
+    # Looked for as a file: planning never imports the code of a method, which imports torch.
     for name in files["methods"] or {}:
         if name not in method_files():
             message = f"there is no file fbt_core/methods/{name}.py; {nearest(name, method_files())}"
@@ -302,6 +318,7 @@ def _of_kind(
     """The record of a file that says of which kind it is."""
     if content is None:
         return None
+    # By hand, not by a union: pydantic would report a wrong kind as an error of every record.
     kind = str(content.get("kind"))
     if kind not in kinds:
         raise ConfigError([Problem(file, "kind", f"'{kind}' is not valid here; {nearest(kind, kinds)}")])
@@ -314,6 +331,7 @@ def _reference(path: Path, tables: Mapping[str, Content | None]) -> tuple[Refere
     if table not in tables:
         message = f"there is no table '{table}'; {nearest(table, tables)}"
         collect.problems.append(Problem(file, "", message))
+    # If the table itself is unknown, its rows and columns are not reported one by one.
     names = _printed_names(tables.get(table) or {}) if tables.get(table) else None
     rows: dict[tuple[str, str], ReferenceRow] = {}
     for number, line in read_rows(path):
@@ -333,6 +351,7 @@ def _reference(path: Path, tables: Mapping[str, Content | None]) -> tuple[Refere
 def tiny_network(key: str, folder: Path = CONFIG_FOLDER) -> NetworkSpec:
     """The tiny twin of an architecture, untrained, as scale smoke takes it."""
     file = f"config/scales/{TEST_SCALE}.yaml"
+    # Two files are read, not all of config/: the engine's tests must not fail for a mistake in a table.
     scale = validate(ScaleEntry, read_mapping(folder / "scales" / f"{TEST_SCALE}.yaml"), file)
     entries = read_mapping(folder / "architectures.yaml")
     if key not in scale.architectures:

@@ -31,6 +31,7 @@ def _value_faults(
 ) -> Iterator[tuple[str, str]]:
     """Paths inside a parameter's entry and what is wrong there."""
     stated: dict[str, Value] = {"value": entry.value}
+    # Values for other data sets and scales as well: a mistake is found before one of them is planned.
     stated |= {"before": entry.before} if entry.before is not None else {}
     stated |= {f"by_dataset.{dataset}": value for dataset, value in (entry.by_dataset or {}).items()}
     stated |= {f"by_scale.{scale}": value for scale, value in (entry.by_scale or {}).items()}
@@ -51,11 +52,13 @@ def _other_facts(name: str, method: MethodFacts) -> Iterator[tuple[str, str]]:
     The code goes with the methods.yaml of the checkout: values and sources may differ from it, but not which
     parameters there are, of which kind and with which choices.
     """
+    # The engine reads the file of its checkout, whatever folder was planned: the two must agree.
     code, file = read_facts(FILE).get(name), f"fbt_core/methods/{name}.py"
     if code is None:
         yield "parameters", f"{FILE} has no '{name}'; the engine reads it there, so state it there as well"
         return
     for key in code.parameters:
+        # A parameter with `before` may be missing: specs leave it out at that value.
         if key not in method.parameters and code.parameters[key].before is None:
             yield f"parameters.{key}", f"is missing; {file} takes it"
     for key, entry in method.parameters.items():
@@ -71,6 +74,7 @@ def _other_facts(name: str, method: MethodFacts) -> Iterator[tuple[str, str]]:
             if expected.choices is not None and choice not in expected.choices:
                 valid = nearest(choice, expected.choices)
                 yield f"parameters.{key}.choices", f"{file} knows no '{choice}'; {valid}"
+    # The revision is part of the run id: with another one, ids would promise what the code does not do.
     if method.revision != code.revision:
         message = f"{method.revision}, but {file} has revision {code.revision}; see what changed in {FILE}"
         yield "revision", message

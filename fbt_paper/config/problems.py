@@ -26,6 +26,7 @@ class ConfigError(UserError):
     """The configuration cannot be used; the text is the problem, or a list of all of them."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
+        # Each once: a setting of a table's base is reported by every cell that takes it.
         self.problems = tuple(dict.fromkeys(problems))
         super().__init__(f"{len(self.problems)} problems in the configuration:")
         lines = [self.what, *(f"  {problem}" for problem in self.problems)]
@@ -42,6 +43,7 @@ class Collector:
         """What the reader gives; None if it has problems."""
         try:
             return reader(*arguments)
+        # Nothing but ConfigError: an error of the code must show its traceback.
         except ConfigError as error:
             self.problems.extend(error.problems)
             return None

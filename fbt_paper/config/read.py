@@ -39,6 +39,7 @@ class _UniqueKeyLoader(_SafeLoader):  # type: ignore[misc]
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
+        # PyYAML keeps the last of two equal keys without a word; a row pasted twice would lose its settings.
         for key_node, _ in node.value:
             problem = _key_problem(key_node, seen)
             if problem:
@@ -50,8 +51,10 @@ class _UniqueKeyLoader(_SafeLoader):  # type: ignore[misc]
 
 def _key_problem(node: yaml.Node, seen: Collection[str]) -> str | None:
     """What is wrong with a key: it is no text (a list, a number, `yes`), or it was there before."""
+    # `<<` merges another mapping; it has a tag of its own and is no key.
     if node.tag == "tag:yaml.org,2002:merge":
         return None
+    # YAML 1.1 reads a key `on` or `no` as true or false: the message would name a key that nobody wrote.
     if node.tag != "tag:yaml.org,2002:str":
         value = f" (given: {node.value})" if isinstance(node, yaml.ScalarNode) else ""
         return f"a key must be text{value}; put quotes around a word that YAML reads as something else"
@@ -64,6 +67,7 @@ def read_yaml(path: Path) -> Any:
     try:
         content = yaml.load(text, Loader=_UniqueKeyLoader)
     except yaml.MarkedYAMLError as error:
+        # An open bracket or quote is noticed at the end of the file; where it opens is the context's mark.
         opened = (error.problem or "").startswith(("did not find expected ',' or", "found unexpected end"))
         mark = error.context_mark if opened else error.problem_mark
         line = f"line {mark.line + 1}" if mark else ""
@@ -72,6 +76,7 @@ def read_yaml(path: Path) -> Any:
         message = f"is not YAML ({' '.join(str(error).split())}); put quotes around a text"
         raise ConfigError([Problem(file, "", message)]) from None
     try:
+        # YAML can write a list that holds itself; every later walk through it would never end.
         json.dumps(content, default=str)
     except (ValueError, RecursionError):
         message = "a mapping or a list holds itself: an alias (*name) stands inside its own anchor (&name)"
@@ -97,6 +102,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
 def _read_text(path: Path) -> str:
     """A UTF-8 text without the mark that some editors and spreadsheets put at its beginning."""
     try:
+        # Spreadsheets save UTF-8 with a mark at the beginning, which would become part of the first key.
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ConfigError([Problem(shown(path), "", "the file is missing")]) from None
@@ -119,6 +125,7 @@ def _inside(path: Path) -> list[str]:
 
 def files_in(folder: Path, ending: str) -> list[Path]:
     """The files of a folder with this ending, sorted; an editor's hidden ones are left out."""
+    # Sorted: the order of a folder differs between file systems, and the tables' order decides that of runs.
     return sorted(path for path in folder.glob(f"*{ending}") if not path.name.startswith("."))
 
 
@@ -133,9 +140,12 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     text = _read_text(path)
     first = text.partition("\n")[0]
+    # The first line decides: names of columns hold no separator, remarks in later lines do.
     delimiter = max(",;\t", key=first.count)
+    # Strict: else an open quote swallows the rest of the file as one field.
     lines = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
     try:
+        # The reader's own line number: a quoted field may span lines.
         filled = [(lines.line_num, line) for line in lines if any(field.strip() for field in line)]
     except csv.Error as error:
         raise ConfigError([Problem(shown(path), f"line {lines.line_num}", f"is not CSV: {error}")]) from None
@@ -144,6 +154,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     names = [name.strip() for name in filled[0][1]]
     _check_header(path, names)
     for number, line in filled[1:]:
+        # More values than names are a comma too much; fewer are fields left empty at the end.
         if len(line) > len(names):
             message = f"has more values than the first line has names ({len(names)})"
             hint = "quote a text that holds a comma, write a number with a point"

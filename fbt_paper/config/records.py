@@ -52,8 +52,10 @@ class Among:
         self.kind = kind
 
     def __call__(self, name: str, info: ValidationInfo) -> str:
+        # Without choices any name passes: the file that defines them cannot be read and has been reported.
         choices = (info.context or {}).get(self.kind)
         if choices is not None and name not in choices:
+            # A ValueError, not our own error: pydantic adds the path and goes on to the next field.
             raise ValueError(f"unknown {self.kind} '{name}'; {nearest(name, choices)}")
         return name
 
@@ -85,6 +87,7 @@ def refuse(faults: Iterable[tuple[tuple[int | str, ...], str]]) -> None:
         for path, message in faults
     ]
     if errors:
+        # A ValueError is one error without a path of its own; these keep theirs, below that of the value.
         raise ValidationError.from_exception_data("", errors)
 
 
@@ -150,6 +153,7 @@ class MainConfig(Strict):
     @classmethod
     def _check_roots(cls, roots: dict[str, str | None], info: ValidationInfo) -> dict[str, str | None]:
         """A dataset whose images are shipped takes no folder."""
+        # From the context: whether images are shipped stands in datasets.yaml, another file.
         needing: Mapping[str, bool] = (info.context or {}).get("needs_root", {})
         choices = [name for name, needed in needing.items() if needed]
         message = "its images are shipped with the package, so it takes no folder"
@@ -275,6 +279,7 @@ class ScaleEntry(Strict):
     @field_validator("recipes")
     @classmethod
     def _check_families(cls, recipes: dict[str, RecipeSpec] | None) -> dict[str, RecipeSpec] | None:
+        # A mapping's type cannot ask for keys, and a missing family would be noticed by some tables only.
         missing = [family for family in ("cnn", "msa", "mlp") if recipes and family not in recipes]
         if missing:
             raise ValueError(f"{', '.join(missing)} is missing")
@@ -295,6 +300,8 @@ Parameters = dict[str, Value] | None
 
 
 def _teacher_kind(value: Any) -> str:
+    # Chosen by type: a plain union would report a wrong key of a run also as `must be a text`.
+    # In <>, as no key of a file is: check.py drops from a location what is not in the file.
     return "<name>" if isinstance(value, str) else "<run>"
 
 
@@ -325,6 +332,7 @@ class RunSettings(Strict):
         """Against the method set here or in the table's base; if both set one, planning reports that."""
         context = info.context or {}
         method, base = info.data.get("method"), context.get("base_method")
+        # Pydantic leaves out of `data` what was wrong: an unknown method is not reported once more here.
         if "method" in info.data and (method is None or base in (None, method)):
             _check_values(method or base, values, context)
         return values
@@ -349,6 +357,7 @@ class ChainSettings(Strict):
 
 def _check_values(method: str | None, values: Parameters, context: Mapping[str, Any]) -> None:
     """Refuse parameters that the method does not take, and values that they cannot have."""
+    # Without a context, or while the method is unknown, only the form can be checked.
     fault = context.get("parameter_fault")
     if fault and method:
         faults = {name: fault(method, name, value) for name, value in (values or {}).items()}
@@ -359,6 +368,7 @@ Teacher = Annotated[
     Annotated[ArchitectureName, Tag("<name>")] | Annotated[ChainSettings, Tag("<run>")],
     Discriminator(_teacher_kind),
 ]
+# The two records name a type that is defined after them, and ChainSettings names itself.
 RunSettings.model_rebuild()
 ChainSettings.model_rebuild()
 
@@ -375,6 +385,7 @@ class Gain(Strict):
 
     key: Key
     label: Text
+    # Above `over`: a validator sees only the fields that stand before its own.
     along: Literal["rows", "columns"] = Field(description="average along the rows or along the columns")
     over: Key = Field(description="key of the row or column that is subtracted")
 
@@ -382,6 +393,7 @@ class Gain(Strict):
     @classmethod
     def _check_over(cls, over: str, info: ValidationInfo) -> str:
         """A gain averaged along the rows subtracts a column, one along the columns a row."""
+        # If `along` was wrong it is not in `data`, and which names are valid is not known.
         kind = {"rows": "column", "columns": "row"}.get(info.data.get("along", ""))
         return Among(kind)(over, info) if kind else over
 

@@ -17,10 +17,12 @@ OLD_NAME = re.compile(r"'(\w+)'\s*:")
 @cache
 def timm_names() -> frozenset[str]:
     """Every name that timm.create_model takes, old ones included; none if timm is not installed."""
+    # Read as text: timm's own list exists only after its import, which imports torch.
     names: set[str] = set()
     for path in sorted(timm_folder("models").rglob("*.py")):
         text = path.read_text(encoding="utf-8")
         names.update(REGISTERED.findall(text))
+        # Names that timm has given up still build networks, with a warning.
         for block in RENAMED.findall(text):
             names.update(OLD_NAME.findall(block))
     return frozenset(names)
@@ -37,9 +39,11 @@ def is_unknown(create: str) -> bool:
     """Whether timm has no such network (a tag after a point is not looked at) or no such class."""
     module, colon, name = create.partition(":")
     if not colon:
+        # Without timm nothing is known, so nothing is refused: planning works on a machine without torch.
         return bool(timm_names()) and module.partition(".")[0] not in timm_names()
     if not module.startswith("timm.") or not timm_names():
         return False
+    # A class of other modules cannot be looked up without importing them; it is left to the engine.
     return not re.search(rf"^class {name}\b", _source(module), re.MULTILINE)
 
 
