@@ -58,5 +58,5 @@ def wrap(method: Method, settings: ExecutionSettings, group: Group) -> Callable[
     """What a step calls: the method itself, inside DDP if there are several processes."""
     if group.world > 1:
         devices = [group.device.index] if group.device.type == "cuda" else None
-        method.prepare_distributed(devices, broadcast_buffers=False)
+        method.prepare_distributed(devices)
     return torch.compile(method) if settings.compile else method

@@ -56,7 +56,7 @@ class Learner:
 
         self.state, self.gpus = State(), gpus_counted(group)
         self.report = Report(spec, settings, group, folder, steps)
-        self.saved = time.monotonic()
+        self.saved, self.checkpoint_asked = time.monotonic(), False
         self._results: list[dict[str, Any]] = []
 
     # -- learning ------------------------------------------------------------------------------------------
@@ -185,8 +185,13 @@ class Learner:
         """Whether it is time for another checkpoint."""
         return time.monotonic() - self.saved >= 60 * self.settings.checkpoint_minutes
 
-    def save(self, vote: Vote) -> None:
-        """Write a checkpoint if losses and weights are finite; no process goes on before it is there."""
+    @property
+    def finished(self) -> bool:
+        """Whether the recipe's last epoch is over."""
+        return self.state.epoch == self.spec.recipe.epochs
+
+    def save(self) -> None:
+        """Write a checkpoint (rank 0 does) if losses and weights are finite."""
         self.read_losses()
         self.state.count_time(self.gpus)
         content = self.state_dict()
@@ -194,8 +199,7 @@ class Learner:
         checkpoint.check_finite(content, where, self.state.step)
         if self.group.first:
             checkpoint.save(self.folder.path, self.spec, content)
-        vote.wait()
-        self.saved = time.monotonic()
+        self.saved, self.checkpoint_asked = time.monotonic(), False
 
     def resume(self, vote: Vote) -> None:
         """Continue from the newest good checkpoint, if there is one; then all processes hold the same."""

@@ -74,11 +74,19 @@ def kernels(device: torch.device) -> dict[str, bool | None]:
     """What torch may do to a GPU's arithmetic: TF32 in products and convolutions, cuDNN's choice by trial."""
     on_gpu = device.type == "cuda"
     return {
-        "tf32_products": torch.backends.cuda.matmul.allow_tf32 if on_gpu else None,
-        "tf32_convolutions": torch.backends.cudnn.allow_tf32 if on_gpu else None,
+        "tf32_products": _allows_tf32(torch.backends.cuda.matmul) if on_gpu else None,
+        "tf32_convolutions": _allows_tf32(torch.backends.cudnn) if on_gpu else None,
         "cudnn_benchmark": torch.backends.cudnn.benchmark if on_gpu else None,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
+
+
+def _allows_tf32(backend: Any) -> bool | None:
+    """Whether TF32 is on; None if torch does not say, as when another library set it by its newer names."""
+    try:
+        return bool(backend.allow_tf32)
+    except RuntimeError:
+        return None
 
 
 def device_name(device: torch.device) -> str:

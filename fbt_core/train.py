@@ -56,27 +56,29 @@ def train(specs: Sequence[RunSpec], settings: ExecutionSettings, runs: Path, sto
         network = make_teacher(specs[0], settings, runs)
 
         # One learner a run: student, method, optimiser, state and folder.
+        vote = Vote()
         learners = []
         for spec, folder in zip(specs, folders, strict=True):
             method = to_device(make_method(spec, settings, runs, splits[0], network), settings, group)
             check_accumulation(method, spec.recipe, settings.gradient_accumulation)
-            if open_folder(folder, splits[0]):
+            if open_folder(folder, splits[0], vote):
                 learners.append(Learner(spec, settings, group, method, folder))
         teacher = Teacher.of(specs[0], network)
 
         # A run that was interrupted goes on where it was: same weights, same batches, same draws.
-        vote = Vote()
         for learner in learners:
             learner.resume(vote)
 
-        # Epochs of steps. After each step the processes agree whether to save or to stop.
-        while learners and learners[0].state.epoch < specs[0].recipe.epochs:
+        # Epochs of steps. After each step and each epoch the processes agree whether to save or to stop.
+        while learners and not learners[0].finished:
             train_epoch(learners, stream, teacher, vote, stop)
             for learner in learners:
                 learner.finish_epoch(stream, between=lambda: stop_if_voted(learners, vote, stop))
-                learner.save(vote)
+            if vote.from_first(any(learner.finished or learner.checkpoint_due for learner in learners)):
+                save(learners, vote)
+            for learner in learners:
                 learner.folder.write_history(learner.state.history)
-            leave(learners, vote.ask(wanted(learners, stop)))
+            act_on(learners, vote.ask(wanted(learners, stop)), vote)
 
         # A result that exists is complete: metrics come last.
         for learner in learners:
@@ -141,10 +143,10 @@ def to_device(method: Method, settings: ExecutionSettings, group: Group) -> Meth
     return method.to(memory_format=torch.channels_last) if settings.channels_last else method
 
 
-def open_folder(folder: RunFolder, training_images: Split) -> bool:
-    """Take a run's folder; False if the run is complete."""
+def open_folder(folder: RunFolder, training_images: Split, vote: Vote) -> bool:
+    """Take a run's folder; False if the run is complete, which the first process decides for all."""
     folder.open()
-    if folder.complete:
+    if vote.from_first(folder.complete):
         folder.note(f"{folder.spec.id} is complete; delete its folder to train it again")
         return False
     if folder.writes and (problem := blank_images(training_images)):
@@ -181,33 +183,42 @@ class StopRequest:
 
 
 def wanted(learners: Sequence[Learner], stop: StopRequest) -> int:
-    """This process's ballot: to stop (a signal, torchrun is gone), or a checkpoint in time (by rank 0)."""
+    """This process's ballot: to stop (a signal, torchrun is gone), or a checkpoint in time (by rank 0).
+
+    A checkpoint is asked for once: on several processes the answer comes a step later.
+    """
     if asked := stop.signal or distributed.lost_torchrun():
         return Vote.STOP + asked
-    due = learners[0].group.first and any(learner.checkpoint_due for learner in learners)
-    return Vote.SAVE if due else Vote.NOTHING
+    due = [learner for learner in learners if learner.checkpoint_due and not learner.checkpoint_asked]
+    if not due or not learners[0].group.first:
+        return Vote.NOTHING
+    for learner in learners:
+        learner.checkpoint_asked = True
+    return Vote.SAVE
 
 
 def act_on(learners: Sequence[Learner], agreed: int, vote: Vote) -> None:
     """Save what the processes agreed to save, and leave if one of them was asked to."""
-    if agreed != Vote.NOTHING:
-        for learner in learners:
-            learner.save(vote)
-        leave(learners, agreed)
+    if agreed == Vote.NOTHING:
+        return
+    save(learners, vote)
+    if agreed >= Vote.STOP:  # the same command continues the run
+        name, state = signal.Signals(agreed - Vote.STOP).name, learners[0].state
+        raise Interrupted(f"{name}: state saved at epoch {state.epoch + 1}, step {state.step}")
+
+
+def save(learners: Sequence[Learner], vote: Vote) -> None:
+    """Write the checkpoints; no process goes on before they are there."""
+    for learner in learners:
+        learner.save()
+    vote.wait()
 
 
 def stop_if_voted(learners: Sequence[Learner], vote: Vote, stop: StopRequest) -> None:
-    """Between the batches of an evaluation only a signal counts."""
+    """Between the batches of an evaluation only a signal counts; a checkpoint waits for the epoch's end."""
     agreed = vote.ask(wanted(learners, stop))
     if agreed >= Vote.STOP:
         act_on(learners, agreed, vote)
-
-
-def leave(learners: Sequence[Learner], agreed: int) -> None:
-    """Leave if a process got a signal; the state is saved, and the same command continues the run."""
-    if agreed >= Vote.STOP:
-        name, state = signal.Signals(agreed - Vote.STOP).name, learners[0].state
-        raise Interrupted(f"{name}: state saved at epoch {state.epoch + 1}, step {state.step}")
 
 
 @contextmanager

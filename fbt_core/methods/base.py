@@ -25,6 +25,7 @@ The loop gives it batches, and what the frozen teacher makes of them:
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -223,10 +224,17 @@ class Method(TrainingTask):
         return None if module is None else self.eval_network(unwrap_model(module))
 
     def prepare_distributed(self, device_ids: list[int] | None = None, **options: Any) -> Method:
-        """Wraps the trainable module in DDP; the frozen teacher stays as it is."""
-        options.setdefault("find_unused_parameters", self.unused_parameters)
+        """Wraps the trainable module in DDP; the frozen teacher stays as it is.
+
+        Buffers are each process's own: banks and statistics follow from what all processes gathered.
+        """
+        names = inspect.signature(DistributedDataParallel).parameters
+        synchronise = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
         self.trainable_module = DistributedDataParallel(
-            self.trainable_module, device_ids=device_ids, **options
+            self.trainable_module,
+            device_ids=device_ids,
+            find_unused_parameters=self.unused_parameters,
+            **{synchronise: False, **options},
         )
         return self
 

@@ -54,7 +54,7 @@ def work(rank, folder, port):
     torch.manual_seed(rank)
     whole, results = make_batch(6), {}
     for name in VARIANTS:
-        method = make(name).prepare_distributed(broadcast_buffers=False)
+        method = make(name).prepare_distributed()
         half = slice(3 * rank, 3 * rank + 3)
         part = Batch(whole.images[half], whole.target[half], whole.indices[half])
         results[name] = gradients_of(method, part)

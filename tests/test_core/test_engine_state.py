@@ -1,0 +1,130 @@
+"""What a run must find again after an interruption, and what each step must do to it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fbt_core import checkpoint, learner, provenance
+from fbt_core.learner import Learner
+from fbt_core.run import main
+from tests.test_core.engine_runs import (
+    arguments,
+    at_step,
+    in_child,
+    make_spec,
+    metrics_of,
+    weights_of,
+    write_images,
+)
+from tests.test_core.test_distributed_runs import run_together
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return write_images(tmp_path_factory.mktemp("data"))
+
+
+def last_of(runs: Path, spec) -> dict:
+    content, faults = checkpoint.load(runs / spec.id, spec)
+    assert content is not None and not faults
+    return content
+
+
+def test_average_and_loss_scale_are_those_of_an_undisturbed_run(root, tmp_path):
+    spec, whole, cut = make_spec(recipe__precision="float16"), tmp_path / "whole", tmp_path / "cut"
+    assert in_child(arguments(spec, whole, root)) == 0
+    command = arguments(spec, cut, root)
+    assert in_child(command, at_step(8, lambda: os.kill(os.getpid(), signal.SIGUSR2))) == 75
+    assert in_child(command) == 0
+    ends = [last_of(runs, spec) for runs in (whole, cut)]
+    assert ends[0]["optimisation"]["scaler"] == ends[1]["optimisation"]["scaler"]
+    assert ends[0]["optimisation"]["scaler"]["_growth_tracker"] > 4, "counted from the start, not from step 8"
+    assert ends[0]["ema"].keys() == ends[1]["ema"].keys()
+    assert all(torch.equal(value, ends[1]["ema"][name]) for name, value in ends[0]["ema"].items())
+
+
+def test_the_average_moves_towards_the_weights_at_every_step(root, tmp_path, monkeypatch):
+    """From the second update on: timm's average begins with a copy of the first."""
+    spec, seen = make_spec(recipe__ema_decay=0.75, recipe__epochs=1), []
+    update = Learner.update
+
+    def watched(run):
+        update(run)
+        seen.append(run.method.student.network.conv1[0].weight.detach().clone())
+
+    monkeypatch.setattr(Learner, "update", watched)
+    assert main(arguments(spec, tmp_path, root)) == 0
+    expected = seen[0]
+    for weights in seen[1:]:
+        expected = 0.75 * expected + 0.25 * weights
+    average = last_of(tmp_path, spec)["ema"]["student.network.conv1.0.weight"]
+    torch.testing.assert_close(average, expected)
+    assert not torch.equal(average, seen[-1])
+
+
+@pytest.mark.parametrize(("processes", "expected"), [(1, [3, 6, 9, 12, 12]), (2, [4, 8, 12, 12])])
+def test_a_checkpoint_is_written_when_it_is_due_and_at_the_end(processes, expected, root, tmp_path, capfd):
+    """A minute a step, three minutes to a checkpoint, epochs of six steps; two processes answer later."""
+    spec = make_spec(recipe__normalisation_batch=16 // processes)
+    file = tmp_path / "saved"
+
+    def prepare(rank: int = 0) -> None:
+        minutes, update, save = [0], Learner.update, checkpoint.save
+
+        def one_minute_later(run):
+            update(run)
+            minutes[0] += 1
+
+        def noted(folder, spec, content):
+            with file.open("a") as lines:
+                lines.write(f"{content['state']['updates']}\n")
+            save(folder, spec, content)
+
+        Learner.update, checkpoint.save = one_minute_later, noted
+        learner.time = SimpleNamespace(monotonic=lambda: 60.0 * minutes[0])
+
+    command = arguments(spec, tmp_path, root, checkpoint_minutes=3.0)
+    assert run_together(command, processes, prepare) == [0] * processes
+    assert [int(line) for line in file.read_text().split()] == expected
+    assert "deprecated" not in capfd.readouterr().err
+
+
+def test_hours_of_gpus_are_added_attempt_by_attempt(root, tmp_path):
+    """The first attempt reserves two GPUs, the second three: neither counts for the other's time."""
+    spec = make_spec()
+    command = arguments(spec, tmp_path, root)
+
+    def reserve(gpus: int, then=lambda: None):
+        def prepare() -> None:
+            os.environ["SNAKEMAKE_SUBMITIT_GPUS"] = str(gpus)
+            then()
+
+        return prepare
+
+    stop = at_step(8, lambda: os.kill(os.getpid(), signal.SIGUSR2))
+    assert in_child(command, reserve(2, stop)) == 75
+    first = last_of(tmp_path, spec)["state"]
+    assert first["gpu_seconds"] == pytest.approx(2 * first["seconds"])
+    assert in_child(command, reserve(3)) == 0
+    whole = last_of(tmp_path, spec)["state"]
+    expected = 2 * first["seconds"] + 3 * (whole["seconds"] - first["seconds"])
+    assert whole["gpu_seconds"] == pytest.approx(expected)
+    hours = metrics_of(tmp_path, spec)["execution"]["gpu_hours"]
+    assert hours == pytest.approx(expected / 3600, abs=1e-3)
+    assert weights_of(tmp_path, spec)
+
+
+def test_a_flag_that_torch_refuses_to_read_is_unknown():
+    class Mixed:
+        @property
+        def allow_tf32(self):
+            raise RuntimeError("mix of the legacy and new APIs to set the TF32 status")
+
+    assert provenance._allows_tf32(Mixed()) is None
+    assert provenance._allows_tf32(SimpleNamespace(allow_tf32=True)) is True
