@@ -35,14 +35,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0 when it did what it says, 1 with one message if something must be fixed."""
     parser = make_parser()
     options = parser.parse_args(arguments)
+    # argparse does not ask for a command by itself; a first call should show what there is.
     if not hasattr(options, "command"):
         parser.print_help()
         return 0
     try:
         command: Callable[[Options], int] = options.command
         return command(options)
+    # The reader of a pipe, e.g. `head`, has seen enough; that is no error.
     except BrokenPipeError:
         return 0
+    # Nothing else: a bug of ours must show its traceback, not look like a mistake of the user.
     except UserError as error:
         print(f"fbt: {error}", file=sys.stderr)
         return 1
@@ -53,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def plan_command(options: Options) -> int:
     """Per table: cells, runs, runs shared with other tables, estimated training cost."""
+    # Imported by each command for itself: planning must not wait for pandas and matplotlib.
     from fbt_paper.config.problems import Collector
     from fbt_paper.plan.claims import ClaimPlan
     from fbt_paper.plan.figures import FigurePlan
@@ -113,6 +117,7 @@ def check_data_command(options: Options) -> int:
     from fbt_paper.config.data_roots import find_root
 
     flow = open_flow(options)
+    # First whether the folder is there: reading all files of a large data set takes long.
     root = find_root(flow.config, options.dataset)
     where = str(root) if root else "shipped with the package"
     if not options.quick and not check_files(flow, options.dataset, root):
@@ -238,6 +243,7 @@ def fetch_weights_command(options: Options) -> int:
     if options.list:
         print("\n".join(tags))
         return 0
+    # A process of its own, here and below: fbt_paper never imports torch.
     return subprocess.run([sys.executable, "-m", "fbt_core.weights", "fetch", *tags], check=False).returncode
 
 
@@ -253,6 +259,7 @@ def export_command(options: Options) -> int:
 
 def eval_command(options: Options) -> int:
     """Try a trained student on a folder of images: top-1, top-5, each class, or predictions."""
+    # A folder that `fbt export` wrote needs no plan, and may lie where there is no configuration.
     source = Path(options.run)
     if not source.is_dir():
         flow = open_flow(options)
@@ -284,11 +291,13 @@ def check_cluster_command(options: Options) -> int:
 def open_flow(options: Options) -> Flow:
     """The plan for the scale and settings given on the command line."""
     settings: dict[str, Any] = json.loads(options.given)
+    # Those behind the command come last, so that they win over those before it.
     for text in [*options.set, *options.set_here]:
         key, equals, value = text.partition("=")
         if not equals:
             raise UserError("must be KEY=VALUE, e.g. recipes=as_printed", where=f"--set {text}")
         try:
+            # As YAML, so that a value has the type it would have in config.yaml.
             settings[key] = yaml.safe_load(value)
         except yaml.YAMLError:
             hint = "put quotes around a text with brackets or colons"
@@ -361,6 +370,7 @@ def _add_settings(parser: argparse.ArgumentParser, name: str) -> None:
 
     `name` keeps the two lists of --set apart: argparse lets the later one replace the earlier one.
     """
+    # SUPPRESS: a command's own default would overwrite what was given before the command.
     settings = parser.add_argument_group("settings", argument_default=argparse.SUPPRESS)
     settings.add_argument("--scale", metavar="SCALE", help="instead of config.yaml's: smoke, paper")
     settings.add_argument(
@@ -376,6 +386,7 @@ def _above_zero(text: str) -> float:
     try:
         number = float(text)
     except ValueError:
+        # NaN fails the comparison below, so text and wrong numbers share one message.
         number = math.nan
     if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"must be a number above 0 (given: {text})")

@@ -49,6 +49,7 @@ def read_cell(plan: Plan, folder: Path, path: str) -> CellOutcome:
     cell = plan.tables[table].cells.get((row, column))
     outcomes: dict[int, RunOutcome] = {}
     missing: list[str] = []
+    # By seed: cells are compared seed by seed, whatever else their runs differ in.
     for run in cell.runs if cell is not None else ():
         outcome = read_run(folder / run)
         if outcome is None:
@@ -72,8 +73,10 @@ def _correct(path: Path, images: int) -> Outcomes | None:
     """Which test images the last epoch's weights got right; None for a run that kept no predictions."""
     if not path.exists():
         return None
+    # A pickle would run code of whoever wrote the file.
     with np.load(path, allow_pickle=False) as kept:
         correct: Outcomes = kept[EPOCH] == kept["labels"]
+    # Another test set than the spec's cannot be paired image by image.
     return correct if len(correct) == images else None
 
 
@@ -84,8 +87,10 @@ def compare(better: CellOutcome, than: CellOutcome) -> Estimate:
     first, second = (stacked(runs) for runs in sides)
     if first is not None and second is not None and first.shape == second.shape:
         return difference(first, second)
+    # Without a common seed nothing pairs, so each side keeps all its runs.
     if not common:
         sides = [list(cell.runs.values()) for cell in (better, than)]
+    # The smaller test set: the wider interval is the safe one.
     images = min(run.images for runs in sides for run in runs)
     return unpaired_difference([run.top1 for run in sides[0]], [run.top1 for run in sides[1]], images)
 
@@ -102,6 +107,7 @@ def compare_means(pairs: list[tuple[CellOutcome, CellOutcome]]) -> Estimate:
             break
         parts.append(100.0 * (first.astype(np.float64) - second.astype(np.float64)))
     if parts and len({part.shape for part in parts}) == 1:
+        # Averaged image by image: pairs share the test set, so an image that is hard in all counts once.
         return estimate(np.mean(parts, axis=0))
     # Without predictions that pair: means of the pairs' estimates, as if their chances always added up.
     estimates = [compare(better, than) for better, than in pairs]

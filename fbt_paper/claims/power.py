@@ -40,6 +40,7 @@ def _planned(claims: ClaimPlan, claim: Claim) -> PlannedClaim:
     cells = pairs(flow.config, tuple(named_cells(claim).values()))
     paths = [path for names in cells.values() for path in names]
     runs = [flow.plan.tables[path.split("/")[0]].cells[_inside(path)].runs for path in paths]
+    # The weakest cell decides what a claim about all of them can show.
     seeds = min(len(of_cell) for of_cell in runs)
     images = min(flow.plan.runs[run].dataset.test_images for of_cell in runs for run in of_cell)
     printed = _smallest_printed(flow.config.references, cells.values())
@@ -78,6 +79,7 @@ def _smallest_printed(
 
 def _seeds_for(difference: float, images: int) -> int | None:
     """The fewest seeds (two or more) that show a difference of this size; None if 50 do not."""
+    # From two on: the chance of seeds is not in an interval of one.
     for seeds in range(2, MOST_SEEDS + 1):
         if smallest_difference(seeds, images, SEED_DEVIATION, DISAGREEMENT, POWER) <= difference:
             return seeds

@@ -29,6 +29,7 @@ def chance(judgement: Judgement) -> str:
     """What the interval takes into account."""
     if not judgement.sources:
         return ""
+    # Said in the table itself: an interval of one seed leaves out what another seed would give.
     return " and ".join(judgement.sources) + ("; one seed" if judgement.sources == ("images",) else "")
 
 

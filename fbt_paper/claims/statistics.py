@@ -45,6 +45,7 @@ class Estimate:
 
     def p_above(self, threshold: float) -> float:
         """The p-value of `the mean is not above the threshold`: small means that it is above."""
+        # No variance, e.g. two runs with the same predictions: there is no t to look up.
         if self.error == 0:
             return 0.0 if self.mean > threshold else 1.0
         return float(stats.t.sf((self.mean - threshold) / self.error, self.freedom))
@@ -63,6 +64,7 @@ def estimate(values: NDArray[np.float64]) -> Estimate:
     if seeds == 1:
         error = math.sqrt(float(of_images.var(ddof=1)) / images)
         return Estimate(mean, error, images - 1, ("images",))
+    # A plain standard error over all values would count each image once for every seed.
     of_seeds = values.mean(axis=1)
     squares_seeds = images * float(of_seeds.var(ddof=1))
     squares_images = seeds * float(of_images.var(ddof=1))
@@ -94,6 +96,7 @@ def unpaired_difference(better: Sequence[float], than: Sequence[float], images: 
     """
     mean = float(np.mean(better) - np.mean(than))
     variance = sum(binomial_error(float(np.mean(side)), images) ** 2 for side in (better, than))
+    # The smaller side: its degrees of freedom are the fewer.
     seeds = min(len(better), len(than))
     if seeds == 1:
         return Estimate(mean, math.sqrt(variance), images - 1, ("images",))
@@ -114,6 +117,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     corrected, highest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order):
+        # Corrected values never fall in this order: a claim cannot be surer than one with a smaller p-value.
         highest = max(highest, (len(p_values) - rank) * p_values[index])
         corrected[index] = min(highest, 1.0)
     return corrected

@@ -86,6 +86,7 @@ def judge_above(claim: Above, evidence: Evidence) -> Judgement:
     if not claim.on_average:
         return _judge_each(claim, evidence, cells, claim.by_at_least)
     outcomes = [(evidence.cell(better), evidence.cell(than)) for better, than in cells.values()]
+    # A mean over the pairs that happen to be finished would be another claim.
     if any(_unfinished(*sides) for sides in outcomes):
         return _not_measured(claim, [side for sides in outcomes for side in sides])
     measured = compare_means(outcomes)
@@ -114,6 +115,7 @@ def judge_same(claim: Same, evidence: Evidence) -> Judgement:
             unfinished += sides
             continue
         measured = compare(*sides)
+        # Two one-sided tests at 5 % are the 90 % interval; to contradict, the 95 % one must lie outside.
         low, high = measured.interval(1 - 2 * (1 - CONFIDENCE))
         wide_low, wide_high = measured.interval()
         verdict: Verdict = "undecided"
@@ -135,6 +137,7 @@ def judge_varies(claim: Varies, evidence: Evidence) -> Judgement:
         cells = [cell for names in pairs(evidence.config, claim.rises_and_falls).values() for cell in names]
         return _not_measured(claim, [evidence.cell(cell) for cell in cells])
     estimates = [part.measured for part in parts if part.measured is not None]
+    # One pair of each sign is enough, so the smallest p-value counts, corrected for having looked at all.
     above = min(holm([part.p_above(0.0) for part in estimates]))
     below = min(holm([part.p_below(0.0) for part in estimates]))
     # It is contradicted if no pair leaves room for the other sign.
@@ -168,6 +171,7 @@ def judge_ratio(claim: Ratio, evidence: Evidence) -> Judgement:
 def counted_numbers(config: Config, table: str, counted: Path) -> dict[str, float]:
     """A cost table's numbers by the paper's rule, by cell path; L2G's with the block that fits the paper."""
     entry = config.tables[table]
+    # Claims name the block that fits the paper `fbt_branch`, as the printed numbers do.
     block = entry.paper_block if isinstance(entry, CostTable) else ""
     return {
         f"{table}/{count.row}/{count.part.removesuffix(f'_{block}')}_{count.quantity}": count.rule
@@ -263,6 +267,7 @@ def _printed_difference(evidence: Evidence, better: str, than: str) -> float | N
     numbers = [evidence.printed(path) for path in (better, than)]
     if numbers[0] is None or numbers[1] is None:
         return None
+    # As printed: the difference of two floats would show digits that nobody printed.
     return round(numbers[0] - numbers[1], 2)
 
 
@@ -282,6 +287,7 @@ def _interval_words(parts: Sequence[Part]) -> str:
 def _sources(parts: Sequence[Part]) -> tuple[str, ...]:
     """What varied in all comparisons of a claim."""
     sources = [part.measured.sources for part in parts if part.measured]
+    # The fewest: one pair that lacks the chance of seeds makes the whole claim lack it.
     return min(sources, key=len) if sources else ()
 
 

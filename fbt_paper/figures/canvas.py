@@ -33,12 +33,14 @@ OURS, PAPER, QUIET = "#0072B2", "#D55E00", "#666666"
 @contextmanager
 def styled() -> Iterator[None]:
     """Draw inside this block in the project's style alone."""
+    # From matplotlib's defaults on: a user's matplotlibrc would otherwise fill what STYLE leaves open.
     with style.context(["default", STYLE]):
         yield
 
 
 def new_figure(size: tuple[float, float]) -> Figure:
     """An empty figure of `size` inches."""
+    # Without pyplot, which keeps every figure until it is closed and picks a backend by MPLBACKEND.
     figure = Figure(figsize=size)
     FigureCanvasAgg(figure)
     return figure
@@ -53,6 +55,7 @@ def new_panels(rows: int, columns: int, size: tuple[float, float], **options: An
 def save_pdf(pages: Sequence[Figure], path: Path) -> None:
     """Write all pages as one PDF; the same figures give the same bytes."""
     content = io.BytesIO()
+    # Without the date: a figure that has not changed must not be a changed file.
     with PdfPages(content, metadata={"CreationDate": None}) as file:
         for figure in pages:
             file.savefig(figure)
@@ -63,6 +66,7 @@ def save_pdf(pages: Sequence[Figure], path: Path) -> None:
 def save_png(figure: Figure, path: Path) -> None:
     """Write the picture; the same figure gives the same bytes."""
     content = io.BytesIO()
+    # Without matplotlib's version, which would be in every file.
     figure.savefig(content, format="png", metadata={"Software": None})
     make_folder(path.parent)
     write_bytes(path, content.getvalue())
@@ -70,6 +74,7 @@ def save_png(figure: Figure, path: Path) -> None:
 
 def lay_out(figure: Any) -> None:
     """Fix all positions once (180 panels take half a minute), rounded: the solver's last digits vary."""
+    # The engine acts while drawing: drawn once here, then switched off, or each saving would lay out again.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for axes in figure.axes:

@@ -61,6 +61,7 @@ def draw_losses(curves: pd.DataFrame, note: str) -> list[Figure]:
     rows, columns = list(curves.row.unique()), list(curves.column.unique())
     if len(columns) <= PANELS_ACROSS and len(rows) <= PANELS_DOWN:
         return [_draw_cells(curves, [[(row, column) for column in columns] for row in rows], note)]
+    # The total loss first: the first page is also the PNG, which the results page shows.
     pages = [_draw_by_column(curves, "loss", "total loss", note, alike=False)]
     for column in columns:
         cells = [(row, column) for row in rows]
@@ -74,10 +75,13 @@ def _draw_by_column(curves: pd.DataFrame, quantity: str, label: str, note: str, 
     rows, columns = list(curves.row.unique()), list(curves.column.unique())
     across = min(len(columns), PANELS_ACROSS)
     down = -(-len(columns) // across)
+    # The legend stands outside of the panels, so its lines are added to the height.
     legend_lines = -(-len(rows) // (3 if across > 1 else 1))
     size = (COLUMN_WIDTH if across == 1 else PAGE_WIDTH, 1.75 * down + 0.14 * legend_lines + 0.3)
     figure, grid = new_panels(down, across, size, sharex=True, sharey=alike)
+    # One style a row over all panels, also over those in which the row has no run.
     styles = _styles(rows)
+    # The last line of the grid may have fewer columns than panels.
     for axes, column in zip(grid.flat, columns, strict=False):
         panel = select(curves, column=column, quantity=quantity)
         for row, values in panel.groupby("row", sort=False):
@@ -94,6 +98,7 @@ def _draw_cells(curves: pd.DataFrame, lines: Sequence[Sequence[tuple[str, str]]]
     width = COLUMN_WIDTH if across == 1 else PAGE_WIDTH
     legend = 2 if across == 1 else 4
     size = (width, 1.2 * len(lines) + 0.14 * -(-len(terms) // legend) + 0.5)
+    # No common y: the terms of unlike methods are of unlike size.
     figure, grid = new_panels(len(lines), across, size, sharex=True)
     styles, cells = _styles(terms), [cell for line in lines for cell in line]
     several_columns = len({column for _, column in cells}) > 1
@@ -113,6 +118,7 @@ def _draw_terms(axes: Axes, curves: pd.DataFrame, styles: Mapping[str, Mapping[s
     bands = {term: band_over_seeds(select(curves, quantity=term)) for term in list_terms(curves)}
     for term, band in bands.items():
         _draw_band(axes, band, styles[term])
+    # A logarithmic axis would leave out what is not above zero.
     if bands and min(band["min"].min() for band in bands.values()) > 0:
         _use_log_scale(axes)
 
@@ -120,6 +126,7 @@ def _draw_terms(axes: Axes, curves: pd.DataFrame, styles: Mapping[str, Mapping[s
 def _use_log_scale(axes: Axes) -> None:
     """A logarithmic axis with three to six plain numbers; evenly spaced ones where it spans little."""
     axes.set_yscale("log")
+    # matplotlib's own ticks are powers of ten: an axis from 0.9 to 2.1 would have a single number.
     low, high = axes.get_ylim()
     digits = [
         chosen for chosen in TICK_DIGITS if LEAST_TICKS <= _count_ticks(low, high, chosen) <= MOST_TICKS
@@ -141,6 +148,7 @@ def _count_ticks(low: float, high: float, digits: Sequence[float]) -> int:
 
 
 def _draw_band(axes: Axes, band: pd.DataFrame, style: Mapping[str, Any]) -> None:
+    # Markers for short runs: a single epoch is no line, and would not be seen.
     axes.plot(band.index, band["mean"], marker="." if len(band) < 12 else None, **style)
     if not band["min"].equals(band["max"]):
         axes.fill_between(band.index, band["min"], band["max"], color=style["color"], alpha=0.2, linewidth=0)
@@ -160,12 +168,14 @@ def _label(grid: Sequence[Axes], used: int, across: int, ylabel: str) -> None:
         axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
         if index >= used - across:
             axes.set_xlabel("epoch")
+            # sharex hides the labels of all but the last line, also above panels that are hidden here.
             axes.xaxis.set_tick_params(labelbottom=True)
         if index % across == 0 and ylabel:
             axes.set_ylabel(ylabel)
 
 
 def _add_legend(figure: Figure, styles: Mapping[str, Mapping[str, Any]], columns: int, note: str) -> None:
+    # Made by hand: no panel need hold all lines, and a legend of all panels would name each several times.
     handles = [Line2D([], [], **style) for style in styles.values()]
     figure.legend(
         handles,
@@ -195,4 +205,5 @@ def describe_losses(curves: pd.DataFrame) -> str:
 
 
 def _last_epochs(curves: pd.DataFrame) -> pd.DataFrame:
+    # Per run: recipes may have different numbers of epochs.
     return curves[curves.epoch == curves.groupby("run").epoch.transform("max")]

@@ -58,9 +58,11 @@ def _height(panel: pd.DataFrame) -> float:
 
 def wrap_label(label: str) -> str:
     """A row's label on as many lines as it needs, by what is seen; mathematics is never broken."""
+    # textwrap counts what is written: 19 letters for `$\mathcal{L}_{MSE}$`, drawn about as wide as two.
     symbols = re.findall(r"\$[^$]*\$", label)
     stand_ins = [chr(FIRST_STAND_IN + i) * _letters_seen(symbol) for i, symbol in enumerate(symbols)]
     for symbol, stand_in in zip(symbols, stand_ins, strict=True):
+        # One at a time: the same symbol may stand in a label twice.
         label = label.replace(symbol, stand_in, 1)
     wrapped = textwrap.fill(label, LABEL_LENGTH, break_long_words=False)
     for symbol, stand_in in zip(symbols, stand_ins, strict=True):
@@ -79,6 +81,7 @@ def _draw_panel(axes: Axes, panel: pd.DataFrame) -> None:
     for y, dot in enumerate(rows_of(panel)):
         if pd.notna(dot.gap):
             both = [dot.paper, dot.ours]
+            # Not clipped, here and below: a marker at the edge of a panel would be cut in half.
             axes.plot(both, [y, y], color="#bbbbbb", linestyle="-", linewidth=1.2, zorder=1, clip_on=False)
         if pd.notna(dot.paper):
             axes.plot(dot.paper, y, "D", markersize=4, zorder=2, clip_on=False, **HOLLOW)
@@ -97,6 +100,7 @@ def _draw_panel(axes: Axes, panel: pd.DataFrame) -> None:
         if pd.notna(dot.gap):
             _write_beside(axes, (1, y), f"{dot.gap:+.2f}", ("axes fraction", "data"), va="center")
     axes.set_yticks(range(len(panel)), list(map(wrap_label, panel.row)), linespacing=0.95)
+    # Upside down, so that the first row of the table is on top.
     axes.set_ylim(len(panel) - 0.4, -0.6)
     axes.set_title(panel.column.iloc[0], loc="left", weight="bold", pad=3)
     axes.tick_params(axis="y", length=0)
@@ -117,6 +121,7 @@ def _finish(
         axes.xaxis.set_tick_params(labelbottom=True)
     ours = Line2D([], [], marker="o", color=OURS, linestyle="none", markersize=3.5)
     paper = Line2D([], [], marker="D", linestyle="none", markersize=4, **HOLLOW)
+    # Without a deviation there are no bars for the legend to explain.
     several_seeds = any(panel.standard_deviation.notna().any() for panel in panels)
     label = "ours, ± one standard deviation over seeds" if several_seeds else "ours"
     figure.legend(

@@ -59,8 +59,10 @@ class Picture:
 def draw(plan: FigurePlan, name: str, files: Files) -> list[Path]:
     """Draw one figure in the project's style; returns the files written."""
     drawing = plan.drawings[name]
+    # Saving is inside as well: matplotlib reads savefig.* and the PDF's fonts only then.
     with styled():
         pictures = PAINTERS[drawing.kind](plan, drawing, files)
+        # After drawing, as pictures know their keys; before saving, so that a typing error writes nothing.
         keys = {"about", "npz", *(key for picture in pictures for key in picture.keys)}
         if unknown := [key for key in files if key not in keys]:
             message = f"this figure has no such file; {nearest(unknown[0], keys)}"
@@ -252,6 +254,7 @@ def list_curves(table: TableResults, runs: Path, turned: bool = False) -> pd.Dat
 def list_dots(table: TableResults, turned: bool = False) -> pd.DataFrame:
     """Every cell of a table that has a number of ours or of the paper; turned: rows as panels."""
     cells = table.cells.reset_index()
+    # A mean gain is a difference of accuracies and would lie far outside of an axis of accuracies.
     mean_gain = cells["mean"].notna() & (cells.seeds == 0)
     cells = cells[(cells["mean"].notna() | cells.printed.notna()) & ~mean_gain]
     rows, columns = cells.row_label.map(pretty), cells.column_label.map(pretty)
@@ -266,6 +269,7 @@ def list_dots(table: TableResults, turned: bool = False) -> pd.DataFrame:
             "gap": cells.gap,
         }
     )
+    # Sorted by the table, not by what comes first: a line of skipped cells would change the order.
     panels = [label for _, label in (table.rows if turned else table.columns)]
     order = {pretty(label): index for index, label in enumerate(panels)}
     return frame.sort_values("column", key=lambda labels: labels.map(order), kind="stable", ignore_index=True)

@@ -68,6 +68,7 @@ def draw_features(networks: Sequence[Shown], arrays: Arrays, images: Sequence[in
     cell = (PAGE_WIDTH - 0.9) / (across + 0.4 * len(images))
     figure = new_figure((PAGE_WIDTH, cell * len(networks) * 1.08 + 0.55))
     figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.015, wspace=0, hspace=0)
+    # Narrow empty columns set groups and images apart: the layout's own gaps are alike everywhere.
     widths = [*(1.0 for _ in range(1 + len(STAGES))), 0.25, *(1.0 for _ in GROUPS), 0.25] * len(images)
     grid = figure.add_gridspec(len(networks), len(widths) - 1, width_ratios=widths[:-1])
     for i, network in enumerate(networks):
@@ -168,6 +169,7 @@ def check_claims(networks: Sequence[Shown], arrays: Arrays) -> list[Claim]:
             say_positions(quantity, arrays),
         )
         for statement, quantity, a, b in rows
+        # A figure of fewer networks may have none of a group, and there is no mean of nothing.
         if a[1] and b[1]
     ]
 
@@ -227,6 +229,7 @@ def draw_numbers(networks: Sequence[Shown], arrays: Arrays, note: str) -> Figure
 def _style(index: int, network: Shown) -> dict[str, Any]:
     colours = [entry["color"] for entry in rcParams["axes.prop_cycle"]]
     marker, line = MARKERS[network.family]
+    # The style's cycle repeats its seven colours with other dashes; here the dashes show the family.
     return {"color": colours[index % 7], "marker": marker, "linestyle": line}
 
 
@@ -239,6 +242,7 @@ def _draw_bars(
         end = (max(value, 0), y)
         axes.annotate(f"{value:.2f}", end, xytext=(2, 0), textcoords="offset points", va="center", fontsize=6)
     axes.set_yticks(heights, [network.label for network in networks])
+    # Bars are drawn from below; the first network stands on top, as in the maps.
     axes.invert_yaxis()
     axes.margins(x=0.15)
     axes.tick_params(axis="y", length=0)

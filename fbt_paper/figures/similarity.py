@@ -52,6 +52,7 @@ def draw_similarity(arrays: Mapping[str, Array], note: str) -> Figure:
         for j, (first, second) in enumerate(PAIRS):
             matrix = arrays.get(f"{when}.{first}.{second}")
             if matrix is None:
+                # The fused model is missing if the method has none: the others keep their positions.
                 grid[i][j].set_axis_off()
                 continue
             image = _draw_matrix(grid[i][j], matrix, first, second)
@@ -63,9 +64,11 @@ def draw_similarity(arrays: Mapping[str, Array], note: str) -> Figure:
 
 
 def _draw_matrix(axes: Axes, matrix: Array, first: str, second: str) -> Any:
+    # Fixed limits, so that equal colours mean equal values in all six.
     image = axes.imshow(matrix, vmin=0, vmax=1, origin="lower", aspect="auto")
     axes.grid(False)
     for i, j in np.ndindex(matrix.shape):
+        # viridis is dark below and bright above.
         colour = "white" if matrix[i, j] < 0.6 else "black"
         axes.text(j, i, f"{matrix[i, j]:.2f}", ha="center", va="center", fontsize=6, color=colour)
     axes.set_xticks(range(matrix.shape[1]), stage_names(second, matrix.shape[1]))

@@ -45,11 +45,13 @@ def draw_taxonomy(facts: Mapping[str, MethodFacts]) -> Figure:
     """One line per method: its levels as a chain of nodes, what it transfers, its losses, generic or not."""
     methods = [entry for _, entry in list_methods(facts)]
     cells = [_cells(entry) for entry in methods]
+    # Measured before there is a figure: its size follows from its texts, which a new method brings along.
     columns, width = _lay_columns(cells)
     middles = _lay_lines(methods)
     height = middles[-1] + 2.1 * ROW_HEIGHT
     figure, ((axes,),) = new_panels(1, 1, (width, height))
     figure.set_layout_engine("constrained", w_pad=0, h_pad=0)
+    # Data are inches from the top left: what is drawn and what was measured are in one unit.
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.set_axis_off()
     _draw_header(axes, columns, width)
@@ -90,6 +92,7 @@ def _lay_columns(cells: Sequence[Mapping[str, str]]) -> tuple[dict[str, float], 
 def text_width(text: str) -> float:
     """Inches of a text in bold at the style's size (bold is the widest it is drawn)."""
     size = rcParams["font.size"]
+    # As a path: measuring a drawn text would need a renderer, hence a figure.
     path = TextPath((0, 0), text, size=size, prop=FontProperties(weight="bold"))
     return float(path.get_extents().width) / 72.0 if text else 0.0
 
@@ -122,6 +125,7 @@ def _draw_levels(axes: Axes, x: float, y: float, levels: int) -> None:
     """Teacher -> student, or teacher -> fused model -> student with the direct way below."""
     names = ("T", "F", "S") if levels >= 3 else ("T", "S")
     centres = [x + 0.07 + 0.85 * index / (len(names) - 1) for index in range(len(names))]
+    # Arrows before nodes, which cover their ends.
     for start, end in zip(centres, centres[1:], strict=False):
         axes.add_patch(_arrow((start + 0.08, y), (end - 0.08, y)))
     if levels >= 3:  # from teacher to student, round the fused model; y grows downwards

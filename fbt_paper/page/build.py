@@ -30,7 +30,9 @@ def render_page(content: Record) -> str:
     """The page's HTML: style, script, pictures and data are all inside it."""
     environment = Environment(
         loader=FileSystemLoader(FOLDER),
+        # Not select_autoescape(): the template's name ends in .j2, for which that escapes nothing.
         autoescape=True,
+        # A misspelt name is an error, not an empty cell.
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -38,6 +40,7 @@ def render_page(content: Record) -> str:
     environment.filters["number"] = lambda value: "" if value is None else f"{value:.2f}"
     html: str = environment.get_template("page.html.j2").render(
         **content,
+        # Our own files; escaped, their quotes and > would break.
         style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
         script=Markup((FOLDER / "page.js").read_text(encoding="utf-8")),
         data=embed({"runs": content["runs"], "again": content["again"], "copies": copies(content)}),
@@ -52,7 +55,9 @@ def copies(content: Record) -> dict[str, dict[str, str]]:
 
 def embed(value: object) -> Markup:
     """JSON that may stand inside a script element whatever text it holds."""
+    # Compact: the page is sent by mail and holds every run.
     text = json.dumps(as_json_ready(value), ensure_ascii=False, separators=(",", ":"))
+    # Browsers end a script at </script> even inside a string, and older ones a string at U+2028.
     for sign, code in (
         ("<", "\\u003c"),
         (">", "\\u003e"),

@@ -34,6 +34,7 @@ VERDICTS = ("holds", "contradicted", "undecided", "not measured")
 
 def pretty(label: str) -> Markup:
     """A label of config/ as HTML: arrows, and L_MSE with a subscript."""
+    # Escaped first: the label is anybody's text, the markup below is ours.
     text = str(escape(label)).replace("-&gt;", "→")
     return Markup(SYMBOL.sub(r"<i>\1</i><sub>\2</sub>", text))
 
@@ -149,6 +150,7 @@ def without_nulls(value: Any) -> Any:
 
 def thin_history(history: Sequence[Record]) -> Record:
     """Epochs, accuracy and loss terms as columns, at most POINTS of each, the last epoch among them."""
+    # Counted from the end, so that the last epoch is always among them.
     step = max(1, -(-len(history) // POINTS))
     kept = [record for index, record in enumerate(history) if (len(history) - 1 - index) % step == 0]
     terms = list(dict.fromkeys(term for record in kept for term in record.get("terms") or {}))
@@ -183,6 +185,7 @@ def describe_figures(about: Iterable[Path]) -> list[Record]:
 
 def describe_picture(picture: Record) -> Record:
     """One PNG as a data URI, itself in words, and links to its PDF and its numbers."""
+    # Inside the page, so that it can be sent as one file.
     content = base64.b64encode(Path(picture["png"]).read_bytes()).decode("ascii")
     return {
         "uri": f"data:image/png;base64,{content}",
@@ -225,6 +228,7 @@ def describe_claims(path: Path | None) -> Record | None:
 
 def train_again(flow: Flow) -> dict[str, str]:
     """What trains a run again: its folder, which goes first, and the command; RUN stands for the run's id."""
+    # A reader copies the command: it must run as it stands, at this scale.
     where = "--cores 2" if flow.config.scale.trainings.cpu else "--profile slurm"
     settings = {**flow.changes, "scale": flow.scale}
     changes = " ".join(shlex.quote(f"{key}={_as_text(value)}") for key, value in settings.items())
@@ -240,6 +244,7 @@ def _as_text(value: Any) -> str:
 def facts(flow: Flow, runs: Mapping[str, Record]) -> dict[str, str]:
     """What this page is, in a line: scale, recipe set, runs, when and from which code they come."""
     dates = sorted(str(run["finished"])[:10] for run in runs.values() if run["finished"])
+    # All of them: the page must not hide that its results come from several states of the code.
     shas = sorted(
         {
             f"{run['git_sha'][:10]}{' + changes' if run['git_dirty'] else ''}"

@@ -51,6 +51,7 @@ def _read_counts(path: Path, command: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         hint = f"make it with `python -m {command} --out FILE`"
         raise ConfigError([Problem(str(path), "", f"cannot be read ({error}); {hint}")]) from None
+    # Keys with _ say how it was counted, and with which versions.
     return {name: entry for name, entry in content.items() if not name.startswith("_")}
 
 
@@ -83,8 +84,10 @@ def _counted_step(run: RunSpec, training: Mapping[str, Mapping[str, int]]) -> fl
     """FLOPs of one training image, where the method (or one that costs the same) was counted on the pair."""
     if run.teacher is None:
         return None
+    # A method without a count must not cost nothing: it is taken for the plain one.
     pairs = training.get(run.method.name, training.get(PLAIN_METHOD, {}))
     macs = pairs.get(f"{run.teacher.architecture}__{run.student.architecture}")
+    # Counted at 224 px: a network's products grow with the pixels, those with a memory bank do not.
     return None if macs is None else 2.0 * (macs * (run.dataset.image_size / 224) ** 2 + _bank_macs(run))
 
 

@@ -33,12 +33,14 @@ class ClaimPlan:
     def shows(self, name: str) -> str:
         """A digest of everything that a claims file shows besides results."""
         config, claims = self.flow.config, self.of(name)
+        # The tables' digests are part of it: labels and printed numbers stand in the verdicts' words.
         tables = {cell.split("/")[0] for claim in claims for cell in named_cells(claim).values()}
         shown = [table_shows(config, self.flow.plan, table) for table in sorted(tables)]
         return digest(renderer("claims", "tables"), claims, shown, config.datasets)
 
     def target(self, name: str) -> list[str]:
         """The files of the verdicts."""
+        # A scale without such claims must not ask Snakemake for an empty file.
         return [f"{self.flow.results}/{name}.{kind}" for kind in ("csv", "md")] if self.of(name) else []
 
     def of_page(self, page: str) -> list[str]:
@@ -50,6 +52,7 @@ class ClaimPlan:
         grid = self.flow.plan.target("grid")
         shown = grid if FILES[name] == "grid" else self.flow.plan.all_tables
         tables = {cell.split("/")[0] for cell in named_cells(claim).values()}
+        # Only if all its tables are on the page: else `snakemake all` would train a grid for one claim.
         return tables <= set(shown) if tables else FILES[name] == "index"
 
     def _evidence(self, claim: Claim) -> Iterator[str]:

@@ -62,6 +62,7 @@ class FigurePlan:
 
     def _similarities(self, name: str, figure: SimilarityFigure) -> Iterator[Drawing]:
         for index, cell in enumerate(figure.cells):
+            # Not looked up with the types: which cells there are follows from rows, columns and `skip`.
             cells = self.flow.plan.tables[cell.table].cells
             if (cell.row, cell.column) not in cells:
                 known = nearest(f"{cell.row}, {cell.column}", map(", ".join, cells))
@@ -84,6 +85,7 @@ class FigurePlan:
 
     def _alone(self, architecture: str, dataset: str, figure: str) -> str:
         """The run that trains a network without a teacher: as a teacher, or as a student from scratch."""
+        # A run that a table plans anyway: a figure never trains anything of its own.
         runs = [
             run
             for run in self.flow.plan.runs.values()
@@ -110,6 +112,7 @@ class FigurePlan:
 
     def pattern(self, *kinds: str) -> str:
         """A wildcard constraint that fits the names of these kinds only."""
+        # Snakemake takes an empty constraint for none: the rule would then fit every name.
         return "|".join(self.names(*kinds)) or "none"
 
     def drawn(self, page: str) -> list[str]:
@@ -130,12 +133,14 @@ class FigurePlan:
     def shows(self, name: str) -> str:
         """A digest of everything that a drawing shows besides results and extracted arrays."""
         drawing, config = self.drawings[name], self.flow.config
+        # `tables` as well: figures are drawn from the frame and the labels' mathematics that are made there.
         shown: list[object] = [renderer("tables", "figures"), self.flow.scale, astuple(drawing)]
         if drawing.kind == "curves":
             shown.append(table_shows(config, self.flow.plan, drawing.table))
         if drawing.kind == "taxonomy":
             shown.append(config.methods)
         if drawing.kind == "features":
+            # Only what is drawn of a network: another option of it changes the runs, and so the arrays.
             names = {key: (entry.title, entry.family) for key, entry in config.architectures.items()}
             shown += [self.figure_of(name), names]
         return digest(*shown)
@@ -149,6 +154,7 @@ class FigurePlan:
     def files(self, page: str, rules: Any) -> list[str]:
         """All files of a page's figures: what the rules `plot_<kind>` say, with the drawings' names."""
         return [
+            # Snakemake writes a wildcard's constraint into the output: {figure,figure1|figure2}.
             re.sub(r"\{figure\b[^}]*\}", name, str(file))
             for name in self.drawn(page)
             for file in getattr(rules, f"plot_{self.drawings[name].kind}").output
@@ -168,6 +174,7 @@ class FigurePlan:
         """The arguments of `python -m fbt_core.measure.features` for a drawing, quoted for a shell."""
         drawing = self.drawings[name]
         figure = self.figure_of(name)
+        # The arguments are a param of the rule: another image or measure extracts again, a caption does not.
         arguments = ["--runs", self.flow.runs, "--measure", str(getattr(figure, "measure", 256))]
         if isinstance(figure, FeaturesFigure):
             for network, run in zip(figure.networks, drawing.runs, strict=True):
@@ -179,6 +186,7 @@ class FigurePlan:
     def figure_of(self, name: str) -> FigureConfig:
         """The entry of config/figures that a drawing belongs to."""
         owners = [key for key in self.config if name == key or name.startswith(f"{key}_")]
+        # The longest: `curves_all_table2` is of a figure `curves_all` if there is one, not of `curves`.
         return self.config[max(owners, key=len)]
 
 

@@ -29,6 +29,7 @@ class Amount(Strict):
         return {
             "gpu": self.gpus,
             "mem_mb": round(1000 * self.memory),
+            # Slurm takes 0 minutes for no limit at all.
             "runtime": max(1, round(60 * self.hours)),
             "cpus": self.cpus,
         }
@@ -57,6 +58,7 @@ class TrainingResources(Strict):
 
 def check_resources(content: Any, datasets: Collection[str], file: str = TABLE_FILE) -> TrainingResources:
     """The table, or a ConfigError with all its mistakes; every data set in it must be one of these."""
+    # Data sets are looked up here, not by their type: the job of a training reads the table without config/.
     table = validate(TrainingResources, content, file, [TABLE_KEY])
     problems = [
         unknown(file, [TABLE_KEY, "datasets", name], "dataset", name, datasets)

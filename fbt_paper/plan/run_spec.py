@@ -42,18 +42,22 @@ def run_specs(config: Config, settings: Settings, seed: int) -> tuple[RunSpec, .
     Raises ConfigError with the problems of all its parts.
     """
     collect = Collector()
+    # Not collected: without its data set nothing else of a run can be looked up.
     dataset = dataset_of(config, settings)
     method = collect.try_(method_of, config, settings, dataset)
     student: Source | None = collect.try_(student_of, config, settings, dataset, seed)
     teacher: Source | None = None
+    # A table's base may set a teacher for rows that train without one; it must not change their ids.
     if method and config.methods[method.name].needs_teacher:
         teacher = collect.try_(teacher_of, config, settings, dataset, seed)
     recipe = None
+    # After the student: the recipe is that of its family.
     if student:
         recipe = collect.try_(recipe_of, config, settings, dataset, student.network.family)
     collect.finish()
 
     assert student and method and recipe  # else collect has raised
+    # Both may name the same run, e.g. a phase that starts from its own teacher.
     if teacher and teacher.network.weights == student.network.weights:
         weights = student.network.weights.replace(":", " ")
         raise settings.required("teacher").error(
@@ -69,6 +73,7 @@ def run_specs(config: Config, settings: Settings, seed: int) -> tuple[RunSpec, .
         engine_revision=ENGINE_REVISION,
         test_crop=test_crop_of(config, student.network.architecture, dataset),
     )
+    # The run itself last: whoever asks takes [-1], and a plan that is trained in this order never waits.
     return (*student.runs, *(teacher.runs if teacher else ()), run)
 
 
@@ -112,6 +117,7 @@ def teacher_of(config: Config, settings: Settings, dataset: str, seed: int) -> S
             f"'{key}' cannot teach on {dataset}: architectures.yaml has no `pretrained` for it"
         )
     weights = {"weights": f"timm:{pretrained.tag}"}
+    # Weights used as they are want the input they were trained with; fine-tuned ones get the data set's.
     if entry.teachers == "pretrained":
         stated = {"mean": pretrained.mean, "std": pretrained.std}
         return Source(network.model_copy(update={**weights, **stated}))
@@ -152,6 +158,7 @@ def _run_alone(config: Config, network: NetworkSpec, dataset: str, role: str) ->
         teacher=None,
         method=method_spec(config, "scratch", dataset, {}),
         recipe=recipe.value,
+        # One teacher for all seeds of a student; docs/claims.md says what the intervals leave out by that.
         seed=planned_seeds(config)[0],
         engine_revision=ENGINE_REVISION,
         test_crop=test_crop_of(config, network.architecture, dataset),
@@ -176,6 +183,7 @@ def dataset_of(config: Config, settings: Settings) -> str:
 def dataset_spec(config: Config, key: str) -> DatasetSpec:
     """What a run sees of a dataset: its entry in datasets.yaml without title, teachers and recipes."""
     entry = config.datasets[key]
+    # By the spec's fields: what a data set is called or who teaches on it must change no id.
     names = [name for name in DatasetSpec.model_fields if name != "name"]
     return DatasetSpec(name=key, **{name: getattr(entry, name) for name in names})
 
@@ -192,9 +200,12 @@ def method_of(config: Config, settings: Settings, dataset: str) -> MethodSpec:
     if problems:
         raise ConfigError(problems)
 
+    # 1 and 1.0 are one value: as their parameter's type they are one run id as well.
     values = {key: entry.parameters[key].typed(setting.value) for key, setting in changes.items()}
     method = method_spec(config, name, dataset, values)
+    # After the values themselves: only of valid ones can be said whether they go together.
     for names, message in entry.conflicts(entry.complete(method.parameters)):
+        # The line that somebody has written, if there is one; the other value may be a default.
         source = next((changes[key] for key in names if key in changes), None)
         source = source or Setting(None, "config/methods.yaml", name)
         problems.append(Problem(source.file, source.path, message))
@@ -251,6 +262,7 @@ def recipe_of(config: Config, settings: Settings, dataset: str, family: str) -> 
 
 def _changed(recipe: RecipeSpec, changes: Mapping[str, Setting]) -> RecipeSpec:
     """A recipe with a table's changes; a mapping (optimizer: {...}) changes the keys it names only."""
+    # A copy of the record with other values would not be checked by pydantic: the whole is validated again.
     content: dict[str, Any] = recipe.model_dump(mode="json")
     for name, setting in changes.items():
         if name not in content:
@@ -265,6 +277,7 @@ def _changed(recipe: RecipeSpec, changes: Mapping[str, Setting]) -> RecipeSpec:
 
 def _source_of(problem: Problem, changes: Mapping[str, Setting]) -> Problem:
     """A changed recipe's problem with the line of the table's file that states the change."""
+    # The problem lies in the changed recipe, which is in no file: its first part is the key that was changed.
     key = re.split(r"[.\[]", problem.path, maxsplit=1)[0]
     if key in changes:
         path = changes[key].path + problem.path.removeprefix(key)

@@ -49,6 +49,7 @@ class Plan:
 
     def needed(self, runs: Iterable[str]) -> tuple[str, ...]:
         """These runs and all they need (teachers, assistants, earlier phases), in an order that works."""
+        # A mapping keeps the order of insertion, each run after those it needs; a set would lose it.
         needed: dict[str, None] = {}
         for run in runs:
             needed.update(dict.fromkeys(self.needed(self.runs[run].needed_runs())))
@@ -77,6 +78,7 @@ def plan(config: Config) -> Plan:
     for key, table in config.tables.items():
         cells: dict[tuple[str, str], Cell] = {}
         for row, column in _indices(table):
+            # Cell by cell, so that one cell that cannot be trained hides none of the others' problems.
             planned = collect.try_(plan_cell, config, key, row, column)
             if planned is None:
                 continue
@@ -111,10 +113,13 @@ def plan_cell(config: Config, key: str, i: int, j: int) -> tuple[Cell, tuple[Run
     )
     measure = settings.values.get("measure", Setting("student", file, ""))
     if measure.value == "teacher":
+        # One run for all seeds: the teacher is trained once.
         source = teacher_of(config, settings, dataset_of(config, settings), planned_seeds(config)[0])
         shown = tuple(run.id for run in source.runs[-1:])
+        # Weights of timm or of the user's own have no run here, and no number that was not measured is shown.
         note = "" if shown else f"{source.network.weights}, not measured here"
         return Cell(row.key, column.key, shown, note), source.runs
+    # The nearest scale of the lineage decides: one that extends smoke has its seeds unless it states some.
     stated = table.seeds or {}
     seeds = next((stated[scale] for scale in config.lineage if scale in stated), planned_seeds(config))
     chains = [run_specs(config, settings, seed) for seed in seeds]

@@ -9,6 +9,7 @@ from typing import Any
 from fbt_paper.config.problems import ConfigError, Problem
 from fbt_paper.config.records import ChainSettings, RunSettings
 
+# `parameters` and `recipe` are split: a row may set one parameter and a column another.
 PLAIN = ("dataset", "student", "teacher", "start", "method", "measure")
 GROUPS = ("parameters", "recipe")
 
@@ -52,6 +53,7 @@ class Settings:
 
     def of_chain(self, chain: Setting, inherited: tuple[str, ...]) -> Settings:
         """Settings of the run before this one in a chain: its own, and the inherited ones of this run."""
+        # What is not named stays behind: a method's parameters mean nothing to the method of another phase.
         kept = {key: self.values[key] for key in inherited if key in self.values}
         return Settings(chain.file, chain.path, {**kept, **flatten(chain.value, chain.file, chain.path)})
 

@@ -18,8 +18,10 @@ HEAD = ("table", "cells", "runs", "of these shared", "teachers, phases", "PFLOPs
 def render_plan(plan: Plan, tables: Sequence[str], tflops: float) -> str:
     """One line per table and the total over different runs; the bill is for full-size networks only."""
     count_bill = _bill_counter(plan)
+    # Over all tables, also those not shown: a run is shared even if its other table was not asked for.
     sharing = Counter(run for key in plan.tables for run in plan.needed(plan.tables[key].runs))
     lines = [_line(plan, key, sharing, count_bill, tflops) for key in tables]
+    # Not the sum of the lines: runs that tables share are trained and paid once.
     every = plan.needed(run for key in tables for run in plan.tables[key].runs)
     cells = sum(len(plan.tables[key].cells) for key in tables)
     bill = count_bill(every)
@@ -31,6 +33,7 @@ def render_plan(plan: Plan, tables: Sequence[str], tflops: float) -> str:
 def _bill_counter(plan: Plan) -> BillCounter:
     """What gives the bill of some runs; there is none for networks that are not full-size."""
     if not plan.size.is_full_size:
+        # MACs are counted at full size; for tiny networks they would be a wrong bill, not a rough one.
         return lambda runs: Bill(0.0, ())
     macs, training = read_macs(), read_training_macs()
     return lambda runs: estimate((plan.runs[run] for run in runs), macs, training)

@@ -34,12 +34,14 @@ def _plain(value: Any) -> object:
 @cache
 def renderer(*folders: str) -> str:
     """A digest of the sources in these folders of fbt_paper."""
+    # The sources themselves: after an update the shown files are those of the new version.
     files = [path for folder in folders for path in sorted((PACKAGE / folder).iterdir()) if path.is_file()]
     return digest([(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files])
 
 
 def table_shows(config: Config, plan: Plan, key: str) -> list[object]:
     """Everything that a table shows but its runs' results."""
+    # Ids of runs, not their results: results are inputs of the rule, which Snakemake compares by itself.
     cells = [(cell.row, cell.column, cell.runs, cell.note) for cell in plan.tables[key].cells.values()]
     return [
         plan.scale,

@@ -60,6 +60,7 @@ def collect_costs(config: Config, key: str, measured: Path) -> CostResults:
     except (KeyError, TypeError) as error:
         message = f"is no count of {key} as it is now ({error}); {hint}"
         raise ConfigError([Problem(str(measured), "", message)]) from None
+    # As float: without any printed digit these columns would hold objects.
     frame = pd.DataFrame(lines).astype({"printed": float, "gap": float})
     return CostResults(key, table.title, table.caption, table.corner, table.footnotes, frame)
 
@@ -78,6 +79,7 @@ def _lines(
         for quantity, (name, unit, _) in UNITS.items():
             reference = printed.get((pair.key, f"{column}_{quantity}"))
             rule = count["paper_rule"][name]
+            # Both as printed, with two decimals: else every digit would differ by what printing cut off.
             gap = round(round(rule / unit, 2) - round(reference.value, 2), 2) if reference else None
             yield {
                 "row": pair.key,

@@ -83,6 +83,7 @@ class TableResults:
     def cells(self) -> pd.DataFrame:
         """A line per cell, in reading order, by (row, column); see `cells_of`."""
         cells = cells_of(self.frame)
+        # Of the cells that exist only: pandas raises KeyError for a label that is not there.
         order = [(row, column) for row, _ in self.rows for column, _ in self.columns]
         return cells.loc[[cell for cell in order if cell in cells.index]]
 
@@ -100,11 +101,14 @@ class TableResults:
 
 def cells_of(frame: pd.DataFrame) -> pd.DataFrame:
     """The cells of a table's frame: mean, deviation (from two seeds on), seeds, runs, printed, gap, notes."""
+    # Unsorted, here and below: a table's lines stand in the order of its file, not of the alphabet.
     groups = frame.groupby(["row", "column"], sort=False)
+    # The first value that is known: labels and printed numbers are the same in every seed of a cell.
     cells = groups[["row_label", "column_label", "unit", "note", *PRINTED_COLUMNS]].first()
     return cells.assign(
         mean=groups.score.mean(),
         deviation=groups.score.std(),
+        # Rows that have a run: a cell without one still has a row, for its printed number.
         seeds=groups.run.count(),
         runs=groups.run.agg(lambda runs: tuple(runs.dropna())),
         gap=groups.score.mean() - cells.printed,
@@ -132,11 +136,13 @@ def collect(config: Config, plan: Plan, key: str, runs: Path) -> TableResults:
     ]
     frame = make_frame(measured, table=key, scale=plan.scale, unit="%")
     if table.gain:
+        # Made twice: the closing line is a mean over cells, which only the frame gives.
         frame = make_frame([*measured, *_gains(table, frame)], table=key, scale=plan.scale, unit="%")
 
     # labels and printed numbers belong to cells
     frame["row_label"], frame["column_label"] = frame.row.map(labels[0]), frame.column.map(labels[1])
     numbers = [_printed(printed.get(cell)) for cell in zip(frame.row, frame.column, strict=True)]
+    # With the frame's own index: pandas aligns by index, not by position.
     frame[PRINTED_COLUMNS] = pd.DataFrame(numbers, columns=PRINTED_COLUMNS, index=frame.index)
     return TableResults(
         key=key,
@@ -155,6 +161,7 @@ def collect(config: Config, plan: Plan, key: str, runs: Path) -> TableResults:
 def make_frame(rows: Sequence[Mapping[str, object]], **same: str) -> pd.DataFrame:
     """A frame of these rows; `same` are values that all rows share."""
     frame = pd.DataFrame([{**same, **row} for row in rows], columns=COLUMNS)
+    # Rows without a run have no seed: Int64 can say so, while int cannot and float would write 0.0.
     return frame.astype({"score": float, "printed": float, "seed": "Int64"})
 
 
@@ -188,12 +195,14 @@ def read_metrics(run: str, runs: Path) -> Metrics:
 def _describe_run(run: str, runs: Path, score: str) -> dict[str, object]:
     """A run's score in % and how it was made. A run without averaged weights counts with its best epoch."""
     metrics = read_metrics(run, runs)
+    # Not every recipe averages weights: such a run would leave a hole in a table of EMA scores.
     chosen = metrics.get(score) or metrics["best"]
     try:
         top1 = float(chosen["top1"])
     except (ValueError, KeyError, TypeError) as error:
         message = f"states no top-1 of `{score}` ({type(error).__name__}: {error}); delete it to train again"
         raise ConfigError([Problem(str(runs / run / "metrics.json"), "", message)]) from None
+    # Not needed for the score: a result that lacks them still counts, and `mixed` warns of what differs.
     spec = metrics.get("spec", {})
     method, versions = spec.get("method", {}), metrics.get("provenance", {}).get("versions", {})
     device = metrics.get("execution", {}).get("device")
@@ -221,10 +230,13 @@ def _gains(table: AccuracyTable, frame: pd.DataFrame) -> Iterator[dict[str, obje
     assert gain is not None  # the caller asks only for a table that has one
     lines = table.columns if gain.along == "rows" else table.rows
     means = frame.groupby(["row", "column"]).score.mean().unstack()
+    # Reindexed: a line without any measured cell would be a KeyError instead of an empty mean.
     means = (means if gain.along == "rows" else means.T).reindex(columns=[line.key for line in lines])
     for line in lines:
+        # A teacher is no method: a gain of it over the student would mean nothing.
         if line.key == gain.over or line.measure == "teacher":
             continue
+        # Only pairs that have both cells; the note says how many these are.
         known = (means[line.key] - means[gain.over]).dropna()
         row, column = (gain.key, line.key) if gain.along == "rows" else (line.key, gain.key)
         note = f"mean of {len(known)} pairs"
@@ -234,6 +246,7 @@ def _gains(table: AccuracyTable, frame: pd.DataFrame) -> Iterator[dict[str, obje
 def mixed(frame: pd.DataFrame) -> Iterator[str]:
     """One warning for each revision, library version or device that differs between a table's runs."""
     groups = [(what, frame[column]) for column, what in MIXED.items()]
+    # By method: unlike revisions of unlike methods are nothing to warn of.
     groups += [(f"revisions of {name}", runs.method_revision) for name, runs in frame.groupby("method")]
     for what, values in groups:
         if values.nunique() > 1:
@@ -265,10 +278,12 @@ def rows_of(frame: pd.DataFrame) -> Iterator[Any]:
 
 def as_csv(frame: pd.DataFrame) -> str:
     """The frame as CSV text, numbers with six digits; text that spreadsheets would run gets an apostrophe."""
+    # One line end everywhere: pandas takes that of the system.
     text: str = frame.map(_harmless).to_csv(index=False, lineterminator="\n", float_format="%.6g")
     return text
 
 
 def _harmless(value: object) -> object:
+    # A spreadsheet runs text that begins so; signed numbers begin so as well and must stay numbers.
     formula = isinstance(value, str) and value[:1] in tuple("=+-@\t\r") and not SIGNED_NUMBER.fullmatch(value)
     return f"'{value}" if formula else value

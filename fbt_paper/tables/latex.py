@@ -30,11 +30,13 @@ TEXT = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
+    # After \\ LaTeX reads [ and * as the line break's own arguments: inside braces they are letters.
     "[": "{[}",
     "*": "{*}",
     '"': "{''}",
     "\N{NO-BREAK SPACE}": "~",
     "\N{WORD JOINER}": "{}",
+    # pdfLaTeX knows letters beyond ASCII only as commands, or in packages that an author may not load.
     "–": "--",
     "—": "---",
     "‘": "`",
@@ -116,7 +118,9 @@ def escape_latex(text: str) -> str:
 
     A letter that pdfLaTeX has no command for stays as it is: `to_latex` says so on top of the file.
     """
+    # One paragraph: a caption may hold no empty line. -- stays two hyphens, which LaTeX would join.
     text = " ".join(text.replace("->", "→").replace("--", "-\N{WORD JOINER}-").split())
+    # Symbols are taken out before letters are escaped: afterwards their _ would be \_.
     parts = SYMBOL.split(text)
     symbols = list(map(_symbol, parts[1::3], parts[2::3]))
     plain = ["".join(_letter(letter) for letter in part) for part in parts[::3]]
@@ -135,9 +139,11 @@ def _letter(letter: str) -> str:
         return letter
     if letter in MATH:
         return f"${MATH[letter]}$"
+    # Decomposed, an accented letter is its base and its accents: no table of all such letters is needed.
     base, accents = (parts := unicodedata.normalize("NFD", letter))[0], parts[1:]
     if accents in ACCENTS and base.isascii():
         return rf"\{ACCENTS[accents]}{{{base}}}"
+    # Before the Greek ones: LaTeX has \Gamma, but no \Alpha, as that looks like A.
     if letter in LATIN_CAPITALS:
         return LATIN_CAPITALS[letter]
     if letter in GREEK:
@@ -159,6 +165,7 @@ def to_latex(results: Results) -> str:
         r"\centering",
         rf"\caption{{{caption}}}",
         rf"\label{{tab:{results.key}}}",
+        # \resizebox alone would also blow a small table up to the width of the text.
         rf"\resizebox{{\ifdim\width>\linewidth\linewidth\else\width\fi}}{{!}}{{{tabular}}}",
     ]
     remarks = [escape_latex(remark) + r"\par" for remark in all_remarks(sheet)]
@@ -169,6 +176,7 @@ def to_latex(results: Results) -> str:
 
 def _hints(table: str) -> Iterator[str]:
     """A comment for each letter that pdfLaTeX cannot print: its own error would not say what to do."""
+    # Sorted: the order of a set differs from process to process, and the file must not.
     for letter in sorted({letter for letter in table if not letter.isascii()}):
         name = unicodedata.name(letter, "a letter without a name")
         letter_name = f"U+{ord(letter):04X} ({name})"
@@ -185,6 +193,7 @@ def _body(sheet: Sheet) -> str:
 
 def _cost_body(costs: CostResults) -> Iterator[str]:
     """Parameters and MACs side by side, the pairs as groups of lines."""
+    # By hand: Styler writes no line across all columns between rows, as the pairs' titles are.
     yield r"\begin{tabular}{lrrrrrr}"
     yield r"\toprule"
     yield r" & \multicolumn{3}{c}{Parameters (M)} & \multicolumn{3}{c}{MACs (G)} \\"

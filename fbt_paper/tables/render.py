@@ -35,6 +35,7 @@ def make_sheet(results: Results) -> Sheet:
     if isinstance(results, CostResults):
         head = [results.corner, "", *COST_HEAD]
         return Sheet(results.caption, "", head, cost_lines(results), results.remarks, [])
+    # By (row, column): a skipped cell has no entry and stays empty.
     texts = {cell.Index: cell_text(cell) for cell in rows_of(results.cells)}
     return Sheet(
         caption=f"{results.caption} {READING}",
@@ -64,6 +65,7 @@ def signed(value: float | None) -> str:
 
 def measured(cell: Any) -> str:
     """Mean, and the deviation from two seeds on."""
+    # One seed has no deviation: pandas gives NaN for it, which is written as nothing.
     return " ± ".join(filter(None, [percent(cell.mean), percent(cell.deviation)]))
 
 
@@ -112,8 +114,10 @@ def to_csv(results: Results) -> str:
 def _cell_lines(table: TableResults) -> pd.DataFrame:
     cells = table.cells.reset_index()
     lines = cells[["row", "column", "row_label", "column_label"]].assign(
+        # Not cells.mean: that is the frame's method.
         top1=cells["mean"].map(percent),
         deviation=cells.deviation.map(percent),
+        # No seeds: the number is a mean over pairs, or there is none at all.
         seeds=[count or "" for count in cells.seeds],
         printed=cells.printed.map(percent),
         gap=cells.gap.map(signed),
@@ -146,6 +150,7 @@ def _count_lines(costs: CostResults) -> pd.DataFrame:
 
 def escape_markdown(text: str) -> str:
     """Text that cannot break a Markdown table or start markup."""
+    # The backslash comes first: later it would escape the backslashes of the others.
     for letter in "\\|*_`<>[]":
         text = text.replace(letter, f"\\{letter}")
     return " ".join(text.split())
