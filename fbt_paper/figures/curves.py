@@ -81,7 +81,7 @@ def _draw_by_column(curves: pd.DataFrame, quantity: str, label: str, note: str, 
     figure, grid = new_panels(down, across, size, sharex=True, sharey=alike)
     # One style a row over all panels, also over those in which the row has no run.
     styles = _styles(rows)
-    # The last line of the grid may have fewer columns than panels.
+    # The grid may have more panels than the table has columns.
     for axes, column in zip(grid.flat, columns, strict=False):
         panel = select(curves, column=column, quantity=quantity)
         for row, values in panel.groupby("row", sort=False):

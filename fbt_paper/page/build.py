@@ -55,7 +55,7 @@ def copies(content: Record) -> dict[str, dict[str, str]]:
 
 def embed(value: object) -> Markup:
     """JSON that may stand inside a script element whatever text it holds."""
-    # Compact: the page is sent by mail and holds every run.
+    # Compact: the page is one file to send, and holds every run.
     text = json.dumps(as_json_ready(value), ensure_ascii=False, separators=(",", ":"))
     # Browsers end a script at </script> even inside a string, and older ones a string at U+2028.
     for sign, code in (

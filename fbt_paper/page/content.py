@@ -244,7 +244,7 @@ def _as_text(value: Any) -> str:
 def facts(flow: Flow, runs: Mapping[str, Record]) -> dict[str, str]:
     """What this page is, in a line: scale, recipe set, runs, when and from which code they come."""
     dates = sorted(str(run["finished"])[:10] for run in runs.values() if run["finished"])
-    # All of them: the page must not hide that its results come from several states of the code.
+    # More than one, if so: the page must not hide that its results come from several states of the code.
     shas = sorted(
         {
             f"{run['git_sha'][:10]}{' + changes' if run['git_dirty'] else ''}"

@@ -74,6 +74,7 @@ class Runs:
     def needed_files(self, run: str) -> list[str]:
         """What a run waits for: results of its teacher's and its earlier phase's runs, timm's weights."""
         spec = self.spec(run)
+        # All files of a needed run, not its metrics alone: the weights are what this run reads.
         results = [file for needed in spec.needed_runs() for file in self.run_files(needed)]
         return [*results, *(f"{self.results}/weights/{tag}.txt" for tag in timm_tags([spec]))]
 
@@ -108,13 +109,16 @@ def is_training_job(arguments: Sequence[str]) -> bool:
     if "--target-jobs" not in arguments:
         return False
     after = arguments[list(arguments).index("--target-jobs") + 1 :]
+    # The option takes several jobs and ends at the next option.
     targets = list(itertools.takewhile(lambda word: not word.startswith("-"), after))
+    # A group of jobs may hold other rules as well, and those need the whole plan.
     return all(target.startswith("train:") for target in targets)
 
 
 def runs_of_job(scale: str) -> Runs:
     """The runs as the job of a training sees them: frozen specs, settings and resources."""
     results = Path(f"results/{scale}")
+    # From files, not from config/: YAML that has changed since must not reach a job that waited.
     execution = _read(ExecutionSettings, results / "execution.json")
     return Runs(scale, execution, _read(TrainingResources, results / "resources.json"))
 

@@ -42,10 +42,12 @@ def show_status(
     """
     tables, title = choose_tables(flow.plan, names), f"scale {flow.scale}, {results_folder(flow)}"
     if not names:
+        # `snakemake` trains these too: without them all tables could be done while it still goes on.
         tables |= figure_runs(flow, tables)
     each_run = each_run or bool(names)
 
     def look() -> Overview:
+        # Read anew at each look, like the runs: with --watch, jobs start and end meanwhile.
         jobs = newest_jobs(JOURNAL)
         return observe_tables(Path(flow.runs), tables, flow.plan.runs, jobs, datetime.now(UTC))
 
@@ -63,6 +65,7 @@ def results_folder(flow: Flow) -> str:
     """The folder of the results; a UserError if the workflow is not called from here."""
     if Path(flow.results).is_dir():
         return flow.results
+    # Before the first run there is no folder yet; everywhere else it is the wrong working directory.
     if Path("Snakefile").exists():
         return f"{flow.results} is not there yet"
     example = f"e.g. {HOME}" if (HOME / "Snakefile").exists() else "`fbt init FOLDER` makes one"
@@ -91,14 +94,17 @@ def figure_runs(flow: Flow, tables: Mapping[str, Sequence[str]]) -> dict[str, tu
 def watch_tables(look: Callable[[], Overview], title: str, each_run: bool, seconds: float) -> Overview:
     """Draw a screen again and again until all is done or Ctrl-C; returns what was seen last."""
     overview, console = look(), new_console()
+    # Transient: the last screen goes, because the whole overview is printed after it.
     with Live(console=console, auto_refresh=False, transient=True) as live:
         try:
             while set(overview.totals) - {"done"}:
+                # Asked for each screen: the window may change its size. One line less, or it scrolls.
                 size, stamp = console.size, f"{title}, {datetime.now():%H:%M:%S} (Ctrl-C ends)"
                 screen = render_overview(overview, stamp, each_run, size.width, size.height - 1)
                 live.update(screen, refresh=True)
                 time.sleep(max(seconds, 0.5))
                 overview = look()
+        # Ctrl-C is how watching ends, not an error: what was seen last is still printed.
         except KeyboardInterrupt:
             live.update("", refresh=True)
     return overview
@@ -133,6 +139,7 @@ def show_difference(flow: Flow, first: str, second: str) -> int:
 
 def known_runs(flow: Flow) -> list[str]:
     """Planned runs, and runs on disk that the plan no longer holds."""
+    # A run stays on disk after the plan has changed, and can still be looked at.
     on_disk = [path.parent.name for path in sorted(Path(flow.runs).glob(f"*/{SPEC_FILE}"))]
     return [*flow.plan.runs, *(run for run in on_disk if ID_PATTERN.fullmatch(run))]
 
@@ -153,4 +160,5 @@ def read_run(flow: Flow, run: str) -> show.ShownRun:
 def new_console() -> Console:
     """The terminal; into a file or a pipe lines are not folded at 80 characters."""
     console = Console(highlight=False)
+    # Without a terminal rich takes 80 columns and would fold lines that a script reads.
     return console if console.is_terminal else Console(highlight=False, width=WIDTH_OF_A_FILE)

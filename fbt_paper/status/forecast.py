@@ -17,19 +17,23 @@ def expect_end(statuses: Iterable[RunStatus], specs: Mapping[str, RunSpec], now:
     it nor one like it has finished an epoch.
     """
     statuses = list(statuses)
+    # Failed runs are left out: nobody knows when somebody will fix them.
     running = [status for status in statuses if status.state == "running"]
     unfinished = [status for status in statuses if status.state not in ("done", "failed")]
     epochs = EpochTimes(statuses, specs)
     left = {status.run: seconds_left(status, epochs) for status in unfinished}
     known = [seconds for seconds in left.values() if seconds is not None]
+    # A single unknown run would make the sum too small.
     if not running or len(known) < len(left):
         return None
+    # Divided among those that run; but no end comes before that of the longest.
     longest = max(left[status.run] or 0.0 for status in running)
     return now + timedelta(seconds=max(sum(known) / len(running), longest))
 
 
 def seconds_left(status: RunStatus, epochs: EpochTimes) -> float | None:
     """What the run itself expects, else its epochs to come times the usual seconds of one, if known."""
+    # Only of a running run: an interrupted one's own expectation is of before it stopped.
     if status.state == "running" and status.seconds_left is not None:
         return status.seconds_left
     per_epoch = status.seconds_per_epoch or epochs.typical(status.run)

@@ -52,6 +52,7 @@ def newest_jobs(folder: Path) -> dict[str, Job]:
         from snakemake_executor_plugin_submitit.journal import read_jobs
     except ImportError:  # the executor is a distribution of its own
         return {}
+    # The journal's order is that of submission, so the newest job of a run replaces the older ones.
     trainings = {entry.wildcards["run"]: entry for entry in read_jobs(folder) if "run" in entry.wildcards}
     return {run: as_job(entry) for run, entry in trainings.items()}
 
@@ -59,7 +60,9 @@ def newest_jobs(folder: Path) -> dict[str, Job]:
 def as_job(entry: JournalEntry) -> Job:
     """What the status of a run needs of a job."""
     logs = [path for path in (entry.error_log, entry.log) if path]
+    # An empty log explains nothing: errors first, then output, whichever holds something.
     written = [path for path in logs if Path(path).is_file() and Path(path).stat().st_size]
+    # The newest of them: a requeued job was started again long after it was submitted.
     times = [time for time in (entry.submitted, entry.started, entry.last_started) if time]
     return Job(
         job=entry.job_id or "",

@@ -58,6 +58,7 @@ def find_runs(name: str, known: Iterable[str], cells: Mapping[str, Sequence[str]
         return (fitting[0],)
     if fitting:
         raise UserError(f"{name!r} fits {len(fitting)} runs; name one of them: {listed(fitting)}")
+    # A slash is in no id, so a cell was meant.
     matches = close_matches(name, cells if "/" in name else ids, count=5)
     hint = f"nearest: {listed(matches)}" if matches else "`fbt plan --runs` lists all of them"
     raise UserError(f"no run is called {name!r} ({len(ids)} known); {hint}")
@@ -99,6 +100,7 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 def compare_settings(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """(path, first's value, second's value) wherever two nested settings differ; None: no such path."""
     left, right = dict(flatten(first)), dict(flatten(second))
+    # In the order of the spec, and both sides: a setting may be in one of them only.
     paths = list(dict.fromkeys([*left, *right]))
     return [(path, left.get(path), right.get(path)) for path in paths if left.get(path) != right.get(path)]
 
@@ -120,6 +122,7 @@ def render_run(run: ShownRun) -> RenderableType:
     """One run on a terminal: its spec by section, its epochs, its result and where it was made."""
     settings = new_table("setting", "value")
     for path, value in flatten(run.spec):
+        # As Text: rich reads brackets in a plain string as markup, and lists are written with them.
         settings.add_row(path, Text(as_text(value)))
     parts: list[RenderableType] = [Text(run.run, style="bold"), settings]
     parts += render_history(run.history) if run.history else [Text("No epoch is finished yet.\n")]
@@ -129,6 +132,7 @@ def render_run(run: ShownRun) -> RenderableType:
 
 def render_history(history: Sequence[Mapping[str, Any]]) -> list[Table]:
     """Scores by epoch, then the loss terms by epoch, a few to a table so that 80 columns hold them."""
+    # Only what some epoch has: 80 columns hold no empty ones.
     shown = {key: name for key, name in EPOCH_COLUMNS.items() if any(as_number(e.get(key)) for e in history)}
     table = new_table("epoch", *shown.values())
     for epoch in history:

@@ -72,6 +72,7 @@ def render_overview(
     """The whole picture, in lines of at most `width`; with `height`, no more lines, the most urgent first."""
     top = [*fold(title, width, style="bold"), *total_lines(overview, width)]
     failed = runs_in(overview, ("failed",))
+    # Printed once, everything is shown: a terminal scrolls, and a file keeps it.
     if height is None:
         failures = [line for status in failed for line in failure_lines(status, width)]
         return Group(*top, *failures, *table_lines(overview, width), *all_runs(overview, each_run, width))
@@ -141,6 +142,7 @@ def few_failures(failed: Sequence[RunStatus], width: int, room: int) -> list[Tex
     """As many failures as fit into `room` lines, with fewer of their last lines; how many are left out."""
     lines: list[Text] = []
     for index, status in enumerate(failed):
+        # Why runs fail matters more than the log's end: first fewer lines of it, then fewer runs.
         new = failure_lines(status, width, last_lines=2 if len(failed) == 1 else 1)[1:]
         if len(lines) + len(new) >= room:
             new = failure_lines(status, width, last_lines=0)[1:]
@@ -197,6 +199,7 @@ def capped_runs(runs: Sequence[RunStatus], width: int, room: int) -> list[Text]:
         return [line for block in blocks for line in block]
     lines: list[Text] = []
     for index, block in enumerate(blocks):
+        # A run and its note stay together; one line is kept for what is left out.
         if len(lines) + len(block) >= room:
             return [*lines, Text(f"and {len(blocks) - index} more runs", style="dim")]
         lines += block
@@ -206,6 +209,7 @@ def capped_runs(runs: Sequence[RunStatus], width: int, room: int) -> list[Text]:
 def fitting_columns(runs: Sequence[RunStatus], width: int) -> list[Column]:
     """Run, state and epoch always; of the others that say something, the most important that fit."""
     columns = [c for c in COLUMNS if not c.gives_way or any(c.say(status) != "-" for status in runs)]
+    # Measured on a wide console: on the real one rich would first shrink the columns to fit.
     console = Console(width=10_000)
     while any(column.gives_way for column in columns):
         size = Measurement.get(console, console.options, runs_grid(columns, runs, width))
@@ -252,6 +256,7 @@ def as_lines(grid: Table, width: int) -> list[Text]:
     """A grid as one line for its headings and one for each row, cut at the terminal's end."""
     for column in grid.columns:
         column.no_wrap, column.overflow = True, "ellipsis"
+    # Rendered with colours whatever stdout is: the lines are cut and put together before they are printed.
     console = Console(width=width, color_system="standard", force_terminal=True, highlight=False)
     with console.capture() as capture:
         console.print(grid)
@@ -264,5 +269,6 @@ def as_lines(grid: Table, width: int) -> list[Text]:
 def fold(text: str, width: int, indent: str = "", style: str = "") -> list[Text]:
     """A text on as many lines as it needs; nothing of it is lost, so that paths can be copied."""
     room = max(10, width - len(indent))
+    # Not at hyphens: a run's id is copied whole.
     parts = textwrap.wrap(text, room, break_on_hyphens=False, break_long_words=True)
     return [Text(indent).append(part, style=style) for part in parts]

@@ -188,14 +188,17 @@ def collect_evidence(
     folder: Path, spec: RunSpec | None, job: Job | None, done: Callable[[str], bool], now: datetime
 ) -> Evidence:
     """Read the files of one run, as few as its state takes."""
+    # Metrics first: a run that is done needs no other file.
     metrics = read_json(folder / METRICS_FILE)
     progress = read_json(folder / PROGRESS_FILE) or {} if metrics is None else {}
+    # The spec is the first file that a run writes; until its first progress that file's time is all there is.
     quiet = None
     if progress:
         updated = parse_time(progress.get("updated"))
         quiet = (now - updated).total_seconds() if updated else 0.0
     elif (folder / SPEC_FILE).exists():
         quiet = (now - datetime.fromtimestamp((folder / SPEC_FILE).stat().st_mtime, UTC)).total_seconds()
+    # Asked only for a run that has not begun: others have what they need.
     needed = spec.needed_runs() if spec is not None and metrics is None and quiet is None else ()
     missing = [run for run in needed if not done(run)]
     return Evidence(folder, metrics, progress, job, quiet, missing)
@@ -247,6 +250,7 @@ def reached_so_far(
     status: RunStatus, progress: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
 ) -> RunStatus:
     """Epoch, scores and speed of a run that is not done."""
+    # The speed of a run that has stopped is no speed.
     running = status.state == "running"
     return replace(
         status,
@@ -255,6 +259,7 @@ def reached_so_far(
         top1=as_number(history[-1].get("top1")) if history else None,
         best_top1=as_number(progress.get("best_top1")),
         images_per_second=as_number(progress.get("images_per_second")) if running else None,
+        # Before the first epoch ends the engine knows its steps, but not how long an evaluation takes.
         seconds_left=as_number(progress.get("seconds_left")) if history else None,
         seconds_per_epoch=epoch_seconds(history),
         restarts=int(as_number(progress.get("attempt")) or 0),
@@ -281,6 +286,7 @@ def add_costs(status: RunStatus, metrics: Mapping[str, Any], job: Job | None) ->
 def failure_log(folder: Path, job: Job | None) -> tuple[str, tuple[str, ...]]:
     """The log that shows a failure, and its last lines: that of the failed job, else the run's."""
     run_log = folder / LOG_FILE
+    # The job's log first: what kills a job from outside writes there, not into the run's.
     paths = [Path(job.log), run_log] if job is not None and job.log else [run_log]
     for path in paths:
         if lines := read_tail(path):
@@ -296,6 +302,7 @@ def epoch_seconds(history: Sequence[Mapping[str, Any]]) -> float | None:
         start, end = parse_time(first.get("finished")), parse_time(second.get("finished"))
         if start and end and first.get("attempt") == second.get("attempt"):  # no restart between them
             whole.append((end - start).total_seconds())
+    # The larger of the two medians: training alone leaves out the evaluation that follows.
     known = [[seconds for seconds in training if seconds is not None], whole]
     return max((statistics.median(seconds) for seconds in known if seconds), default=None)
 

@@ -57,6 +57,7 @@ def _costs(table: CostResults) -> list[str]:
     lines = []
     for line in rows_of(table.frame):
         paper, rule, _ = cost_cells(line)
+        # The paper counts by its own rule, so a gap to the true counts would say nothing of ours.
         lines.append(
             [line.row_label, f"{line.label}, {UNITS[line.quantity][0]}", rule, paper, signed(line.gap)]
         )
