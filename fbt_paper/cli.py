@@ -336,6 +336,7 @@ def find_run(flow: Flow, name: str) -> str:
 
 def check_files(flow: Flow, dataset: str, root: Path | None) -> bool:
     """Read every file of a dataset and print what is found; the engine's loaders do it, with torch."""
+    # Imported only here: it imports torch.
     check = importlib.import_module("fbt_core.measure.check_data")
     findings = check.check_data(dataset, dataset_spec(flow.config, dataset), root)
     for finding in findings:

@@ -36,6 +36,7 @@ def chance(judgement: Judgement) -> str:
 def to_csv(judgements: Sequence[Judgement]) -> str:
     """One line per claim."""
     text = io.StringIO()
+    # csv's own line end is \r\n.
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(HEADER)
     for judgement in judgements:
@@ -62,5 +63,6 @@ def to_markdown(judgements: Sequence[Judgement], data: str) -> str:
         claim = judgement.claim
         says = claim.says + (f"<br>*{claim.note}*" if claim.note else "")
         cells = (claim.where, says, f"**{judgement.verdict}**", judgement.words, chance(judgement))
+        # A | inside of a text would end its cell.
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join([*lines, ""])

@@ -184,6 +184,7 @@ def judge_observation(claim: Observation, evidence: Evidence) -> Judgement:
     path = evidence.results / "figures" / f"{claim.figure}_claims.csv"
     if not path.exists():
         return Judgement(claim, "not measured", [], f"{path.name} is not drawn yet")
+    # newline="": csv finds the ends of lines itself, as a quoted text may hold some.
     with path.open(newline="") as file:
         lines = {line["quantity"]: line for line in csv.DictReader(file)}
     if claim.observation not in lines:

@@ -178,4 +178,5 @@ def _number(text: str, decimal_comma: bool) -> float | str:
     try:
         return float(text.replace(",", ".") if decimal_comma else text)
     except ValueError:
+        # Left as it is: its record reports it with file and line, like every other wrong value.
         return text

@@ -54,6 +54,7 @@ def new_panels(rows: int, columns: int, size: tuple[float, float], **options: An
 
 def save_pdf(pages: Sequence[Figure], path: Path) -> None:
     """Write all pages as one PDF; the same figures give the same bytes."""
+    # In memory first: the file itself is written whole, or not at all.
     content = io.BytesIO()
     # Without the date: a figure that has not changed must not be a changed file.
     with PdfPages(content, metadata={"CreationDate": None}) as file:

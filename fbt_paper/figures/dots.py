@@ -37,6 +37,7 @@ def draw_dots(dots: pd.DataFrame, note: str, gap: str = "gap") -> Figure:
     panels = [panel for _, panel in dots.groupby("column", sort=False)]
     across = 1 if len(dots) <= 60 else 2
     down = -(-len(panels) // across)
+    # Panels side by side have one height, that of the taller.
     heights = [max(map(_height, panels[i * across : (i + 1) * across])) for i in range(down)]
     size = (COLUMN_WIDTH if across == 1 else PAGE_WIDTH, sum(heights) + 0.26 * down + 0.62)
     ratios = {"height_ratios": heights}

@@ -195,6 +195,7 @@ def read_arrays(drawing: Drawing, files: Files) -> dict[str, features.Array]:
         raise ConfigError([Problem("fbt draw", drawing.name, message)])
     try:
         with np.load(files["npz"]) as content:
+            # Read while the file is open: an npz gives its arrays only when they are asked for.
             return dict(content)
     except (OSError, ValueError) as error:
         message = f"cannot be read ({error}); `snakemake {files['npz']}` makes it"

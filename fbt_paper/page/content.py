@@ -102,6 +102,7 @@ def describe_cell(table: TableResults, row: str, column: str, name: str, cell: A
 
 
 def _known(value: float) -> float | None:
+    # NaN is no JSON: Python would write it, and the browser would refuse the whole of the page's data.
     return None if pd.isna(value) else float(value)
 
 
@@ -111,6 +112,7 @@ def _known(value: float) -> float | None:
 def list_runs(tables: Iterable[Results], plan: Plan) -> list[str]:
     """Ids of all runs behind the tables' cells and of those they need, e.g. their teachers; each once."""
     frames = [table.frame for table in tables if isinstance(table, TableResults)]
+    # Teachers as well: the page leads from a cell's run to the run of its teacher.
     return list(plan.needed(run for frame in frames for run in frame.run.dropna().unique()))
 
 
@@ -220,6 +222,7 @@ def describe_claims(path: Path | None) -> Record | None:
     """The verdicts of a claims file and how many there are of each; None without a file."""
     if path is None:
         return None
+    # newline="": csv finds the ends of lines itself, as a quoted text may hold some.
     with path.open(newline="", encoding="utf-8") as file:
         claims = list(csv.DictReader(file))
     counted = Counter(claim["verdict"] for claim in claims)

@@ -61,6 +61,7 @@ class ClaimPlan:
         for cells in pairs(self.flow.config, tuple(named_cells(claim).values())).values():
             for path in cells:
                 table, row, column = path.split("/")
+                # Printed differences stand beside the measured ones, so their file is an input as well.
                 if table in self.flow.config.references:
                     yield f"config/tables/{table}.reference.csv"
                 if isinstance(claim, Ratio):

@@ -123,6 +123,7 @@ class FigurePlan:
             for name, drawing in self.drawings.items()
             if drawing.table in tables or (page == "index" and not drawing.table)
         ]
+        # Sorting is stable: within a kind the drawings keep the order of config/figures.
         return sorted(chosen, key=lambda name: ORDER.index(self.drawings[name].kind))
 
     def tables(self, page: str) -> tuple[str, ...]:

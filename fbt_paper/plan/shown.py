@@ -23,6 +23,7 @@ PACKAGE = Path(__file__).parents[1]
 
 def digest(*values: object) -> str:
     """Sixteen digits that change when any of these values does: records, mappings, sequences, texts."""
+    # Sorted: a key that moved within its file shows nothing else.
     text = json.dumps(values, sort_keys=True, default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -43,6 +43,7 @@ def check_cluster(profile_dir: Path, config: Mapping[str, Any]) -> list[Check]:
     profile, checks = read_profile(profile_dir)
     flow = Flow({"scale": "paper", **config, **read_resources(profile_dir)})
     checks = [*programs, *checks]
+    # Slurm is asked only if there is what asks it; data and weights always, so that one call names all.
     if all(check.ok for check in checks):
         checks += check_slurm(profile, flow)
     return [*checks, *check_data(flow), *check_weights(flow)]
@@ -93,6 +94,7 @@ def read_profile(folder: Path) -> tuple[dict[str, Any], list[Check]]:
 
 def check_slurm(profile: Mapping[str, Any], flow: Flow) -> list[Check]:
     """Whether Slurm would take the jobs of every kind of training, and whether nodes see this folder."""
+    # Imported here, where it is known to be there: the executor is a distribution of its own.
     from snakemake_executor_plugin_submitit.backends import SlurmBackend
     from snakemake_executor_plugin_submitit.probe import unwritable
     from snakemake_executor_plugin_submitit.settings import ExecutorSettings
@@ -177,6 +179,7 @@ def profile_resources(profile: Mapping[str, Any], run: str, flow: Flow) -> dict[
     words = [
         word.removeprefix("train:") for word in profile.get("set-resources", []) if word.startswith("train:")
     ]
+    # In Snakemake's order: what is stated later wins.
     stated = {
         **Resources.parse(profile.get("default-resources", []), allow_expressions=True),
         **Resources.from_mapping(flow.resources_of(run)),

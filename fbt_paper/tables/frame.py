@@ -181,6 +181,7 @@ def read_metrics(run: str, runs: Path) -> Metrics:
     path = runs / run / "metrics.json"
     try:
         metrics: Metrics = json.loads(path.read_text())
+        # Tried here, where the file can be named: later it would be a KeyError far from it.
         float(metrics["best"]["top1"])
     except FileNotFoundError:
         raise ConfigError(
@@ -259,6 +260,7 @@ def histories(table: TableResults, runs: Path) -> pd.DataFrame:
     A row per cell, run, epoch and quantity: row and column (keys), run, seed, epoch, quantity, value.
     """
     records = []
+    # A cell without a run has a row for its printed number, but no history.
     for cell in rows_of(table.frame.dropna(subset="run")):
         for epoch in read_metrics(cell.run, runs)["history"]:
             terms = {f"term:{name}": value for name, value in (epoch.get("terms") or {}).items()}
