@@ -17,6 +17,7 @@ import torch
 
 from fbt_core import distributed
 from fbt_core.batch_division import check_accumulation, check_batch
+from fbt_core.checkpoint import random_state, restore_random_state
 from fbt_core.data.feed import Raw, explaining_loaders
 from fbt_core.data.load import load_splits
 from fbt_core.data.order import BatchKey, seed_everything
@@ -101,11 +102,19 @@ def train_step(
     learners: Sequence[Learner], stream: Stream, teacher: Teacher | None, key: BatchKey, raw: Raw
 ) -> None:
     """One step: the teacher observes the batch, every run learns from it and updates its weights."""
-    for part in stream.parts(key, raw):
+    parts = stream.parts(key, raw)
+    # Each run draws what it would draw alone: its draws go on where those of the batch ended.
+    several = len(learners) > 1
+    draws = [random_state() if several else {}] * len(learners)
+    for part in parts:
         with autocast(stream.spec.recipe, stream.group.device):
             seen = teacher.observe(part.images) if teacher else None
-        for learner in learners:
+        for number, learner in enumerate(learners):
+            if several:
+                restore_random_state(draws[number])
             learner.learn(part, seen)
+            if several:
+                draws[number] = random_state()
     for learner in learners:
         learner.update()
 

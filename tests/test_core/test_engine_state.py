@@ -13,16 +13,21 @@ import torch
 from fbt_core import checkpoint, learner, provenance
 from fbt_core.learner import Learner
 from fbt_core.run import main
+from fbt_core.spec import ExecutionSettings
+from fbt_core.train import StopRequest, train
 from tests.test_core.engine_runs import (
+    EVERYTHING,
     arguments,
     at_step,
     in_child,
     make_spec,
+    measured,
     metrics_of,
+    network,
     weights_of,
     write_images,
 )
-from tests.test_core.test_distributed_runs import run_together
+from tests.test_core.test_distributed_runs import VIT, method_spec, run_together
 
 
 @pytest.fixture(scope="module")
@@ -128,3 +133,19 @@ def test_a_flag_that_torch_refuses_to_read_is_unknown():
 
     assert provenance._allows_tf32(Mixed()) is None
     assert provenance._allows_tf32(SimpleNamespace(allow_tf32=True)) is True
+
+
+def test_runs_on_one_stream_learn_what_each_learns_alone(root, tmp_path):
+    """One teacher, one pass of it per batch; FCFD draws paths and CRD negatives, each from its numbers."""
+    specs, files = [], {}
+    for name in ("crd", "fcfd", "kd"):
+        spec, files = method_spec(name, tmp_path, {**network("student"), **VIT}, augmentation=EVERYTHING)
+        specs.append(spec.model_copy(update={"recipe": spec.recipe.model_copy(update={"epochs": 2})}))
+    together, alone, data = tmp_path / "together", tmp_path / "alone", tmp_path / "data"
+    write_images(data, train=64)
+    settings = ExecutionSettings(threads=1, data_roots={"squares": str(data)}, weight_files=files)
+    train(specs, settings, together, StopRequest())
+    for spec in specs:
+        train([spec], settings, alone, StopRequest())
+        assert weights_of(together, spec) == weights_of(alone, spec)
+        assert measured(together, spec) == measured(alone, spec)
