@@ -151,6 +151,30 @@ def test_table_4_has_three_seeds_at_smoke_and_one_teacher():
     assert set(seeds) >= paper and set(seeds.values()) == {3}
 
 
+def test_students_of_all_seeds_share_the_first_seeds_teacher():
+    several = plan(load(overrides={"seeds": [7, 8, 9]}))
+    students = [several.runs[run] for run in several.tables["table5"].runs]
+    assert {student.seed for student in students} == {7, 8, 9}
+    for student in students:
+        teacher = several.runs[student.teacher.weights.removeprefix("run:")]
+        assert teacher.seed == 7
+
+
+def test_a_teacher_that_is_taught_itself_has_its_students_seed():
+    """The middle of a chain is trained anew for each seed; the network that teaches it is not."""
+    several = plan(load(overrides={"seeds": [7, 8, 9]}))
+    students = [run for run in several.runs.values() if run.teacher and has_taught_teacher(several, run)]
+    assert {student.seed for student in students} == {7, 8, 9}
+    for student in students:
+        assistant = several.runs[student.teacher.weights.removeprefix("run:")]
+        assert assistant.seed == student.seed
+        assert several.runs[assistant.teacher.weights.removeprefix("run:")].seed == 7
+
+
+def has_taught_teacher(several: Plan, run) -> bool:
+    return several.runs[run.teacher.weights.removeprefix("run:")].teacher is not None
+
+
 def test_teachers_at_smoke_are_from_scratch_runs_of_the_twins():
     smoke = plan(load())
     for pair in smoke.tables["table5"].runs:
