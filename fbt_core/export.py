@@ -22,6 +22,7 @@ import safetensors.torch
 import timm
 from torch import nn
 
+from fbt_core.data.transforms import FOLDER_CROP
 from fbt_core.errors import UserError
 from fbt_core.files import make_folder, write_bytes, write_json, write_text
 from fbt_core.methods.registry import method_facts
@@ -117,17 +118,15 @@ def timm_config(spec: RunSpec, network: nn.Module) -> dict[str, Any]:
 
 def preprocessing(spec: RunSpec) -> dict[str, Any]:
     """How a test image becomes the network's input, as the run's own evaluation did it."""
-    share, interpolation = 1.0, "bilinear"
-    if spec.dataset.loader == "image_folder":
-        share, interpolation = 0.875, "bicubic"
-    if spec.test_crop is not None:
-        share, interpolation = spec.test_crop.share, spec.test_crop.interpolation
+    crop = spec.test_crop
+    if crop is None and spec.dataset.loader == "image_folder":
+        crop = FOLDER_CROP
     return {
         "image_size": spec.dataset.image_size,
         "mean": list(spec.student.mean),
         "std": list(spec.student.std),
-        "crop_pct": share,
-        "interpolation": interpolation,
+        "crop_pct": crop.share if crop else 1.0,
+        "interpolation": crop.interpolation if crop else "bilinear",
     }
 
 

@@ -18,6 +18,9 @@ from fbt_core.data.order import AUGMENT, BatchKey, generator, seed_everything
 from fbt_core.data.splits import InMemory, OnDisk, Split
 from fbt_core.spec import AugmentationSpec, CropSpec, DatasetSpec
 
+FOLDER_CROP = CropSpec(share=0.875, interpolation="bicubic")
+"""How images of a folder are tested if the spec names no crop."""
+
 
 class Pipeline(Protocol):
     """Makes a batch's images, uint8 (B, 1 or 3, size, size)."""
@@ -129,7 +132,7 @@ def test_pipeline(split: Split, dataset: DatasetSpec, crop: CropSpec | None = No
     """How a test batch is made; without a crop small images stay whole, others keep 0.875 of each side."""
     if isinstance(split, InMemory):
         return TestBatches(dataset.image_size, crop)
-    crop = crop or CropSpec(share=0.875, interpolation="bicubic")
+    crop = crop or FOLDER_CROP
     options = {"interpolation": crop.interpolation, "crop_pct": crop.share, "use_prefetcher": True}
     return TestPictures(transforms_imagenet_eval(dataset.image_size, **options))
 

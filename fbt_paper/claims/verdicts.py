@@ -64,9 +64,13 @@ class Evidence:
     config: Config
     plan: Plan
     results: Path
+    cells: dict[str, CellOutcome] = field(default_factory=dict)
 
     def cell(self, path: str) -> CellOutcome:
-        return read_cell(self.plan, self.results / "runs", path)
+        """A cell's outcome; many claims ask for the same cells, and each is read once."""
+        if path not in self.cells:
+            self.cells[path] = read_cell(self.plan, self.results / "runs", path)
+        return self.cells[path]
 
     def printed(self, path: str) -> float | None:
         """The number that the paper prints in a cell, if it is known."""

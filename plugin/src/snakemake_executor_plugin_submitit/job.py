@@ -44,8 +44,8 @@ SIGNAL_GRACE_S = 2.0
 WAIT_FOR_KILL_S = 900.0
 LONGEST_REQUEUE_S = 60.0
 NO_OUTPUT = 74
-MEMORY_PARTS = 64
 """Exit code of a job whose outputs did not appear (EX_IOERR of sysexits.h)."""
+MEMORY_PARTS = 64
 
 
 # The tracker knows these errors by name: a result file keeps the traceback as text and nothing else.
