@@ -26,9 +26,10 @@ from fbt_core.data.transforms import FOLDER_CROP
 from fbt_core.errors import UserError
 from fbt_core.files import make_folder, write_bytes, write_json, write_text
 from fbt_core.methods.registry import method_facts
+from fbt_core.run_files import WEIGHTS_FILE
 from fbt_core.spec import RunSpec, parse_spec
 from fbt_core.staged.network import LAYER_OPTIONS, build_network
-from fbt_core.weights import WEIGHTS_FILE, fill, read_weights
+from fbt_core.weights import fill, read_weights
 
 TRANSFORMED_HEADS = {
     "simkd": "its score is that of the student's features in the teacher's classifier, behind a projector",

@@ -19,6 +19,7 @@ HISTORY_FILE = "history.jsonl"
 LOG_FILE = "log.txt"
 METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.npz"
+WEIGHTS_FILE = "weights.safetensors"
 TAIL_BYTES = 65536
 
 

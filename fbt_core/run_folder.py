@@ -27,10 +27,11 @@ from fbt_core.run_files import (
     PREDICTIONS_FILE,
     PROGRESS_FILE,
     SPEC_FILE,
+    WEIGHTS_FILE,
     read_json,
 )
 from fbt_core.spec import RunSpec
-from fbt_core.weights import WEIGHTS_FILE, serialise
+from fbt_core.weights import serialise
 
 PROGRESS_SECONDS = 2.0
 

@@ -25,12 +25,12 @@ from torch import Tensor, nn
 
 from fbt_core.errors import UserError
 from fbt_core.files import write_bytes
+from fbt_core.run_files import WEIGHTS_FILE
 from fbt_core.spec import ID_PATTERN, NetworkSpec
 
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Names under which published checkpoints keep their weights; an EMA is preferred, as in timm."""
 SHOWN = 3
-WEIGHTS_FILE = "weights.safetensors"
 
 
 @dataclass(frozen=True)

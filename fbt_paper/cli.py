@@ -271,6 +271,38 @@ def eval_command(options: Options) -> int:
     return subprocess.run([sys.executable, "-m", *command], check=False).returncode
 
 
+def bundle_command(options: Options) -> int:
+    """Write finished runs as one file that can be merged elsewhere or published (RO-Crate)."""
+    from fbt_core.run_files import METRICS_FILE
+    from fbt_paper.bundle.write import write_bundle
+
+    flow = open_flow(options)
+    tables = [name for name in options.names if name in flow.plan.tables]
+    runs = [find_run(flow, name) for name in options.names if name not in tables]
+    runs += [run for table in tables for run in flow.plan.tables[table].runs]
+    chosen = flow.plan.needed(runs) if options.names else tuple(flow.plan.runs)
+    folders = [Path(flow.runs, run) for run in chosen if Path(flow.runs, run, METRICS_FILE).exists()]
+    if not folders:
+        raise UserError("none of these runs is finished", where=flow.runs, hint="`fbt status` says more")
+    size = write_bundle(folders, options.to, flow.scale, not options.without_names, options.licence)
+    print(f"{options.to}: {len(folders)} of {len(chosen)} runs, {size / 2**20:.1f} MiB")
+    return 0
+
+
+def merge_command(options: Options) -> int:
+    """Add the runs of a bundle to the results here; exit code 1 if one is here already with other bytes."""
+    from fbt_paper.bundle.merge import merge_bundle
+
+    flow = open_flow(options)
+    merged = merge_bundle(options.bundle, Path(flow.runs), flow.scale)
+    known = sum(run in flow.plan.runs for run in (*merged.added, *merged.same))
+    print(f"{options.bundle}: {len(merged.added)} runs added, {len(merged.same)} were here already")
+    print(f"the plan of scale {flow.scale} shows {known} of them; `snakemake` builds what shows them")
+    for run, problem in merged.conflicts.items():
+        print(f"conflict, nothing changed: {run}: {problem}", file=sys.stderr)
+    return 1 if merged.conflicts else 0
+
+
 def init_command(options: Options) -> int:
     """Make a folder to work in: Snakefile, config, workflow and profiles (a clone is one already)."""
     from fbt_paper.init import write_working_copy
@@ -362,6 +394,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_plan_commands(commands)
     _add_result_commands(commands)
     _add_weight_commands(commands)
+    _add_travel_commands(commands)
     _add_machine_commands(commands)
     return parser
 
@@ -471,6 +504,20 @@ def _add_weight_commands(commands: Any) -> None:
     )
     evaluate.add_argument("--weights", type=Path, metavar="FILE", help="other weights of the same network")
     evaluate.add_argument("--csv", type=Path, metavar="FILE", help="accuracy by class, or the predictions")
+
+
+def _add_travel_commands(commands: Any) -> None:
+    bundle = _add(commands, "bundle", bundle_command, "fbt bundle table5 --to table5.zip --without-names")
+    bundle.add_argument(
+        "names", nargs="*", metavar="TABLE|RUN", help="with all they need (default: all that is finished)"
+    )
+    bundle.add_argument("--to", type=Path, required=True, metavar="FILE", help="a new zip file")
+    bundle.add_argument(
+        "--without-names", action="store_true", help="leave out hosts, users, job ids and GPU numbers"
+    )
+    bundle.add_argument("--licence", default="", metavar="URL", help="of the results, for their metadata")
+    merge = _add(commands, "merge", merge_command, "fbt merge table5.zip")
+    merge.add_argument("bundle", type=Path, metavar="FILE", help="what `fbt bundle` wrote")
 
 
 def _add_machine_commands(commands: Any) -> None:

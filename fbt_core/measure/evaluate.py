@@ -27,8 +27,9 @@ from fbt_core.data.pictures import open_picture
 from fbt_core.errors import UserError
 from fbt_core.export import build_student, load_exported, preprocessing, read_metrics
 from fbt_core.files import write_text
+from fbt_core.run_files import WEIGHTS_FILE
 from fbt_core.spec import RunSpec, parse_spec
-from fbt_core.weights import WEIGHTS_FILE, fill, read_weights
+from fbt_core.weights import fill, read_weights
 
 BATCH = 64
 

@@ -11,7 +11,8 @@ import pytest
 from fbt_core import train as training
 from fbt_core.learner import Learner
 from fbt_core.run import main
-from fbt_core.weights import WEIGHTS_FILE, file_sha256, state_sha256
+from fbt_core.run_files import WEIGHTS_FILE
+from fbt_core.weights import file_sha256, state_sha256
 from tests.test_core.engine_runs import KD, arguments, make_spec, metrics_of, network, write_images
 
 SMALL = {"channels": (4, 4, 4, 4)}

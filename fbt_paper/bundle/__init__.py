@@ -1,0 +1,1 @@
+"""Results that travel: finished runs as one archive, checked when it is written and when it is taken in."""
