@@ -129,13 +129,14 @@ def check_data_command(options: Options) -> int:
 
 
 def build_table_command(options: Options) -> int:
-    """Write one table as CSV, Markdown and LaTeX from the results of its runs."""
+    """Write one table as CSV, Markdown and LaTeX; --no-paper: beside these, without the printed numbers."""
     from fbt_paper.tables.results import collect_tables
     from fbt_paper.tables.write import write_table
 
     flow = open_flow(options)
     (table,) = collect_tables(flow, choose([options.table], flow.plan.tables, "table"))
-    for path in write_table(table, Path(flow.results, "tables")):
+    folder = Path(flow.results, "tables_no_paper" if options.no_paper else "tables")
+    for path in write_table(table, folder, paper=not options.no_paper):
         print(path)
     return 0
 
@@ -169,7 +170,7 @@ def compare_command(options: Options) -> int:
 
 def judge_claims_command(options: Options) -> int:
     """Write what the results say of each claim of the paper: holds, contradicted or undecided."""
-    from fbt_paper.claims.show import to_csv, to_markdown
+    from fbt_paper.claims.show import to_csv, to_latex, to_markdown
     from fbt_paper.claims.verdicts import Evidence, judge_all
     from fbt_paper.plan.claims import ClaimPlan
 
@@ -178,7 +179,12 @@ def judge_claims_command(options: Options) -> int:
     judgements = judge_all(claims, Evidence(flow.config, flow.plan, Path(flow.results)))
     datasets = dict.fromkeys(spec.dataset.name for spec in flow.plan.runs.values())
     data = f"scale {flow.scale}, {', '.join(datasets)}"
-    for kind, text in (("csv", to_csv(judgements)), ("md", to_markdown(judgements, data))):
+    texts = {
+        "csv": to_csv(judgements),
+        "md": to_markdown(judgements, data),
+        "tex": to_latex(judgements, data),
+    }
+    for kind, text in texts.items():
         path = Path(flow.results, f"{options.claims}.{kind}")
         write_text(path, text)
         print(path)
@@ -474,6 +480,9 @@ def _add_result_commands(commands: Any) -> None:
     diff.add_argument("second", metavar="RUN")
     table = _add(commands, "build-table", build_table_command, "fbt build-table table5")
     table.add_argument("table", metavar="TABLE")
+    table.add_argument(
+        "--no-paper", action="store_true", help="without the printed numbers, into tables_no_paper/"
+    )
     claims = _add(commands, "judge-claims", judge_claims_command, "fbt judge-claims claims")
     claims.add_argument("claims", choices=["claims", "claims_grid"], metavar="claims[_grid]")
     results = _add(commands, "collect-results", collect_results_command, "fbt collect-results table5")

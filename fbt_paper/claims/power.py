@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fbt_paper.claims.statistics import smallest_difference
 from fbt_paper.config.claims import Claim, Observation, Ratio, named_cells, pairs
 from fbt_paper.config.records import ReferenceRow
 from fbt_paper.plan.claims import ClaimPlan
+from fbt_paper.tables.statistics import smallest_difference
 
 SEED_DEVIATION = 0.5
 """Standard deviation (points) of a paired difference over seeds, as planning assumes."""

@@ -1,4 +1,4 @@
-"""The verdicts as CSV and Markdown."""
+"""The verdicts as CSV, Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from fbt_paper.claims.verdicts import Judgement
+from fbt_paper.tables.latex import escape_latex, footnotes, hints
 
 HEADER = ("key", "where", "claim", "verdict", "evidence", "chance", "note")
 ORDER = ("holds", "contradicted", "undecided", "not measured")
@@ -44,6 +45,31 @@ def to_csv(judgements: Sequence[Judgement]) -> str:
         row = (claim.key, claim.where, claim.says, judgement.verdict, judgement.words)
         writer.writerow((*row, chance(judgement), claim.note or ""))
     return text.getvalue()
+
+
+def to_latex(judgements: Sequence[Judgement], data: str) -> str:
+    """The claims as a LaTeX table whose texts wrap within the width of the text."""
+    caption = escape_latex(f"What these runs say of the paper's statements. Measured on: {data}.")
+    lines = [
+        r"% needs \usepackage{booktabs}",
+        r"\begin{table}",
+        r"\centering\footnotesize\sloppy",
+        rf"\caption{{{caption}}}",
+        r"\label{tab:claims}",
+        # Of the width of the text less the three gaps between columns.
+        r"\newlength{\claimswidth}\setlength{\claimswidth}{\dimexpr\linewidth-4\tabcolsep\relax}",
+        r"\begin{tabular}{@{}p{.43\claimswidth}p{.18\claimswidth}p{.39\claimswidth}@{}}",
+        r"\toprule",
+        r"Claim & Verdict & Evidence (points, 95\,\% interval) \\",
+        r"\midrule",
+    ]
+    for judgement in judgements:
+        claim = judgement.claim
+        cells = (f"{claim.says} ({claim.where})", judgement.verdict, judgement.words)
+        lines.append(" & ".join(map(escape_latex, cells)) + r" \\")
+    notes = footnotes([RULE.replace("*", "")])
+    table = "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *notes, r"\end{table}", ""])
+    return "".join([*hints(table), table])
 
 
 def to_markdown(judgements: Sequence[Judgement], data: str) -> str:

@@ -1,7 +1,7 @@
 """What the measured numbers say of each claim: it holds, it is contradicted, or this evidence cannot decide.
 
 The rule, the same for every claim: a difference has a two-sided 95 % interval
-(fbt_paper/claims/statistics.py). A claim "A is above B by d" holds if the whole interval is above d, is
+(fbt_paper/tables/statistics.py). A claim "A is above B by d" holds if the whole interval is above d, is
 contradicted if the whole interval is below d, and is undecided otherwise. If A and B are truly equal, each
 of the two wrong verdicts comes in at most 2.5 % of cases.
 
@@ -21,14 +21,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from fbt_paper.claims.outcomes import CellOutcome, compare, compare_means, read_cell
-from fbt_paper.claims.statistics import CONFIDENCE, Estimate, holm
 from fbt_paper.config.claims import Above, Claim, Observation, Ordered, Ratio, Same, Varies, pairs
 from fbt_paper.config.load import Config
 from fbt_paper.config.records import CostTable
 from fbt_paper.plan.runs import Plan
 from fbt_paper.tables.cost_table import collect_costs
 from fbt_paper.tables.frame import rows_of
+from fbt_paper.tables.outcomes import CellOutcome, compare, compare_means, read_cell
+from fbt_paper.tables.statistics import CONFIDENCE, Estimate, holm
 
 Verdict = Literal["holds", "contradicted", "undecided", "not measured"]
 WRONG = (1 - CONFIDENCE) / 2

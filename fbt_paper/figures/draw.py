@@ -22,11 +22,13 @@ from fbt_core.errors import nearest
 from fbt_core.files import write_text
 from fbt_paper.config.figures import FeaturesFigure
 from fbt_paper.config.load import ConfigError, Problem
+from fbt_paper.config.records import AccuracyTable
 from fbt_paper.figures import curves, dots, features, similarity, taxonomy
 from fbt_paper.figures.canvas import lay_out, plain, save_pdf, save_png, styled
 from fbt_paper.plan.figures import Drawing, FigurePlan
 from fbt_paper.tables.frame import TableResults, as_csv, collect, histories, score_remark
 from fbt_paper.tables.latex import SYMBOL
+from fbt_paper.tables.leads import methods_side_by_side
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -241,7 +243,7 @@ def paint_curves(plan: FigurePlan, drawing: Drawing, files: Files) -> list[Pictu
 def columns_are_methods(plan: FigurePlan, table: str) -> bool:
     """Whether a table has its methods side by side (the grids): drawn with a panel per pair all the same."""
     entry = plan.flow.config.tables[table]
-    return any(getattr(line, "method", None) for line in getattr(entry, "columns", ()))
+    return isinstance(entry, AccuracyTable) and methods_side_by_side(entry)
 
 
 def list_curves(table: TableResults, runs: Path, turned: bool = False) -> pd.DataFrame:

@@ -51,7 +51,7 @@ def describe_table(results: Results) -> Record:
     """A table's title, caption, header, lines and the texts to copy."""
     sheet = make_sheet(results)
     if isinstance(results, CostResults):
-        lines = [{"label": pretty(line[0]), "texts": line[1:], "closing": False} for line in sheet.lines]
+        lines = [{"label": pretty(str(line[0])), "texts": line[1:], "closing": False} for line in sheet.lines]
     else:
         lines = list(_describe_lines(results))
     return {
@@ -90,7 +90,12 @@ def describe_cell(table: TableResults, row: str, column: str, name: str, cell: A
         **names,
         "there": True,
         "ours": _known(cell.mean),
-        "deviation": _known(cell.deviation),
+        "spread": _known(cell.spread),
+        "one_seed": pd.isna(cell.deviation),
+        "lead": table.leads.get((row, column), ""),
+        "state": cell.state,
+        "gain": _known(cell.gain),
+        "printed_gain": _known(cell.printed_gain),
         "paper": _known(cell.printed),
         "mark": STATUS_MARKS[cell.status] if printed else "",
         "gap": signed(cell.gap),

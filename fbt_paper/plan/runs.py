@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from fbt_core.spec import RunSpec
 from fbt_paper.config.load import Config
@@ -56,6 +57,20 @@ class Plan:
             needed[run] = None
         return tuple(needed)
 
+    def scratch_of(self, run: str) -> str | None:
+        """The run of the same student, recipe and seed without a teacher; None: not planned, or itself."""
+        scratch = self._scratch.get(_without_teacher(self.runs[run]))
+        return None if scratch == run else scratch
+
+    @cached_property
+    def _scratch(self) -> dict[tuple[str, ...], str]:
+        """Runs that begin with nothing and learn from labels alone, by all that a gain over them shares."""
+        return {
+            _without_teacher(spec): run
+            for run, spec in self.runs.items()
+            if spec.method.name == "scratch" and spec.student.weights == "none"
+        }
+
     def tables_of(self, run: str) -> tuple[str, ...]:
         """Keys of the tables that show this run."""
         return tuple(key for key, table in self.tables.items() if run in table.runs)
@@ -68,6 +83,14 @@ class Plan:
     def all_tables(self) -> tuple[str, ...]:
         """Keys of the tables that `snakemake all` builds; the scale says whether the grids are among them."""
         return self.target(*self.size.targets)
+
+
+def _without_teacher(spec: RunSpec) -> tuple[str, ...]:
+    """What a run has in common with the training of its student without a teacher, as text."""
+    # Started from nothing: a later phase of a chain is compared with the student's own training as well.
+    student = spec.student.model_copy(update={"weights": "none"})
+    parts = (spec.dataset, student, spec.recipe, spec.test_crop)
+    return (*("" if part is None else part.model_dump_json() for part in parts), str(spec.seed))
 
 
 def plan(config: Config) -> Plan:

@@ -87,6 +87,13 @@ class Flow(Runs):
         files = [f"{self.runs}/{run}/metrics.json" for run in chosen]
         return [*files, *(f"{self.results}/costs/{table}.json" for table in counted)]
 
+    def with_scratch(self, tables: Iterable[str]) -> list[str]:
+        """Results that these tables show, and those of the same students without a teacher (gains)."""
+        runs = [run for table in tables for run in self.plan.tables[table].runs]
+        scratch = dict.fromkeys(filter(None, map(self.plan.scratch_of, runs)))
+        files = [*self.results_of(tables), *(f"{self.runs}/{run}/metrics.json" for run in scratch)]
+        return list(dict.fromkeys(files))
+
     def counted(self, table: str) -> str:
         """A digest of what a cost table's counts follow from: its pairs, their networks, size and blocks."""
         entry = self.config.tables[table]

@@ -8,10 +8,10 @@ from fbt_paper.tables.cost_table import UNITS, CostResults
 from fbt_paper.tables.frame import TableResults, rows_of, score_remark
 from fbt_paper.tables.reference import legend
 from fbt_paper.tables.render import (
+    cell_text,
     cost_cells,
     escape_markdown,
     markdown_table,
-    measured,
     note_of,
     printed,
     signed,
@@ -23,6 +23,11 @@ FULL_SIZE = (
     "itself holds the true counts too."
 )
 HEAD = ("Row", "Column", "Ours", "Paper", "Gap", "Seeds")
+GAINS = ("Gain", "Printed gain")
+GAIN_REMARK = (
+    "Gain: over the same student, trained without a teacher by the same recipe and seed; empty if that "
+    "is not finished. Printed gain: over the printed accuracy from scratch."
+)
 
 
 def to_markdown(tables: Sequence[Results], scale_label: str) -> str:
@@ -42,13 +47,15 @@ def _mark(scale_label: str) -> str:
 def _accuracy(table: TableResults) -> list[str]:
     cells = list(rows_of(table.cells))
     lines = [
-        [c.row_label, c.column_label, measured(c), printed(c), signed(c.gap), str(c.seeds or "")]
+        [c.row_label, c.column_label, cell_text(c, table.leads.get(c.Index, ""), paper=False), printed(c)]
+        + [signed(c.gap), str(c.seeds or ""), signed(c.gain), signed(c.printed_gain)]
         for c in cells
     ]
     notes = [f"{c.row_label}, {c.column_label}: {note_of(c)}" for c in cells if note_of(c)]
     parts = [f"## {escape_markdown(table.title)}{_mark(table.scale_label)}", escape_markdown(table.caption)]
     parts += [f"> **Warning:** {escape_markdown(warning)}." for warning in table.warnings]
-    parts += [markdown_table(HEAD, lines), *map(escape_markdown, legend(table.cells.status))]
+    parts += [markdown_table((*HEAD, *GAINS), lines), GAIN_REMARK]
+    parts += [*map(escape_markdown, legend(table.cells.status)), *map(escape_markdown, table.remarks[1:])]
     return [*parts, *(["\n".join(f"- {escape_markdown(note)}" for note in notes)] if notes else [])]
 
 

@@ -7,9 +7,10 @@ Every table, figure and page is made from it: `groupby` gives means and deviatio
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from fbt_paper.config.load import Config, ConfigError, Problem
 from fbt_paper.config.records import AccuracyTable, ReferenceRow
 from fbt_paper.plan.runs import Plan
 from fbt_paper.tables.reference import printed_numbers
+from fbt_paper.tables.statistics import binomial_error
 
 Metrics = Mapping[str, Any]
 Cell = tuple[str, str]
@@ -32,6 +34,13 @@ SCORES = {
 }
 """What config.yaml's `score` takes from a run, in words."""
 
+SPREADS = (
+    "±: the sample standard deviation over seeds; with † of one seed, the standard error of its test images."
+)
+LEADING = (
+    "Bold: above every other of its pair beyond noise (95 % interval, last epoch); underlined, or in "
+    "italics: the best and those that cannot be separated from it."
+)
 SIGNED_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 CELL_COLUMNS = ["scale", "table", "row", "column", "row_label", "column_label", "unit"]
 PRINTED_COLUMNS = ["printed", "status", "source", "remark"]
@@ -45,7 +54,8 @@ MIXED = {
 """What should be the same in all runs of a table, in words."""
 COLUMNS = [
     *CELL_COLUMNS,
-    *("seed", "run", "epoch", "score", "note"),
+    *("seed", "run", "epoch", "score", "last", "images", "note", "state"),
+    *("scratch", "printed_scratch"),
     *PRINTED_COLUMNS,
     *("method", "method_revision", *MIXED),
 ]
@@ -54,14 +64,9 @@ COLUMNS = [
 def score_remark(score: str, seeds: Sequence[int] | None = None) -> str:
     """Which epoch's top-1 is shown; with the seed counts of a table's cells: empty if none is measured."""
     if seeds is None:
-        epoch = f"Ours is top-1 in % of {SCORES[score]}"
-        return f"{epoch}, the mean over the seeds; ± is their sample standard deviation."
+        return f"Ours is top-1 in % of {SCORES[score]}, the mean over the seeds. {SPREADS}"
     counts = ", ".join(map(str, seeds))
-    return (
-        f"Top-1 of {SCORES[score]}. Seeds per cell: {counts}; ± is the sample standard deviation."
-        if counts
-        else ""
-    )
+    return f"Top-1 of {SCORES[score]}. Seeds per cell: {counts}. {SPREADS}" if counts else ""
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,8 @@ class TableResults:
     columns: Sequence[tuple[str, str]]
     frame: pd.DataFrame
     score: str = "best"
+    leads: Mapping[Cell, str] = field(default_factory=dict)
+    """Cells that lead their pair or are tied with the best (fbt_paper/tables/leads.py)."""
 
     @cached_property
     def cells(self) -> pd.DataFrame:
@@ -94,29 +101,69 @@ class TableResults:
 
     @property
     def remarks(self) -> list[str]:
-        """Which epoch's top-1 this is, over how many seeds; empty while nothing is measured."""
-        remark = score_remark(self.score, sorted(set(self.cells.seeds) - {0}))
-        return [remark] if remark else []
+        """Which epoch's top-1 this is, what ± and bold mean, how optimistic it is; empty without a number."""
+        remarks = [score_remark(self.score, sorted(set(self.cells.seeds) - {0})), self._progress()]
+        remarks += [LEADING] if self.leads else []
+        return [remark for remark in [*remarks, self._optimism()] if remark]
+
+    def _progress(self) -> str:
+        """How many cells are filled, while some are not."""
+        planned = self.cells.runs.map(len)
+        filled = int(((planned > 0) & (self.cells.seeds == planned)).sum())
+        return "" if filled == (planned > 0).sum() else f"{filled} of {(planned > 0).sum()} cells are filled."
+
+    def _optimism(self) -> str:
+        """What choosing the epoch on the test images can add at most; empty if no epoch is chosen so."""
+        above = self.cells.optimism.dropna()
+        if self.score == "last" or above.empty:
+            return ""
+        # A maximum over epochs on the test set itself: the last epoch is what an honest user would have.
+        return (
+            "The epoch is chosen on the test images, which is optimistic: this score is above the last "
+            f"epoch's by {above.mean():.2f} points on average, by {above.max():.2f} at most."
+        )
 
 
 def cells_of(frame: pd.DataFrame) -> pd.DataFrame:
-    """The cells of a table's frame: mean, deviation (from two seeds on), seeds, runs, printed, gap, notes."""
+    """The cells of a table's frame: mean, seeds, runs, printed, gap, notes, and how sure the mean is.
+
+    `deviation` is over seeds (from two on), `spread` is it or else the test images' standard error, `gain`
+    the difference to `scratch` (the same recipe without a teacher), `optimism` the best epoch minus the last.
+    """
     # Unsorted, here and below: a table's lines stand in the order of its file, not of the alphabet.
-    groups = frame.groupby(["row", "column"], sort=False)
+    keys = [frame.row, frame.column]
+    groups = frame.groupby(keys, sort=False)
+    mean, deviation = groups.score.mean(), groups.score.std()
     # The first value that is known: labels and printed numbers are the same in every seed of a cell.
     cells = groups[["row_label", "column_label", "unit", "note", *PRINTED_COLUMNS]].first()
     return cells.assign(
-        mean=groups.score.mean(),
-        deviation=groups.score.std(),
-        # Rows that have a run: a cell without one still has a row, for its printed number.
-        seeds=groups.run.count(),
+        mean=mean,
+        deviation=deviation,
+        spread=deviation.fillna(_of_images(mean, groups.images.first())),
+        # Rows whose run is finished: a cell without one still has a row, for its printed number.
+        seeds=frame.score.where(frame.run.notna()).groupby(keys, sort=False).count(),
         runs=groups.run.agg(lambda runs: tuple(runs.dropna())),
-        gap=groups.score.mean() - cells.printed,
+        state=groups.state.agg(lambda states: "; ".join(dict.fromkeys(states.dropna()))),
+        gap=mean - cells.printed,
+        scratch=groups.scratch.mean(),
+        # Seed by seed: a seed whose baseline is not finished counts in neither mean.
+        gain=(frame.score - frame.scratch).groupby(keys, sort=False).mean(),
+        printed_gain=cells.printed - groups.printed_scratch.first(),
+        optimism=(frame.score - frame["last"]).groupby(keys, sort=False).mean(),
     )
 
 
-def collect(config: Config, plan: Plan, key: str, runs: Path) -> TableResults:
-    """An accuracy table from the results of its runs, all of which must be finished."""
+def _of_images(mean: pd.Series, images: pd.Series) -> pd.Series:
+    """The standard error (points) of accuracies (percent) that were measured on so many test images."""
+    known = zip(mean, images, strict=True)
+    errors = [binomial_error(m, i) if pd.notna(m) and pd.notna(i) else math.nan for m, i in known]
+    return pd.Series(errors, index=mean.index, dtype=float)
+
+
+def collect(
+    config: Config, plan: Plan, key: str, runs: Path, unfinished: Mapping[str, str] | None = None
+) -> TableResults:
+    """An accuracy table from the results of its runs; of those in `unfinished` it shows how they stand."""
     table = config.tables[key]
     if not isinstance(table, AccuracyTable):
         raise ConfigError([Problem(f"config/tables/{key}.yaml", "kind", "not an accuracy table")])
@@ -128,7 +175,13 @@ def collect(config: Config, plan: Plan, key: str, runs: Path) -> TableResults:
 
     # one row per seed, or one that holds the printed number alone
     printed = printed_numbers(config, key)
-    results = {run: _describe_run(run, runs, config.main.score) for run in plan.tables[key].runs}
+    results: dict[str, dict[str, object]] = {}
+    for run in plan.tables[key].runs:
+        if unfinished and run in unfinished:
+            results[run] = {"run": run, "seed": plan.runs[run].seed, "state": unfinished[run]}
+        else:
+            results[run] = _describe_run(run, runs, config.main.score)
+            results[run] |= _baseline(config, plan, run, runs)
     measured = [
         {"row": cell.row, "column": cell.column, "note": cell.note, **results.get(run or "", {})}
         for cell in plan.tables[key].cells.values()
@@ -162,7 +215,8 @@ def make_frame(rows: Sequence[Mapping[str, object]], **same: str) -> pd.DataFram
     """A frame of these rows; `same` are values that all rows share."""
     frame = pd.DataFrame([{**same, **row} for row in rows], columns=COLUMNS)
     # Rows without a run have no seed: Int64 can say so, while int cannot and float would write 0.0.
-    return frame.astype({"score": float, "printed": float, "seed": "Int64"})
+    numbers = dict.fromkeys(("score", "last", "scratch", "printed_scratch", "images", "printed"), float)
+    return frame.astype({**numbers, "seed": "Int64"})
 
 
 def _printed(reference: ReferenceRow | None) -> dict[str, object]:
@@ -220,9 +274,29 @@ def _describe_run(run: str, runs: Path, score: str) -> dict[str, object]:
         "seed": spec.get("seed"),
         "epoch": chosen.get("epoch"),
         "score": top1,
+        "last": (metrics.get("last") or {}).get("top1"),
+        "images": spec.get("dataset", {}).get("test_images"),
         "method": method.get("name"),
         **{name: None if value is None else str(value) for name, value in made.items()},
     }
+
+
+def _baseline(config: Config, plan: Plan, run: str, runs: Path) -> dict[str, object]:
+    """The score of the same training without a teacher, if finished, and what the paper prints for it."""
+    scratch = plan.scratch_of(run)
+    if scratch is None:
+        return {}
+    # The same run stands in several cells (one per teacher), of which some may have no printed number.
+    printed = [
+        reference.value
+        for table in plan.tables_of(scratch)
+        for cell, reference in printed_numbers(config, table).items()
+        if cell in plan.tables[table].cells and scratch in plan.tables[table].cells[cell].runs
+    ]
+    known: dict[str, object] = {"printed_scratch": printed[0]} if printed else {}
+    if (runs / scratch / "metrics.json").exists():
+        known["scratch"] = _describe_run(scratch, runs, config.main.score)["score"]
+    return known
 
 
 def _gains(table: AccuracyTable, frame: pd.DataFrame) -> Iterator[dict[str, object]]:

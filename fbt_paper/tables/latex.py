@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
 
 from fbt_paper.tables.cost_table import CostResults
 from fbt_paper.tables.frame import rows_of
-from fbt_paper.tables.render import Sheet, all_remarks, make_sheet
+from fbt_paper.tables.render import CellText, Sheet, all_remarks, make_sheet
 from fbt_paper.tables.results import Results
 
 SYMBOL = re.compile(r"\b([LK])_([A-Za-z]+)\b")
@@ -152,13 +152,16 @@ def _letter(letter: str) -> str:
     return letter if letter.isprintable() else ""
 
 
-def to_latex(results: Results) -> str:
-    """A `table` with its caption and notes; shrunk where it would be wider than the text."""
-    sheet = make_sheet(results)
+def to_latex(results: Results, paper: bool = True) -> str:
+    """A `table` with its caption and notes; shrunk where it would be wider than the text.
+
+    `paper`: with the printed numbers beside ours; without them it is a table for a paper of one's own.
+    """
+    sheet = make_sheet(results, paper)
     # LaTeX numbers its tables, so a title that is a number alone would be said twice
     title = "" if re.fullmatch(r"Table \w+", results.title) else f"{results.title}."
     caption = escape_latex(" ".join(filter(None, [sheet.scale_label, title, sheet.caption])))
-    tabular = "\n".join(_cost_body(results)) if isinstance(results, CostResults) else _body(sheet)
+    tabular = "\n".join(_cost_body(results, paper)) if isinstance(results, CostResults) else _body(sheet)
     lines = [
         r"% needs \usepackage{booktabs,graphicx}",
         r"\begin{table}",
@@ -168,13 +171,17 @@ def to_latex(results: Results) -> str:
         # \resizebox alone would also blow a small table up to the width of the text.
         rf"\resizebox{{\ifdim\width>\linewidth\linewidth\else\width\fi}}{{!}}{{{tabular}}}",
     ]
-    remarks = [escape_latex(remark) + r"\par" for remark in all_remarks(sheet)]
-    notes = [r"\par\smallskip", r"{\footnotesize", *remarks, "}"] if remarks else []
-    table = "\n".join([*lines, *notes, r"\end{table}", ""])
-    return "".join([*_hints(table), table])
+    table = "\n".join([*lines, *footnotes(all_remarks(sheet)), r"\end{table}", ""])
+    return "".join([*hints(table), table])
 
 
-def _hints(table: str) -> Iterator[str]:
+def footnotes(remarks: Sequence[str]) -> list[str]:
+    """The lines of the notes below a table."""
+    lines = [escape_latex(remark) + r"\par" for remark in remarks]
+    return [r"\par\smallskip", r"{\footnotesize", *lines, "}"] if lines else []
+
+
+def hints(table: str) -> Iterator[str]:
     """A comment for each letter that pdfLaTeX cannot print: its own error would not say what to do."""
     # Sorted: the order of a set differs from process to process, and the file must not.
     for letter in sorted({letter for letter in table if not letter.isascii()}):
@@ -184,26 +191,38 @@ def _hints(table: str) -> Iterator[str]:
 
 
 def _body(sheet: Sheet) -> str:
-    frame = pd.DataFrame([[escape_latex(text) for text in line] for line in sheet.lines])
+    frame = pd.DataFrame([[_cell(cell) for cell in line] for line in sheet.lines])
     head: dict[Any, str] = {index: escape_latex(text) for index, text in enumerate(sheet.head)}
     styler = frame.style.hide(axis="index").format_index(head.__getitem__, axis=1)
     text: str = styler.to_latex(hrules=True, column_format="l" + "r" * (len(head) - 1))
     return text.rstrip()
 
 
-def _cost_body(costs: CostResults) -> Iterator[str]:
+def _cell(cell: str | CellText) -> str:
+    """Bold leads beyond noise, underlined is tied with the best."""
+    if isinstance(cell, str):
+        return escape_latex(cell)
+    command = {"leads": r"\textbf", "tied": r"\underline"}.get(cell.lead)
+    ours = escape_latex(cell.ours)
+    rest = escape_latex(cell.rest)
+    return (f"{command}{{{ours}}}" if command else ours) + (f" {rest}" if rest else "")
+
+
+def _cost_body(costs: CostResults, paper: bool) -> Iterator[str]:
     """Parameters and MACs side by side, the pairs as groups of lines."""
     # By hand: Styler writes no line across all columns between rows, as the pairs' titles are.
-    yield r"\begin{tabular}{lrrrrrr}"
+    counted = ["paper", "its rule", "true"] if paper else ["paper's rule", "true"]
+    width = len(counted)
+    yield rf"\begin{{tabular}}{{l{'r' * 2 * width}}}"
     yield r"\toprule"
-    yield r" & \multicolumn{3}{c}{Parameters (M)} & \multicolumn{3}{c}{MACs (G)} \\"
-    yield r"\cmidrule(lr){2-4} \cmidrule(lr){5-7}"
-    yield rf"{escape_latex(costs.corner)} & paper & its rule & true & paper & its rule & true \\"
+    yield rf" & \multicolumn{{{width}}}{{c}}{{Parameters (M)}} & \multicolumn{{{width}}}{{c}}{{MACs (G)}} \\"
+    yield rf"\cmidrule(lr){{2-{1 + width}}} \cmidrule(lr){{{2 + width}-{1 + 2 * width}}}"
+    yield rf"{escape_latex(costs.corner)} & {' & '.join(counted * 2)} \\"
     for _, pair in costs.frame.groupby("row", sort=False):
         yield r"\midrule"
-        yield rf"\multicolumn{{7}}{{l}}{{{escape_latex(pair.row_label.iloc[0])}}} \\"
+        yield rf"\multicolumn{{{1 + 2 * width}}}{{l}}{{{escape_latex(pair.row_label.iloc[0])}}} \\"
         for _, part in pair.groupby("part", sort=False):
-            cells = [text for count in rows_of(part) for text in _count(count)]
+            cells = [text for count in rows_of(part) for text in _count(count)[-width:]]
             yield rf"\quad {escape_latex(part.label.iloc[0])} & {' & '.join(cells)} \\"
     yield r"\bottomrule"
     yield r"\end{tabular}"

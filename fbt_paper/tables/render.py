@@ -13,9 +13,23 @@ from fbt_paper.tables.frame import TableResults, as_csv, rows_of
 from fbt_paper.tables.reference import STATUS_MARKS, legend
 from fbt_paper.tables.results import Results
 
+ONE_SEED = "†"
+"""Behind a ± that is of one seed: the standard error of its test images."""
 READING = "Each cell: measured (printed)."
 COST_HEAD = ["Params (paper)", "Params (its rule)", "Params (true)"]
 COST_HEAD += ["MACs (paper)", "MACs (its rule)", "MACs (true)"]
+
+
+@dataclass(frozen=True)
+class CellText:
+    """A cell as text: ours, which is set off by `lead` (leads, tied), and what stands behind it."""
+
+    ours: str
+    rest: str = ""
+    lead: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.ours}{self.rest}"
 
 
 @dataclass(frozen=True)
@@ -25,27 +39,33 @@ class Sheet:
     caption: str
     scale_label: str
     head: Sequence[str]
-    lines: Sequence[Sequence[str]]
+    lines: Sequence[Sequence[str | CellText]]
     remarks: Sequence[str]
     warnings: Sequence[str]
 
 
-def make_sheet(results: Results) -> Sheet:
-    """The table with its cells as text."""
+def make_sheet(results: Results, paper: bool = True) -> Sheet:
+    """The table with its cells as text; `paper`: with the printed numbers."""
     if isinstance(results, CostResults):
-        head = [results.corner, "", *COST_HEAD]
-        return Sheet(results.caption, "", head, cost_lines(results), results.remarks, [])
+        # Of each quantity the first number is the printed one.
+        shown = [i for i in range(len(COST_HEAD)) if paper or i % 3]
+        head = [results.corner, "", *(COST_HEAD[i] for i in shown)]
+        lines = [[*line[:2], *(line[2 + i] for i in shown)] for line in cost_lines(results)]
+        return Sheet(results.caption, "", head, lines, results.remarks if paper else [], [])
     # By (row, column): a skipped cell has no entry and stays empty.
-    texts = {cell.Index: cell_text(cell) for cell in rows_of(results.cells)}
+    texts = {
+        cell.Index: cell_text(cell, results.leads.get(cell.Index, ""), paper)
+        for cell in rows_of(results.cells)
+    }
     return Sheet(
-        caption=f"{results.caption} {READING}",
+        caption=f"{results.caption} {READING}" if paper else results.caption,
         scale_label=results.scale_label,
         head=[results.corner, *(label for _, label in results.columns)],
         lines=[
             [label, *(texts.get((row, column), "") for column, _ in results.columns)]
             for row, label in results.rows
         ],
-        remarks=[*legend(results.cells.status), *results.remarks],
+        remarks=[*(legend(results.cells.status) if paper else []), *results.remarks],
         warnings=results.warnings,
     )
 
@@ -64,9 +84,11 @@ def signed(value: float | None) -> str:
 
 
 def measured(cell: Any) -> str:
-    """Mean, and the deviation from two seeds on."""
-    # One seed has no deviation: pandas gives NaN for it, which is written as nothing.
-    return " ± ".join(filter(None, [percent(cell.mean), percent(cell.deviation)]))
+    """Mean and its ±: the deviation over seeds, or (marked) what one seed's test images alone give."""
+    # A mean over pairs has neither: pandas gives NaN for it, which is written as nothing.
+    spread = percent(cell.spread)
+    mark = ONE_SEED if spread and pd.isna(cell.deviation) else ""
+    return " ± ".join(filter(None, [percent(cell.mean), f"{spread}{mark}"]))
 
 
 def printed(cell: Any) -> str:
@@ -74,10 +96,11 @@ def printed(cell: Any) -> str:
     return "" if pd.isna(cell.printed) else f"{cell.printed:.2f}{STATUS_MARKS[cell.status]}"
 
 
-def cell_text(cell: Any) -> str:
-    """`measured (printed)`, leaving out what is not known."""
-    ours, paper = measured(cell), printed(cell)
-    return f"{ours or '-'} ({paper})" if paper else ours
+def cell_text(cell: Any, lead: str = "", paper: bool = True) -> CellText:
+    """`measured (printed)`, leaving out what is not known; of an unfinished cell how it stands."""
+    ours = " ".join(filter(None, [measured(cell), f"[{cell.state}]" if cell.state else ""]))
+    print_ = printed(cell) if paper else ""
+    return CellText(ours or ("-" if print_ else ""), f" ({print_})" if print_ else "", lead)
 
 
 def note_of(cell: Any) -> str:
@@ -117,10 +140,12 @@ def _cell_lines(table: TableResults) -> pd.DataFrame:
         # Not cells.mean: that is the frame's method.
         top1=cells["mean"].map(percent),
         deviation=cells.deviation.map(percent),
+        spread=cells.spread.map(percent),
         # No seeds: the number is a mean over pairs, or there is none at all.
         seeds=[count or "" for count in cells.seeds],
         printed=cells.printed.map(percent),
         gap=cells.gap.map(signed),
+        lead=[table.leads.get((cell.row, cell.column), "") for cell in rows_of(cells)],
         status=cells.status,
         source=cells.source,
         note=[note_of(cell) for cell in rows_of(cells)],
@@ -156,9 +181,9 @@ def escape_markdown(text: str) -> str:
     return " ".join(text.split())
 
 
-def to_markdown(results: Results) -> str:
-    """The table as printed, each cell `measured (printed)`."""
-    sheet = make_sheet(results)
+def to_markdown(results: Results, paper: bool = True) -> str:
+    """The table as printed, each cell `measured (printed)`; `paper`: with the printed numbers."""
+    sheet = make_sheet(results, paper)
     parts = [f"# {escape_markdown(results.title)}"]
     parts += [f"**{sheet.scale_label}**"] if sheet.scale_label else []
     parts += [escape_markdown(sheet.caption), markdown_table(sheet.head, sheet.lines)]
@@ -166,13 +191,22 @@ def to_markdown(results: Results) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _markdown_cell(cell: str | CellText) -> str:
+    """Bold leads beyond noise; italics are tied with the best, as Markdown cannot underline."""
+    if isinstance(cell, str):
+        return escape_markdown(cell)
+    sign = {"leads": "**", "tied": "*"}.get(cell.lead, "")
+    rest = escape_markdown(cell.rest)
+    return f"{sign}{escape_markdown(cell.ours)}{sign}{' ' if rest else ''}{rest}"
+
+
 def all_remarks(sheet: Sheet) -> list[str]:
     """What stands below the table: what its marks mean, which score it shows, and its warnings."""
     return [*sheet.remarks, *(f"Warning: {warning}." for warning in sheet.warnings)]
 
 
-def markdown_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], lines: Sequence[Sequence[str | CellText]]) -> str:
     """A Markdown table; the first column is text, the others are numbers."""
-    rows = [[escape_markdown(text) for text in line] for line in [head, *lines]]
+    rows = [[_markdown_cell(cell) for cell in line] for line in [head, *lines]]
     rule = ["---"] + ["---:"] * (len(head) - 1)
     return "\n".join("| " + " | ".join(line) + " |" for line in [rows[0], rule, *rows[1:]])

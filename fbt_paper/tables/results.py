@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import pandas as pd
 
 from fbt_paper.tables.cost_table import UNITS, CostResults, collect_costs
 from fbt_paper.tables.frame import TableResults, collect, make_frame, rows_of
+from fbt_paper.tables.leads import find_leads
 
 if TYPE_CHECKING:
     from fbt_paper.plan.targets import Flow
@@ -17,14 +19,19 @@ if TYPE_CHECKING:
 Results = TableResults | CostResults
 
 
-def collect_tables(flow: Flow, keys: Iterable[str]) -> list[Results]:
-    """These tables from the results on disk."""
-    return [
-        collect_costs(flow.config, key, Path(flow.results, "costs", f"{key}.json"))
-        if flow.plan.tables[key].kind == "cost"
-        else collect(flow.config, flow.plan, key, Path(flow.runs))
-        for key in keys
-    ]
+def collect_tables(
+    flow: Flow, keys: Iterable[str], unfinished: Mapping[str, str] | None = None
+) -> list[Results]:
+    """These tables from the results on disk; of runs in `unfinished` they show how they stand."""
+    tables: list[Results] = []
+    for key in keys:
+        if flow.plan.tables[key].kind == "cost":
+            tables.append(collect_costs(flow.config, key, Path(flow.results, "costs", f"{key}.json")))
+            continue
+        table = collect(flow.config, flow.plan, key, Path(flow.runs), unfinished)
+        leads = find_leads(flow.config, flow.plan, table, Path(flow.runs))
+        tables.append(replace(table, leads=leads))
+    return tables
 
 
 def tidy(tables: Iterable[Results]) -> pd.DataFrame:

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from fbt_core.errors import UserError
-from fbt_paper.claims.outcomes import CellOutcome, RunOutcome, uncertainty
 from fbt_paper.claims.power import plan_claims
 from fbt_paper.claims.show import counts, to_csv, to_markdown
 from fbt_paper.claims.verdicts import Evidence, judge_all
@@ -216,16 +215,6 @@ def test_tables_of_verdicts(copy, tmp_path):
     assert counts(judgements)["holds"] == 1
 
 
-def test_a_cells_own_uncertainty_is_of_its_seeds_or_else_of_its_images():
-    single = RunOutcome(80.0, 1_000, None)
-    assert uncertainty(CellOutcome({0: single})) == (pytest.approx(1.265, abs=1e-3), "images")
-    assert uncertainty(CellOutcome({0: single, 1: RunOutcome(82.0, 1_000, None)})) == (
-        pytest.approx(2**0.5),
-        "seeds",
-    )
-    assert uncertainty(CellOutcome({})) is None
-
-
 def test_the_verdicts_are_made_from_the_results_of_their_own_tables(copy):
     flow = Flow({}, copy.folder)
     claims = ClaimPlan(flow)
@@ -247,7 +236,9 @@ def test_a_claim_is_one_item_and_its_verdict_one_command(copy, tmp_path, monkeyp
     write_claims(copy, {"better": POOLED, "than": FINAL})
     monkeypatch.chdir(tmp_path)
     assert main(["--config", str(copy.folder), "judge-claims", "claims"]) == 0
-    assert capsys.readouterr().out.splitlines() == ["results/smoke/claims.csv", "results/smoke/claims.md"]
+    assert capsys.readouterr().out.splitlines() == [
+        f"results/smoke/claims.{kind}" for kind in ("csv", "md", "tex")
+    ]
     assert "not measured" in (tmp_path / "results/smoke/claims.md").read_text()
 
 

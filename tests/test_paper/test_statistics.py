@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fbt_paper.claims.statistics import (
+from fbt_paper.tables.statistics import (
     binomial_error,
     difference,
     estimate,

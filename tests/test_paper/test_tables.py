@@ -252,7 +252,7 @@ def test_the_comparison_shows_ours_paper_and_gap(runs):
     text = compare.to_markdown(tables, CONFIG.scale_label)
     assert "| L\\_MSE in the final features | Top-1 accuracy | 63.00 ± 3.00 | 65.17 | -2.17 | 3 |" in text
     assert text.count("SMOKE") >= 3
-    assert "| ViT Block | Swin-T -\\> ResNet18 | 80.00 | 81.05 | -1.05 | 1 |" in text
+    assert "| ViT Block | Swin-T -\\> ResNet18 | 80.00 ± 1.26† | 81.05 | -1.05 | 1 | +0.00 |" in text
 
 
 def test_an_unconfirmed_number_is_marked_and_an_unknown_one_stays_empty(runs):
@@ -417,7 +417,8 @@ def test_any_label_compiles(tmp_path):
 
 def test_no_table_is_wider_than_its_text_block(runs, costs, tmp_path):
     tables = [collect(CONFIG, PLAN, key, runs) for key in ("table2", "table4", "cifar100", "imagenet")]
-    assert "Overfull" not in compile_latex(tmp_path, "\n".join(to_latex(table) for table in [*tables, costs]))
+    both = [to_latex(table, paper) for table in [*tables, costs] for paper in (True, False)]
+    assert "Overfull" not in compile_latex(tmp_path, "\n".join(both))
 
 
 def compile_latex(folder: Path, tables: str) -> str:
@@ -455,6 +456,16 @@ def test_labels_are_mathematics_and_a_number_is_no_title(runs):
     assert r"$\mathcal{L}_{\mathrm{MSE}}$ in the final features & " in text
     assert "Table 4" not in text and r"\caption{SMOKE: " in text and r"{\footnotesize" in text
     assert escape_latex("K_t") == r"$K_{\mathrm{t}}$"
+
+
+def test_a_table_for_a_paper_of_ones_own_has_no_printed_number(runs, costs, tmp_path):
+    table = collect(CONFIG, PLAN, "table5", runs)
+    texts = [path.read_text() for path in write_table(table, tmp_path, paper=False)]
+    assert len(texts) == 2 and all("80.00" in text and "81.05" not in text for text in texts)
+    assert not any("printed" in text for text in texts)
+    latex, markdown = to_latex(costs, paper=False), render.to_markdown(costs, paper=False)
+    assert "paper &" not in latex and r"\multicolumn{5}{l}" in latex and latex_problems(latex) == []
+    assert "Params (its rule)" in markdown and "(paper)" not in markdown
 
 
 def test_table_6_has_groups_and_its_units_in_the_head(costs):

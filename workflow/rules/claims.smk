@@ -22,6 +22,7 @@ rule judge_claims:
             category="Claims of the paper",
         ),
         md=f"{FLOW.results}/{{claims}}.md",
+        tex=f"{FLOW.results}/{{claims}}.tex",
     log:
         f"{FLOW.results}/logs/{{claims}}.log",
     params:

@@ -161,6 +161,7 @@ rule build_page:
         results=lambda wildcards: FLOW.results_of(
             FIGURES.tables(wildcards.page), needed=True
         ),
+        scratch=lambda wildcards: FLOW.with_scratch(FIGURES.tables(wildcards.page)),
         figures=lambda wildcards: FIGURES.files(wildcards.page, rules),
         claims=lambda wildcards: CLAIMS.of_page(wildcards.page),
     output:

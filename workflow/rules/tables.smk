@@ -27,7 +27,7 @@ rule measure_cost:
 
 rule collect_results:
     input:
-        FLOW.results_of(FLOW.plan.all_tables),
+        FLOW.with_scratch(FLOW.plan.all_tables),
     output:
         f"{FLOW.results}/results.csv",
     log:
@@ -60,7 +60,7 @@ rule build_table:
 
 rule compare_with_paper:
     input:
-        lambda wildcards: FLOW.results_of(FLOW.compared(wildcards.comparison)),
+        lambda wildcards: FLOW.with_scratch(FLOW.compared(wildcards.comparison)),
     output:
         f"{FLOW.results}/{{comparison}}.md",
     log:

@@ -12,15 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fbt_core.run_files import PREDICTIONS_FILE
-from fbt_paper.claims.statistics import (
+from fbt_paper.plan.runs import Plan
+from fbt_paper.tables.statistics import (
     Estimate,
     Outcomes,
-    binomial_error,
     difference,
     estimate,
     unpaired_difference,
 )
-from fbt_paper.plan.runs import Plan
 
 EPOCH = "last"
 """Verdicts use the last epoch: the best epoch was chosen on the test images, which voids an interval."""
@@ -125,13 +124,3 @@ def stacked(runs: list[RunOutcome]) -> Outcomes | None:
     if not kept or len(kept) < len(runs) or len({len(correct) for correct in kept}) > 1:
         return None
     return np.stack(kept)
-
-
-def uncertainty(cell: CellOutcome) -> tuple[float, str] | None:
-    """A cell's own ± in points and where it comes from: its seeds, else the size of its test set."""
-    values = [run.top1 for run in cell.runs.values()]
-    if not values:
-        return None
-    if len(values) > 1:
-        return float(np.std(values, ddof=1)), "seeds"
-    return binomial_error(values[0], next(iter(cell.runs.values())).images), "images"
