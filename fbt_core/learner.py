@@ -176,7 +176,7 @@ class Learner:
         metrics = self.report.metrics(self.state, parameters)
         self.folder.publish_predictions({**self.state.predictions, "labels": test_labels})
         self.folder.publish(self.state.best_weights, {**metrics, **self.origin})
-        self.report.progress(self.state, force=True, word="done")
+        self.report.close(self.state)
 
     # -- checkpoints ---------------------------------------------------------------------------------------
 

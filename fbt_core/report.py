@@ -14,6 +14,7 @@ from fbt_core.provenance import device_name, git_state, job, kernels, now, peak_
 from fbt_core.run_folder import RunFolder
 from fbt_core.spec import ExecutionSettings, RunSpec
 from fbt_core.state import State
+from fbt_core.tracker import Tracker
 
 
 class Report:
@@ -23,9 +24,9 @@ class Report:
         self, spec: RunSpec, settings: ExecutionSettings, group: Group, folder: RunFolder, steps: int
     ) -> None:
         self.spec, self.settings, self.group, self.folder, self.steps = spec, settings, group, folder, steps
-        self.display = Display(
-            folder.path, steps, spec.recipe.epochs, shown=folder.writes, tensorboard=settings.tensorboard
-        )
+        self.display = Display(steps, spec.recipe.epochs, shown=folder.writes)
+        watched = folder.writes and settings.tracker != "none"
+        self.tracker = Tracker(settings.tracker, folder.path, folder.note) if watched else None
 
     def start_epoch(self, state: State) -> None:
         """A fresh bar for the epoch, standing where it is taken up."""
@@ -80,11 +81,19 @@ class Report:
         }
 
     def end_epoch(self, line: dict[str, Any]) -> None:
-        """The line on the terminal, in log.txt and as points of TensorBoard's curves."""
-        self.display.end_epoch(line)
+        """The line on the terminal, in log.txt and to the tracker."""
+        self.display.end_epoch()
+        if self.tracker is not None:
+            self.tracker.epoch(line)
         text = f"epoch {line['epoch']}/{self.spec.recipe.epochs}  loss {line['loss']:.4f}  "
         text += f"top-1 {line['top1']:.2f} %  {line['images_per_second']} images/s  lr {line['lr']:.2e}"
         self.folder.note(text)
+
+    def close(self, state: State) -> None:
+        """The run is done and published."""
+        self.progress(state, force=True, word="done")
+        if self.tracker is not None:
+            self.tracker.close()
 
     def metrics(self, state: State, parameters: int) -> dict[str, Any]:
         """The content of metrics.json, but the digests of the weights; `parameters` are the student's."""

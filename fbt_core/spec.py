@@ -250,6 +250,15 @@ class ExecutionSettings(Strict):
     gradient_accumulation: int = Field(default=1, ge=1)
     checkpoint_minutes: float = Field(default=15.0, gt=0)
     log_steps: int = Field(default=50, ge=1)
-    tensorboard: bool = False
+    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
     data_roots: dict[str, str] = Field(default_factory=dict)
     weight_files: dict[str, str] = Field(default_factory=dict, description="sha256 -> path")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_former_key(cls, values: Any) -> Any:
+        """Settings that were frozen for a waiting job may still say `tensorboard`."""
+        if not isinstance(values, dict) or "tensorboard" not in values:
+            return values
+        kept = {name: value for name, value in values.items() if name != "tensorboard"}
+        return {"tracker": "tensorboard", **kept} if values["tensorboard"] else kept

@@ -118,7 +118,18 @@ class Execution(Strict):
     gradient_accumulation: int = Field(ge=1)
     checkpoint_minutes: float = Field(gt=0)
     log_steps: int = Field(ge=1)
-    tensorboard: bool
+    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = Field(
+        description="where the numbers of each epoch go besides the run's own files"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_new_key(cls, values: Any) -> Any:
+        """A config.yaml of before the trackers says what it must say now."""
+        if isinstance(values, dict) and "tensorboard" in values:
+            kind = "tensorboard" if values["tensorboard"] else "none"
+            raise ValueError(f"`tensorboard: ...` is now `tracker: {kind}`")
+        return values
 
 
 class WeightFile(Strict):

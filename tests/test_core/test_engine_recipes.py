@@ -181,7 +181,7 @@ def test_lower_precision_trains_and_resumes(root, tmp_path, precision):
 
 
 @pytest.mark.parametrize(
-    "setting", [{"channels_last": True}, {"workers": 1}, {"log_steps": 1}, {"tensorboard": True}]
+    "setting", [{"channels_last": True}, {"workers": 1}, {"log_steps": 1}, {"tracker": "tensorboard"}]
 )
 def test_settings_do_not_change_what_is_learned(root, tmp_path, setting):
     spec = make_spec()
@@ -198,7 +198,7 @@ def test_settings_do_not_change_what_is_learned(root, tmp_path, setting):
     assert execution["compile"] is False
     assert execution["deterministic"] is True
     assert execution["tf32_products"] is execution["cudnn_benchmark"] is None  # only GPUs have them
-    if "tensorboard" in setting:
+    if "tracker" in setting:
         assert list((tmp_path / "changed" / spec.id / "tensorboard").glob("events*"))
 
 

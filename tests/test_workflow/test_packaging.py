@@ -92,7 +92,7 @@ def test_rules_promise_no_environment_of_their_own():
 
 def test_every_package_that_is_imported_is_declared():
     declared = {Requirement(line).name.lower().replace("_", "-") for line in project()["dependencies"]}
-    optional = {"tensorboard"}
+    optional = {"tensorboard", "wandb", "trackio"}
     ours = {"fbt_core", "fbt_paper", "snakemake_executor_plugin_submitit", "gpu_slots"}
     owner = packages_distributions()
     for path in [*ROOT.glob("fbt_core/**/*.py"), *ROOT.glob("fbt_paper/**/*.py")]:
