@@ -376,6 +376,23 @@ def test_time_limit_shorter_than_its_warning_is_refused(make: Callable[..., Any]
     )[0]  # fmt: skip
 
 
+@pytest.mark.parametrize("make", [SlurmBackend, LocalBackend])
+def test_a_job_that_needs_longer_to_save_is_warned_earlier(make: Callable[..., Any], tmp_path: Path) -> None:
+    backend = make(ExecutorSettings(signal_seconds=120), tmp_path, lambda line: None)
+    backend.facts = queue_of_one_partition()
+    requests = [read_request({"runtime": 4, **asked}, 1, "r") for asked in ({}, {"signal_seconds": 200})]
+    assert [backend.signal_seconds(request) for request in requests] == [120, 200]
+    assert backend.signal_seconds(read_request({"signal_seconds": 60}, 1, "r")) == 120
+    late = read_request({"runtime": 3, "signal_seconds": 200}, 1, "r")
+    assert "3 minutes are over before the warning 200 s ahead" in backend.problems(late)[0]
+    if make is SlurmBackend:
+        texts = [
+            backend.executor(request, "r", "t", 1)._make_submission_file_text("true", "t")
+            for request in requests
+        ]
+        assert ["--signal=USR2@120" in texts[0], "--signal=USR2@200" in texts[1]] == [True, True]
+
+
 def queue_of_one_partition() -> Any:
     """What Slurm says of a small cluster."""
     from snakemake_executor_plugin_submitit.slurm import ClusterFacts, read_partitions

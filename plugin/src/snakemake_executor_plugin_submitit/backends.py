@@ -129,17 +129,21 @@ class Backend(ABC):
 
     def time_problems(self, request: Request) -> list[str]:
         """Why a job could never work under its time limit."""
-        minutes, signal_s = self.minutes(request), self.settings.signal_seconds
+        minutes, signal_s = self.minutes(request), self.signal_seconds(request)
         if 60 * minutes > signal_s:
             return []
         return [
             f"runtime: {minutes} minutes are over before the warning {signal_s} s ahead of the time limit: "
-            "raise runtime, or lower --submitit-signal-seconds"
+            "raise runtime, or lower --submitit-signal-seconds and the resource signal_seconds"
         ]
 
     def minutes(self, request: Request) -> int:
         """The time limit that a job will have."""
         return request.runtime or UNLIMITED_MINUTES
+
+    def signal_seconds(self, request: Request) -> int:
+        """How long before its time limit a job is asked to save: the settings' time, or its own if longer."""
+        return max(self.settings.signal_seconds, request.signal_seconds)
 
     @abstractmethod
     def submit(self, jobs: Sequence[SnakemakeJob], request: Request, name: str, token: str) -> list[str]:
@@ -370,7 +374,7 @@ class SlurmBackend(Backend):
             comment=mark(token),
             # submitit would name a key of its own, which a site that checks keys does not know.
             wckey=None,
-            signal_delay_s=self.settings.signal_seconds,
+            signal_delay_s=self.signal_seconds(request),
             array_parallelism=self.settings.array_throttle or count,
             setup=setup_lines(self.settings) or None,
             # the step keeps the job's environment, also if the site or the user asks for --export=NONE
@@ -497,7 +501,7 @@ class LocalBackend(Backend):
         executor = LocalExecutor(self.folder, max_num_timeout=NEVER_BY_SUBMITIT)
         executor.update_parameters(
             timeout_min=self.minutes(request),
-            signal_delay_s=self.settings.signal_seconds,
+            signal_delay_s=self.signal_seconds(request),
             tasks_per_node=1,  # the job takes its GPUs itself, when they are free (gpu_slots)
             setup=setup_lines(self.settings),
         )

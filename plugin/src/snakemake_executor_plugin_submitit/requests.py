@@ -41,6 +41,8 @@ RESOURCES: dict[str, str] = {
     "qos": "quality of service",
     "constraint": "features the nodes must have",
     "reservation": "reservation",
+    "signal_seconds": "seconds before the time limit at which the job is asked to save, if it needs more "
+    "than --submitit-signal-seconds",
     "slurm_extra": "further options of sbatch, e.g. '--exclude=n3 --exclusive'",
 }
 """Every resource that reaches Slurm, and what it means."""
@@ -132,6 +134,7 @@ class Request:
     qos: str | None = None
     constraint: str | None = None
     reservation: str | None = None
+    signal_seconds: int = 0
     slurm_extra: tuple[tuple[str, str | bool], ...] = field(default=())
 
     @property
@@ -236,6 +239,7 @@ NUMBERS = {
     "nodes": 1,
     "tasks": 1,
     "tasks_per_node": 1,
+    "signal_seconds": 0,
 }
 """Resources that are whole numbers, and the smallest that makes sense."""
 

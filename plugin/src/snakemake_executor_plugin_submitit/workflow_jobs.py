@@ -188,7 +188,7 @@ def make_submitted(
         Path(entry.record),
         cluster=backend.name,
         runtime_s=60.0 * backend.minutes(request),
-        signal_s=float(backend.settings.signal_seconds),
+        signal_s=float(backend.signal_seconds(request)),
         max_timeouts=backend.settings.max_timeouts,
         gpus=request.gpu,
         cpus=request.cpus,
