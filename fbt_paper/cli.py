@@ -232,9 +232,14 @@ def draw_command(options: Options) -> int:
 
 
 def build_page_command(options: Options) -> int:
-    """Write the results page: one file with every table, figure and run."""
+    """Write the results page: one file with every table, figure and run; --partial: while runs go on."""
     from fbt_paper.page.build import write_page
+    from fbt_paper.partial import write_partial
 
+    if options.partial:
+        for path in write_partial(open_flow(options), options.page):
+            print(path)
+        return 0
     print(write_page(open_flow(options), options.page, options.figures, options.claims))
     return 0
 
@@ -495,6 +500,11 @@ def _add_result_commands(commands: Any) -> None:
     page.add_argument("page", choices=["index", "grid"])
     page.add_argument(
         "--figures", nargs="*", type=Path, default=[], metavar="FILE", help="what describes them"
+    )
+    page.add_argument(
+        "--partial",
+        action="store_true",
+        help="with unfinished and failed runs as they stand; tables, comparison and claims as well",
     )
     page.add_argument("--claims", type=Path, metavar="FILE", help="the verdicts that the page begins with")
     compare = _add(commands, "compare", compare_command, "fbt compare comparison")

@@ -18,6 +18,7 @@ from fbt_paper.config.records import (
     DatasetEntry,
     MainConfig,
     RecipesFile,
+    RecipeTable,
     ScaleEntry,
 )
 
@@ -30,6 +31,7 @@ FILES: dict[str, type[BaseModel]] = {
     "scale": ScaleEntry,
     "table": AccuracyTable,
     "cost_table": CostTable,
+    "recipe_table": RecipeTable,
     "claims": ClaimsFile,
 }
 

@@ -30,6 +30,7 @@ from fbt_paper.config.records import (
     DatasetEntry,
     MainConfig,
     RecipesFile,
+    RecipeTable,
     ReferenceRow,
     ScaleEntry,
     Table,
@@ -54,7 +55,11 @@ CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "config"
 FILES = ("config", "datasets", "architectures", "methods", "recipes")
 TEST_SCALE = "smoke"
 """The scale whose tiny networks the engine's tests take."""
-TABLE_KINDS: dict[str, type[BaseModel]] = {"accuracy": AccuracyTable, "cost": CostTable}
+TABLE_KINDS: dict[str, type[BaseModel]] = {
+    "accuracy": AccuracyTable,
+    "cost": CostTable,
+    "recipes": RecipeTable,
+}
 COST_COLUMNS = tuple(
     f"{part}_{what}" for part in ("student", "ofa_branch", "fbt_branch") for what in ("params", "flops")
 )

@@ -6,11 +6,12 @@ pydantic's validation context, where load.py puts the names of all files; withou
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
+    BaseModel,
     Discriminator,
     Field,
     StringConstraints,
@@ -458,7 +459,65 @@ class CostTable(Strict):
     footnotes: tuple[Text, ...] = ()
 
 
-Table = AccuracyTable | CostTable
+class RecipeColumn(Strict):
+    """One printed column of a table of recipes, and the recipe that its head names."""
+
+    key: Key
+    label: Text
+    dataset: DatasetName
+    family: RecipeRole
+
+
+def _recipe_paths(model: type[BaseModel] = RecipeSpec, prefix: str = "") -> Iterator[str]:
+    """Every setting of a recipe by its path: epochs, optimizer.name."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _recipe_paths(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+class RecipeLine(Strict):
+    """One setting: its path in a recipe, and what is printed for it in each column."""
+
+    key: Key
+    label: Text
+    setting: Text = Field(description="e.g. optimizer.weight_decay; image_size is the dataset's")
+    printed: tuple[Text, ...]
+
+    @field_validator("setting")
+    @classmethod
+    def _check_setting(cls, setting: str) -> str:
+        choices = ["image_size", *_recipe_paths()]
+        if setting not in choices:
+            raise ValueError(f"a recipe has no setting '{setting}'; {nearest(setting, choices)}")
+        return setting
+
+
+class RecipeTable(Strict):
+    """config/tables/table1.yaml: the recipes in their two readings beside what is printed."""
+
+    kind: Literal["recipes"]
+    title: Text
+    caption: Text
+    target: Literal["tables"]
+    corner: str
+    columns: Annotated[tuple[RecipeColumn, ...], Field(min_length=1), AfterValidator(_refuse_doubled_keys)]
+    rows: Annotated[tuple[RecipeLine, ...], Field(min_length=1), AfterValidator(_refuse_doubled_keys)]
+    swapped: Text = Field(description="of a value that is printed under the other dataset's head")
+
+    @model_validator(mode="after")
+    def _check_printed(self) -> RecipeTable:
+        count = len(self.columns)
+        refuse(
+            (("rows", i, "printed"), f"must hold {count} texts, one per column")
+            for i, row in enumerate(self.rows)
+            if len(row.printed) != count
+        )
+        return self
+
+
+Table = AccuracyTable | CostTable | RecipeTable
 
 
 class ReferenceRow(Strict):

@@ -110,7 +110,8 @@ def describe(drawing: Drawing, pictures: Sequence[Picture], files: Files) -> dic
             }
         )
     notes = [note for picture in pictures for note in picture.notes]
-    about = {"key": drawing.name, "title": drawing.title, "caption": drawing.caption}
+    about = {"key": drawing.name, "kind": drawing.kind, "table": drawing.table}
+    about |= {"title": drawing.title, "caption": drawing.caption}
     return {**about, "pictures": entries, "notes": notes}
 
 

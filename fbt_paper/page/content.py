@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import io
 import json
 import shlex
 from collections import Counter
@@ -13,20 +14,24 @@ from typing import Any
 
 import pandas as pd
 from markupsafe import Markup, escape
+from PIL import Image
 
-from fbt_core.run_files import read_json, read_tail
+from fbt_core.run_files import read_history, read_json, read_tail
+from fbt_core.spec import RunSpec
+from fbt_paper.config.records import AccuracyTable
+from fbt_paper.page.evidence import KINDS, describe_sources
+from fbt_paper.page.grid import group_columns, is_matrix, summarise
 from fbt_paper.plan.figures import FigurePlan
 from fbt_paper.plan.runs import Plan
 from fbt_paper.plan.targets import Flow
-from fbt_paper.tables.cost_table import CostResults
 from fbt_paper.tables.frame import TableResults, rows_of
-from fbt_paper.tables.latex import SYMBOL, to_latex
+from fbt_paper.tables.latex import SYMBOL, latex_cell, to_latex
 from fbt_paper.tables.reference import STATUS_MARKS
-from fbt_paper.tables.render import make_sheet, note_of, signed, to_csv
-from fbt_paper.tables.results import Results, collect_tables
+from fbt_paper.tables.render import cell_text, make_sheet, note_of, signed, to_csv
+from fbt_paper.tables.results import Results, collect_tables, ready_tables
 
 Record = dict[str, Any]
-POINTS = 60
+POINTS = 40
 """A curve on the page has at most so many points; the whole history is in the run's metrics.json."""
 LOG_LINES = 12
 VERDICTS = ("holds", "contradicted", "undecided", "not measured")
@@ -47,19 +52,29 @@ def plain(label: str) -> str:
 # ---------------------------------------------------------------- tables
 
 
-def describe_table(results: Results) -> Record:
-    """A table's title, caption, header, lines and the texts to copy."""
-    sheet = make_sheet(results)
-    if isinstance(results, CostResults):
+def describe_table(flow: Flow, results: Results) -> Record:
+    """A table's title, caption, header, lines and the texts to copy; of a grid its matrix and summary."""
+    sheet, entry = make_sheet(results), flow.config.tables[results.key]
+    groups: list[tuple[str, int]] = []
+    order, summary = list(range(len(sheet.head) - 1)), []
+    if isinstance(results, TableResults) and isinstance(entry, AccuracyTable) and is_matrix(entry):
+        parts = group_columns(flow.config, entry)
+        order = [index for _, indices in parts for index in indices]
+        groups = [(heading, len(indices)) for heading, indices in parts]
+        if entry.gain:
+            summary = summarise(flow.config, flow.plan, results, Path(flow.runs))
+    if not isinstance(results, TableResults):
         lines = [{"label": pretty(str(line[0])), "texts": line[1:], "closing": False} for line in sheet.lines]
     else:
-        lines = list(_describe_lines(results))
+        lines = list(_describe_lines(results, order))
     return {
         "key": results.key,
         "title": results.title,
         "caption": pretty(results.caption),
-        "kind": "cost" if isinstance(results, CostResults) else "accuracy",
-        "head": [pretty(text) or "part" for text in sheet.head],
+        "kind": "accuracy" if isinstance(results, TableResults) else "cost",
+        "head": [pretty(sheet.head[0]), *(pretty(sheet.head[1 + i]) or "part" for i in order)],
+        "groups": groups,
+        "summary": summary,
         "lines": lines,
         "remarks": sheet.remarks,
         "warnings": sheet.warnings,
@@ -68,13 +83,14 @@ def describe_table(results: Results) -> Record:
     }
 
 
-def _describe_lines(table: TableResults) -> Iterator[Record]:
-    """The lines of an accuracy table; a last one without runs (mean gains) is set apart."""
+def _describe_lines(table: TableResults, order: Sequence[int]) -> Iterator[Record]:
+    """The lines of an accuracy table, columns in this order; a last one of mean gains is set apart."""
+    columns = [table.columns[index] for index in order]
     cells = {cell.Index: cell for cell in rows_of(table.cells)}
     for row, label in table.rows:
         line = [
             describe_cell(table, row, column, f"{plain(label)}, {plain(title)}", cells.get((row, column)))
-            for column, title in table.columns
+            for column, title in columns
         ]
         closing = not any(cell["runs"] for cell in line) and row == table.rows[-1][0]
         yield {"label": pretty(label), "cells": line, "closing": closing}
@@ -83,8 +99,9 @@ def _describe_lines(table: TableResults) -> Iterator[Record]:
 def describe_cell(table: TableResults, row: str, column: str, name: str, cell: Any) -> Record:
     """One cell: ours, deviation, paper with its mark, gap, and the runs that it opens; None: no such cell."""
     names = {"id": f"{table.key}/{row}/{column}", "name": f"{table.title}: {name}"}
+    names |= {"row": plain(dict(table.rows)[row]), "column": plain(dict(table.columns)[column])}
     if cell is None:
-        return {**names, "there": False, "ours": None, "paper": None, "gap_value": None, "runs": []}
+        return {**names, "there": False, **dict.fromkeys(("ours", "paper", "gap_value", "gain")), "runs": []}
     printed = pd.notna(cell.printed)
     return {
         **names,
@@ -94,6 +111,7 @@ def describe_cell(table: TableResults, row: str, column: str, name: str, cell: A
         "one_seed": pd.isna(cell.deviation),
         "lead": table.leads.get((row, column), ""),
         "state": cell.state,
+        "scratch": _known(cell.scratch),
         "gain": _known(cell.gain),
         "printed_gain": _known(cell.printed_gain),
         "paper": _known(cell.printed),
@@ -101,6 +119,8 @@ def describe_cell(table: TableResults, row: str, column: str, name: str, cell: A
         "gap": signed(cell.gap),
         "gap_value": _known(cell.gap),
         "runs": list(cell.runs),
+        "optimism": _known(cell.optimism),
+        "latex": latex_cell(cell_text(cell, table.leads.get((row, column), ""), paper=False)),
         "note": note_of(cell),
         "source": cell.source if printed else "",
     }
@@ -121,11 +141,12 @@ def list_runs(tables: Iterable[Results], plan: Plan) -> list[str]:
     return list(plan.needed(run for frame in frames for run in frame.run.dropna().unique()))
 
 
-def describe_run(runs: Path, run: str) -> Record:
+def describe_run(runs: Path, run: str, planned: RunSpec) -> Record:
     """One run as the page shows it: result, settings, curves, where it was made, the end of its log."""
     metrics = read_json(runs / run / "metrics.json") or {}
     execution, provenance = metrics.get("execution") or {}, metrics.get("provenance") or {}
-    spec = metrics.get("spec") or {}
+    # Of a run that is not finished: what is planned, and the epochs that it has noted.
+    spec = metrics.get("spec") or planned.model_dump(mode="json")
     return {
         "seed": spec.get("seed"),
         "best": metrics.get("best"),
@@ -137,7 +158,7 @@ def describe_run(runs: Path, run: str) -> Record:
         "parameters": metrics.get("parameters"),
         "weights_sha256": metrics.get("weights_sha256"),
         "spec": without_nulls(spec),
-        "curves": thin_history(metrics.get("history") or []),
+        "curves": thin_history(metrics.get("history") or read_history(runs / run)),
         "execution": {key: value for key, value in execution.items() if value not in (None, "", [])},
         "versions": provenance.get("versions") or {},
         "git_sha": provenance.get("git_sha"),
@@ -184,18 +205,40 @@ def describe_figures(about: Iterable[Path]) -> list[Record]:
         {
             **figure,
             "title": pretty(figure["title"]),
-            "pictures": [describe_picture(picture) for picture in figure["pictures"]],
+            # The page draws curves by itself, from the runs' histories; the files are linked.
+            "pictures": [
+                describe_links(picture) if figure["kind"] == "curves" else describe_picture(picture)
+                for picture in figure["pictures"]
+            ],
         }
         for figure in figures
     ]
 
 
+def describe_links(picture: Record) -> Record:
+    """A picture that is only linked: what it shows, and its files."""
+    return {
+        "uri": "",
+        "part": picture["title"] or "accuracy",
+        "files": [(f"figures/{name}", kind, name) for name, kind in picture["files"]],
+    }
+
+
 def describe_picture(picture: Record) -> Record:
     """One PNG as a data URI, itself in words, and links to its PDF and its numbers."""
-    # Inside the page, so that it can be sent as one file.
-    content = base64.b64encode(Path(picture["png"]).read_bytes()).decode("ascii")
+    # Inside the page, so that it can be sent as one file; with 128 colours, which a figure does not exceed
+    # by eye, as the page would be three times as large with all.
+    with Image.open(picture["png"]) as image:
+        width, height = image.size
+        content = io.BytesIO()
+        image.convert("RGB").quantize(128, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
+            content, "png", optimize=True
+        )
     return {
-        "uri": f"data:image/png;base64,{content}",
+        "uri": f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode('ascii')}",
+        # In CSS pixels: figures have 300 dots an inch, and a page half as many is sharp on every screen.
+        "width": max(1, width // 2),
+        "height": max(1, height // 2),
         "alt": picture["words"],
         "part": picture["title"],
         "files": [(f"figures/{name}", kind, name) for name, kind in picture["files"]],
@@ -205,22 +248,51 @@ def describe_picture(picture: Record) -> Record:
 # ---------------------------------------------------------------- the page
 
 
-def describe_page(flow: Flow, page: str, about: Iterable[Path], claims: Path | None = None) -> Record:
-    """Everything the template needs; `about` are the files that drawing the page's figures wrote."""
-    tables = collect_tables(flow, FigurePlan(flow).tables(page))
-    runs = {run: describe_run(Path(flow.runs), run) for run in list_runs(tables, flow.plan)}
+def describe_page(
+    flow: Flow,
+    page: str,
+    about: Iterable[Path],
+    claims: Path | None = None,
+    unfinished: Mapping[str, str] | None = None,
+) -> Record:
+    """Everything the template needs; `about` are the files that drawing the page's figures wrote.
+
+    Runs in `unfinished` are shown as they stand; all others must be finished.
+    """
+    shown = FigurePlan(flow).tables(page)
+    results = collect_tables(flow, shown if unfinished is None else ready_tables(flow, shown), unfinished)
+    runs = {
+        run: describe_run(Path(flow.runs), run, flow.plan.runs[run]) for run in list_runs(results, flow.plan)
+    }
+    tables = [describe_table(flow, table) for table in results]
     return {
         "title": "FBT: measured and printed" if page == "index" else "FBT: the grids, measured and printed",
+        "tiles": count_tiles(tables, runs),
+        "sources": describe_sources(flow.config, {flow.plan.runs[run].method.name for run in runs}),
+        "kinds": KINDS,
+        "titles": {key: entry.title for key, entry in flow.config.architectures.items()},
         "scale": flow.scale,
         "scale_label": flow.config.scale_label,
         "gap_name": f"gap ({flow.scale})" if flow.config.scale_label else "gap",
         "facts": facts(flow, runs),
         "claims": describe_claims(claims),
-        "tables": [describe_table(table) for table in tables],
+        "tables": tables,
         "figures": describe_figures(about),
         "runs": runs,
         "again": train_again(flow),
     }
+
+
+def count_tiles(tables: Sequence[Record], runs: Mapping[str, Record]) -> list[tuple[str, str]]:
+    """What the page begins with: (number, what it counts)."""
+    cells = [cell for table in tables for line in table["lines"] for cell in line.get("cells", ())]
+    planned = [cell for cell in cells if cell["runs"]]
+    filled = sum(not cell["state"] for cell in planned)
+    gpu = sum(float(run["execution"].get("gpu_hours") or 0) for run in runs.values())
+    hours = sum(float(run["seconds"] or 0) for run in runs.values()) / 3600
+    # Without a GPU there are no GPU hours; how long the trainings took is known all the same.
+    time = (f"{gpu:,.0f}", "GPU hours") if gpu >= 1 else (f"{hours:,.1f}", "hours of training")
+    return [(f"{filled} of {len(planned)}", "cells filled"), time]
 
 
 def describe_claims(path: Path | None) -> Record | None:

@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from fbt_paper.config.load import Config
+from fbt_paper.config.records import RecipeTable
 from fbt_paper.plan.runs import Plan
 
 PACKAGE = Path(__file__).parents[1]
@@ -50,5 +51,7 @@ def table_shows(config: Config, plan: Plan, key: str) -> list[object]:
         config.main.score,
         config.tables[key],
         config.references.get(key, ()),
+        # Table 1 shows the recipes themselves.
+        (config.recipes, config.datasets) if isinstance(config.tables[key], RecipeTable) else None,
         cells,
     ]

@@ -35,7 +35,11 @@ def to_markdown(tables: Sequence[Results], scale_label: str) -> str:
     parts = [f"# Measured and printed{_mark(scale_label)}", *([f"**{scale_label}**"] if scale_label else [])]
     parts += list(dict.fromkeys(score_remark(t.score) for t in tables if isinstance(t, TableResults)))
     for table in tables:
-        parts += _costs(table) if isinstance(table, CostResults) else _accuracy(table)
+        # Settings have no gap: Table 1 marks its differences itself.
+        if isinstance(table, CostResults):
+            parts += _costs(table)
+        elif isinstance(table, TableResults):
+            parts += _accuracy(table)
     return "\n\n".join(parts) + "\n"
 
 

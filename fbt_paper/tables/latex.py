@@ -191,14 +191,14 @@ def hints(table: str) -> Iterator[str]:
 
 
 def _body(sheet: Sheet) -> str:
-    frame = pd.DataFrame([[_cell(cell) for cell in line] for line in sheet.lines])
+    frame = pd.DataFrame([[latex_cell(cell) for cell in line] for line in sheet.lines])
     head: dict[Any, str] = {index: escape_latex(text) for index, text in enumerate(sheet.head)}
     styler = frame.style.hide(axis="index").format_index(head.__getitem__, axis=1)
     text: str = styler.to_latex(hrules=True, column_format="l" + "r" * (len(head) - 1))
     return text.rstrip()
 
 
-def _cell(cell: str | CellText) -> str:
+def latex_cell(cell: str | CellText) -> str:
     """Bold leads beyond noise, underlined is tied with the best."""
     if isinstance(cell, str):
         return escape_latex(cell)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from fbt_paper.tables.cost_table import UNITS, CostResults
 from fbt_paper.tables.frame import TableResults, as_csv, rows_of
+from fbt_paper.tables.recipe_table import READINGS, RecipeResults
 from fbt_paper.tables.reference import STATUS_MARKS, legend
 from fbt_paper.tables.results import Results
 
@@ -52,6 +53,8 @@ def make_sheet(results: Results, paper: bool = True) -> Sheet:
         head = [results.corner, "", *(COST_HEAD[i] for i in shown)]
         lines = [[*line[:2], *(line[2 + i] for i in shown)] for line in cost_lines(results)]
         return Sheet(results.caption, "", head, lines, results.remarks if paper else [], [])
+    if isinstance(results, RecipeResults):
+        return _recipe_sheet(results, paper)
     # By (row, column): a skipped cell has no entry and stays empty.
     texts = {
         cell.Index: cell_text(cell, results.leads.get(cell.Index, ""), paper)
@@ -68,6 +71,21 @@ def make_sheet(results: Results, paper: bool = True) -> Sheet:
         remarks=[*(legend(results.cells.status) if paper else []), *results.remarks],
         warnings=results.warnings,
     )
+
+
+def _recipe_sheet(table: RecipeResults, paper: bool) -> Sheet:
+    """A line per setting, both readings side by side; a difference to what is printed has a mark."""
+    lines: list[list[str | CellText]] = []
+    for _, group in table.frame.groupby("row", sort=False):
+        cells = [
+            CellText(f"{cell.ours}{table.mark(cell.source) if paper else ''}", f" ({cell.printed})" * paper)
+            for cell in rows_of(group)
+        ]
+        lines.append([group.row_label.iloc[0], *cells])
+    first = table.frame[table.frame.row == table.frame.row.iloc[0]]
+    head = [f"{READINGS[cell.reading]}: {cell.column_label}" for cell in rows_of(first)]
+    remarks = table.remarks if paper else []
+    return Sheet(table.caption, "", [table.corner, *head], lines, remarks, [])
 
 
 # ---------------------------------------------------------------- cells
@@ -130,6 +148,8 @@ def cost_cells(line: Any) -> list[str]:
 
 def to_csv(results: Results) -> str:
     """One line per cell, for programs; top-1 in %. A cost table: exact counts, a line per counted part."""
+    if isinstance(results, RecipeResults):
+        return as_csv(results.frame)
     frame = _count_lines(results) if isinstance(results, CostResults) else _cell_lines(results)
     return as_csv(frame)
 

@@ -12,11 +12,12 @@ import pandas as pd
 from fbt_paper.tables.cost_table import UNITS, CostResults, collect_costs
 from fbt_paper.tables.frame import TableResults, collect, make_frame, rows_of
 from fbt_paper.tables.leads import find_leads
+from fbt_paper.tables.recipe_table import RecipeResults, collect_recipes
 
 if TYPE_CHECKING:
     from fbt_paper.plan.targets import Flow
 
-Results = TableResults | CostResults
+Results = TableResults | CostResults | RecipeResults
 
 
 def collect_tables(
@@ -28,15 +29,29 @@ def collect_tables(
         if flow.plan.tables[key].kind == "cost":
             tables.append(collect_costs(flow.config, key, Path(flow.results, "costs", f"{key}.json")))
             continue
+        if flow.plan.tables[key].kind == "recipes":
+            tables.append(collect_recipes(flow.config, key))
+            continue
         table = collect(flow.config, flow.plan, key, Path(flow.runs), unfinished)
         leads = find_leads(flow.config, flow.plan, table, Path(flow.runs))
         tables.append(replace(table, leads=leads))
     return tables
 
 
+def ready_tables(flow: Flow, keys: Iterable[str]) -> list[str]:
+    """Those of these tables that can be shown while runs go on: one of costs only when it is counted."""
+    return [
+        key
+        for key in keys
+        if flow.plan.tables[key].kind != "cost" or Path(flow.results, "costs", f"{key}.json").exists()
+    ]
+
+
 def tidy(tables: Iterable[Results]) -> pd.DataFrame:
     """All results as one frame: a row per table, row, column and seed; costs by the paper's rule."""
-    frames = [_count_rows(table) if isinstance(table, CostResults) else table.frame for table in tables]
+    # Settings are no results: a table of recipes has no part in them.
+    measured = [table for table in tables if not isinstance(table, RecipeResults)]
+    frames = [_count_rows(table) if isinstance(table, CostResults) else table.frame for table in measured]
     return pd.concat(frames, ignore_index=True)
 
 

@@ -44,7 +44,14 @@ def write_pixels(plan: FigurePlan, page: str = "index") -> list[Path]:
             picture = {"png": str(files[f"{part}png"]), "title": part.rstrip("_")}
             links = [(files[key].name, key[-3:].upper()) for key in keys]
             pictures.append({**picture, "words": f"{drawing.title} {part}", "files": links})
-        about = {"key": name, "title": drawing.title, "caption": drawing.caption, "notes": []}
+        about = {
+            "key": name,
+            "kind": drawing.kind,
+            "table": drawing.table,
+            "title": drawing.title,
+            "caption": drawing.caption,
+            "notes": [],
+        }
         files["about"].write_text(json.dumps({**about, "pictures": pictures}))
         described.append(files["about"])
     return described

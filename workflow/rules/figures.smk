@@ -12,6 +12,7 @@ localrules:
     plot_similarity,
     plot_curves,
     build_page,
+    partial,
 
 
 rule figures:
@@ -184,3 +185,12 @@ rule build_page:
     shell:
         f"{FLOW.fbt} build-page {{wildcards.page:q}} --figures {{params.about:q}} {{params.claims:q}}"
         " 2>&1 | tee {log:q}"
+
+
+# While runs go on, or with some failed: shows what is there, trains nothing. A lock of a running snakemake does not
+# concern it: snakemake --cores 1 --nolock partial
+rule partial:
+    log:
+        f"{FLOW.results}/logs/partial.log",
+    shell:
+        f"{FLOW.fbt} build-page index --partial 2>&1 | tee {{log:q}}"
