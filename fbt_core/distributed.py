@@ -49,7 +49,7 @@ class _Gather(torch.autograd.Function):
 @lru_cache(maxsize=64)  # made anew at each step, its way to a GPU would be a synchronisation
 def _rows(number: int, share: int, world: int, device: torch.device) -> Tensor:
     """The whole batch's rows that a process holds."""
-    return torch.tensor(rows_of(number, world, share * world), device=device)
+    return torch.tensor(rows_of(number, world, share * world), dtype=torch.int64, device=device)
 
 
 @lru_cache(maxsize=64)
@@ -65,6 +65,11 @@ def gather_with_gradient(tensor: Tensor) -> Tensor:
     the sum over processes, so that after DDP's average a loss over gathered rows has that process's gradient.
     """
     return _Gather.apply(tensor) if world_size() > 1 else tensor
+
+
+def own_rows(share: int, device: torch.device) -> Tensor:
+    """The numbers of this process's rows in a whole batch of which each process holds `share`."""
+    return _rows(rank(), share, world_size(), device)
 
 
 def draw_rows(rows: int, columns: int, device: torch.device) -> Tensor:

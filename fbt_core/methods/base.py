@@ -135,7 +135,7 @@ class Method(TrainingTask):
         context: Context,
     ) -> None:
         super().__init__(verbose=False)
-        self.settings = read_parameters(self.name, method_facts(self.name), parameters)
+        self.settings = read_parameters(self.name, method_facts(self.name), parameters, context.classes)
         self.context, self.epoch = context, 0
         self.trainable_module = Trainable(student)
         self.teacher = self._frozen(teacher)

@@ -44,6 +44,9 @@ class ParameterFacts(Strict):
         description="for a parameter added later: the value that means what the method did before it had the "
         "parameter. A run with this value keeps the id that it had then",
     )
+    fewer_than_classes: bool = Field(
+        default=False, description="true: a count that must be below the dataset's number of classes"
+    )
     by_dataset: dict[Key, Value] | None = None
     by_scale: dict[Key, Value] | None = Field(
         default=None, description="for a scale, and for those that extend it"
@@ -140,8 +143,12 @@ class MethodFacts(Strict):
             return f"unknown parameter of {method}; {nearest(name, self.parameters)}"
         return self.parameters[name].fault(value)
 
-    def conflicts(self, values: Mapping[str, Value]) -> Iterator[tuple[Sequence[str], str]]:
-        """What is wrong with the values taken together: the parameters concerned and the message."""
+    def conflicts(self, values: Mapping[str, Value], classes: int) -> Iterator[tuple[Sequence[str], str]]:
+        """What is wrong with the values taken together, and with so many classes: parameters and message."""
+        for name, entry in self.parameters.items():
+            value = values.get(name)
+            if entry.fewer_than_classes and isinstance(value, int) and value >= classes:
+                yield (name,), f"{value} classes are not fewer than all {classes}; use {classes - 1} or fewer"
         for names in self.ordered:
             known = [name for name in names if isinstance(values.get(name), int | float)]
             for low, high in itertools.pairwise(known):

@@ -27,7 +27,7 @@ class Parameters:
         raise AttributeError(f"parameters do not change: {name} stays {getattr(self, name)!r}")
 
 
-def read_parameters(method: str, facts: MethodFacts, values: Mapping[str, Any]) -> Parameters:
+def read_parameters(method: str, facts: MethodFacts, values: Mapping[str, Any], classes: int) -> Parameters:
     """The parameters of a spec; one that was added to the method since has the value it had before.
 
     Raises ParameterError, which lists every missing, unknown or wrong one.
@@ -38,7 +38,7 @@ def read_parameters(method: str, facts: MethodFacts, values: Mapping[str, Any]) 
         fault = facts.fault(method, name, value)
         if fault:
             faults.append(f"{name}: {fault}")
-    faults += [message for _, message in facts.conflicts(values)]
+    faults += [message for _, message in facts.conflicts(values, classes)]
     if faults:
         raise ParameterError("; ".join(faults), where=f"parameters of method '{method}'")
     return Parameters(method, {name: facts.parameters[name].typed(value) for name, value in values.items()})

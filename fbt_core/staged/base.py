@@ -61,10 +61,16 @@ class FeatureShape:
 
 @dataclass(frozen=True)
 class Piece:
-    """The smallest part that a cut may not divide: what it does, and the names of what it uses."""
+    """The smallest part that a cut may not divide: what it does, and the names of what it uses.
+
+    `opening` is what it does before its first block, if that changes the grid (Swin's patch merging), `rest`
+    all after that: something may stand between the two.
+    """
 
     run: Step
     owns: tuple[str, ...]
+    opening: Step | None = None
+    rest: Step | None = None
 
 
 @dataclass(frozen=True)
@@ -87,8 +93,8 @@ class Parts:
 class StagedOutput:
     """One pass: `stages` (four features in their own layouts), `pooled` (B, D), `logits` (B, classes).
 
-    `normed` is the last feature after the network's last norm; `preactivations` are the stages' features
-    before their last ReLU, if the network was asked to keep them.
+    `normed` is the last feature after the network's last norm. If the network was asked to keep them,
+    `preactivations` are the stages' features before their last ReLU, and `stem` is what stage 1 takes.
     """
 
     stages: list[Tensor]
@@ -96,6 +102,7 @@ class StagedOutput:
     logits: Tensor
     normed: Tensor | None = None
     preactivations: list[Tensor] | None = None
+    stem: Tensor | None = None
 
 
 def chain(*names: str) -> Piece:

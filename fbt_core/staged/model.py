@@ -22,11 +22,13 @@ class StagedModel(nn.Module):
     """A network cut into stem, four stages and head; `staged(x)` is `network(x)` to the last bit.
 
     The network is the only registered child. `shapes` are those of the four stages' outputs, derived by a dry
-    run; `width` is that of the pooled feature, `classifier_width` that of what enters the classifier (None if
-    the network does not show it). Made by `stage`.
+    run, `entries` those of what enters the stages' first blocks; `width` is that of the pooled feature,
+    `classifier_width` that of what enters the classifier (None if the network does not show it). Made by
+    `stage`.
     """
 
     shapes: tuple[FeatureShape, FeatureShape, FeatureShape, FeatureShape]
+    entries: tuple[FeatureShape, FeatureShape, FeatureShape, FeatureShape]
     stem_shape: FeatureShape
     width: int
     classifier_width: int | None
@@ -39,18 +41,23 @@ class StagedModel(nn.Module):
         self.image_size, self.split = image.shape[-1], split
         self._parts, self._frozen = parts, False
         self._last_relus: tuple[str | None, ...] = ()
+        self._keeps_stem = False
         self._measure(image)
 
     def _measure(self, image: Tensor) -> None:
         """Derive ends of stages, shapes and widths from one image, and check the cut against the network."""
         x = self._parts.stem.run(self.network, image)
         shapes = [shape_of(x, self._parts)]
+        entries = []
         for piece in self._parts.body:
+            opened = piece.opening(self.network, x) if piece.opening else x
+            entries.append(shape_of(opened, self._parts))
             x = piece.run(self.network, x)
             shapes.append(shape_of(x, self._parts))
         self._ends = deal([shape.grid for shape in shapes[1:]], self.split)
         self.stem_shape, *stage_shapes = (shapes[end] for end in self._ends)
         self.shapes = tuple(stage_shapes)  # type: ignore[assignment]
+        self.entries = tuple(entries[end] for end in self._ends[:STAGES])  # type: ignore[assignment]
         normed = self.norm(x)
         self._skipped, self._averaged = _pooling(normed, self.shapes[-1])
         self.width = self.pool(normed).shape[1]
@@ -76,9 +83,11 @@ class StagedModel(nn.Module):
 
     def features(self, x: Tensor) -> StagedOutput:
         """All four stage features, the pooled feature and the logits of one pass."""
-        stages = self.run(self.stem(x))
+        stem = self.stem(x)
+        stages = self.run(stem)
         normed = self.norm(stages[-1])
         output = StagedOutput(stages, self.pool(normed), self.head(normed), normed)
+        output.stem = stem if self._keeps_stem else None
         if self._last_relus:
             pairs = zip(self._last_relus, stages, strict=True)
             output.preactivations = [self._recorded(relu) if relu else feature for relu, feature in pairs]
@@ -92,6 +101,21 @@ class StagedModel(nn.Module):
             self._last_relus = find_last_relus(self.network, self.stages, self.stem(image))
         for relu in filter(None, self._last_relus):
             self.network.get_submodule(relu).register_forward_pre_hook(record_input)
+
+    def keep_stem(self) -> None:
+        """From now on `features` also gives what stage 1 takes."""
+        self._keeps_stem = True
+
+    def open_stage(self, index: int, x: Tensor) -> Tensor:
+        """What enters the first block of stage 0..3, of the shape `entries[index]`; of most what x is."""
+        opening = self._parts.body[self._ends[index]].opening
+        return opening(self.network, x) if opening else x
+
+    def close_stage(self, index: int, x: Tensor) -> Tensor:
+        """The output of stage 0..3 from what enters its first block."""
+        start, end = self._ends[index : index + 2]
+        first = self._parts.body[start]
+        return self._run_pieces((first.rest or first.run)(self.network, x), start + 1, end)
 
     def classifier_input(self, output: StagedOutput) -> Tensor:
         """What enters the classifier (B, D): the pooled feature, its norm after it, or the class token."""

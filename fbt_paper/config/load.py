@@ -338,16 +338,19 @@ def _reference(path: Path, tables: Mapping[str, Content | None]) -> tuple[Refere
         collect.problems.append(Problem(file, "", message))
     # If the table itself is unknown, its rows and columns are not reported one by one.
     names = _printed_names(tables.get(table) or {}) if tables.get(table) else None
-    rows: dict[tuple[str, str], ReferenceRow] = {}
+    printed: dict[tuple[str, str], ReferenceRow] = {}
+    independent: list[ReferenceRow] = []
     for number, line in read_rows(path):
         row: ReferenceRow | None = collect.try_(validate, ReferenceRow, line, file, [f"line {number}"], names)
-        if row and (row.row, row.column) in rows:
+        if row and row.status == "independent":
+            independent.append(row)
+        elif row and (row.row, row.column) in printed:
             message = f"{row.row}, {row.column} is given twice"
             collect.problems.append(Problem(file, f"line {number}", message))
         elif row:
-            rows[row.row, row.column] = row
+            printed[row.row, row.column] = row
     collect.finish()
-    return tuple(rows.values())
+    return (*printed.values(), *independent)
 
 
 # ---------------------------------------------------------------- the engine's tests

@@ -244,7 +244,10 @@ Recipes = Annotated[
 class RecipesFile(Strict):
     """config/recipes.yaml: the paper's Table 1 in its two readings, and where its numbers come from."""
 
-    sources: dict[str, Text] = Field(description="setting, or `teacher` -> where its numbers come from")
+    sources: dict[str, Text] = Field(
+        description="setting, or `teacher` -> where its numbers come from; a setting of one family as "
+        "cnn.<setting>, of one recipe of set `ofa` as cifar100.cnn.<setting>"
+    )
     ofa: Recipes
     as_printed: Recipes
 
@@ -521,11 +524,14 @@ Table = AccuracyTable | CostTable | RecipeTable
 
 
 class ReferenceRow(Strict):
-    """One line of <table>.reference.csv: a printed number and where it was printed."""
+    """One line of <table>.reference.csv: a printed number and where it was printed.
+
+    An independent run of others is no printed number: a cell may have several beside its printed one.
+    """
 
     row: RowName
     column: ColumnName
     value: float
     source: Text
-    status: Literal["primary", "secondary", "other"]
+    status: Literal["primary", "secondary", "other", "independent"]
     note: str = ""

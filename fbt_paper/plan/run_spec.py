@@ -203,8 +203,9 @@ def method_of(config: Config, settings: Settings, dataset: str) -> MethodSpec:
     # 1 and 1.0 are one value: as their parameter's type they are one run id as well.
     values = {key: entry.parameters[key].typed(setting.value) for key, setting in changes.items()}
     method = method_spec(config, name, dataset, values)
+    classes = config.datasets[dataset].classes
     # After the values themselves: only of valid ones can be said whether they go together.
-    for names, message in entry.conflicts(entry.complete(method.parameters)):
+    for names, message in entry.conflicts(entry.complete(method.parameters), classes):
         # The line that somebody has written, if there is one; the other value may be a default.
         source = next((changes[key] for key in names if key in changes), None)
         source = source or Setting(None, "config/methods.yaml", name)

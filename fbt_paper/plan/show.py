@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from fbt_core.spec import RecipeSpec
 from fbt_paper.config.load import Config
 from fbt_paper.plan.bill import Bill, estimate, read_macs, read_training_macs
 from fbt_paper.plan.run_spec import find_recipe
@@ -91,9 +92,10 @@ def render_recipe(config: Config, dataset: str, family: str) -> str:
     if config.scale.recipes and family == "teacher":
         return f"At scale {config.main.scale} teachers are trained from scratch, with their family's recipe."
     recipe = find_recipe(config, dataset, family)
+    released = _released_for(config, recipe.value, dataset)
     lines = [
-        [path, str(value), _source_of(config, family, path)]
-        for path, value in _leaves(recipe.value.model_dump(), "")
+        [path, str(value), _source_of(config, released, family, path)]
+        for path, value in leaves(recipe.value.model_dump(), "")
     ]
     return (
         align([["setting", "value", "source"], *lines])
@@ -101,17 +103,29 @@ def render_recipe(config: Config, dataset: str, family: str) -> str:
     )
 
 
-def _source_of(config: Config, family: str, setting: str) -> str:
-    """Where a recipe's number comes from."""
+def _released_for(config: Config, recipe: RecipeSpec, dataset: str) -> str:
+    """The dataset of set `ofa` that has this recipe: a set that swaps datasets swaps no sources."""
+    known = config.recipes.ofa
+    return next((name for name, recipes in known.items() if recipe in recipes.values()), dataset)
+
+
+def _source_of(config: Config, dataset: str, family: str, setting: str) -> str:
+    """Where a number comes from: as stated of this very recipe, else of its family, else of all."""
     if config.scale.recipes:
         return config.scale.source
-    return config.recipes.sources.get("teacher" if family == "teacher" else setting, "not stated")
+    if family == "teacher":
+        return config.recipes.sources["teacher"]
+    names = (f"{dataset}.{family}.{setting}", f"{family}.{setting}", setting)
+    return next(
+        (config.recipes.sources[name] for name in names if name in config.recipes.sources), "not stated"
+    )
 
 
-def _leaves(content: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
+def leaves(content: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
+    """The settings of nested mappings by their dotted names; `-` if one is off."""
     for key, value in content.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", "-" if value is None else value
 

@@ -15,6 +15,7 @@ from fbt_paper.tables.render import (
     note_of,
     printed,
     signed,
+    statuses_of,
 )
 from fbt_paper.tables.results import Results
 
@@ -59,7 +60,8 @@ def _accuracy(table: TableResults) -> list[str]:
     parts = [f"## {escape_markdown(table.title)}{_mark(table.scale_label)}", escape_markdown(table.caption)]
     parts += [f"> **Warning:** {escape_markdown(warning)}." for warning in table.warnings]
     parts += [markdown_table((*HEAD, *GAINS), lines), GAIN_REMARK]
-    parts += [*map(escape_markdown, legend(table.cells.status)), *map(escape_markdown, table.remarks[1:])]
+    marks = legend(statuses_of(table.cells))
+    parts += [*map(escape_markdown, marks), *map(escape_markdown, table.remarks[1:])]
     return [*parts, *(["\n".join(f"- {escape_markdown(note)}" for note in notes)] if notes else [])]
 
 

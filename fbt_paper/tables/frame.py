@@ -20,7 +20,7 @@ import pandas as pd
 from fbt_paper.config.load import Config, ConfigError, Problem
 from fbt_paper.config.records import AccuracyTable, ReferenceRow
 from fbt_paper.plan.runs import Plan
-from fbt_paper.tables.reference import printed_numbers
+from fbt_paper.tables.reference import independent_numbers, printed_numbers
 from fbt_paper.tables.statistics import binomial_error
 
 Metrics = Mapping[str, Any]
@@ -43,7 +43,7 @@ LEADING = (
 )
 SIGNED_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 CELL_COLUMNS = ["scale", "table", "row", "column", "row_label", "column_label", "unit"]
-PRINTED_COLUMNS = ["printed", "status", "source", "remark"]
+PRINTED_COLUMNS = ["printed", "status", "source", "remark", "independent", "independent_source"]
 MIXED = {
     "engine_revision": "revisions of the engine",
     "fusion_revision": "revisions of the fused model",
@@ -194,7 +194,11 @@ def collect(
 
     # labels and printed numbers belong to cells
     frame["row_label"], frame["column_label"] = frame.row.map(labels[0]), frame.column.map(labels[1])
-    numbers = [_printed(printed.get(cell)) for cell in zip(frame.row, frame.column, strict=True)]
+    measured_by_others = independent_numbers(config, key)
+    numbers = [
+        _printed(printed.get(cell)) | _independent(measured_by_others.get(cell, ()))
+        for cell in zip(frame.row, frame.column, strict=True)
+    ]
     # With the frame's own index: pandas aligns by index, not by position.
     frame[PRINTED_COLUMNS] = pd.DataFrame(numbers, columns=PRINTED_COLUMNS, index=frame.index)
     return TableResults(
@@ -227,6 +231,17 @@ def _printed(reference: ReferenceRow | None) -> dict[str, object]:
         "status": reference.status,
         "source": reference.source,
         "remark": reference.note,
+    }
+
+
+def _independent(lines: Sequence[ReferenceRow]) -> dict[str, object]:
+    """What others measured, as text: a cell may have several such numbers."""
+    if not lines:
+        return {}
+    sources = [f"{line.source} ({line.note})" if line.note else line.source for line in lines]
+    return {
+        "independent": ", ".join(f"{line.value:.2f}" for line in lines),
+        "independent_source": "; ".join(dict.fromkeys(sources)),
     }
 
 

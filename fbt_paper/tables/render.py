@@ -68,7 +68,7 @@ def make_sheet(results: Results, paper: bool = True) -> Sheet:
             [label, *(texts.get((row, column), "") for column, _ in results.columns)]
             for row, label in results.rows
         ],
-        remarks=[*(legend(results.cells.status) if paper else []), *results.remarks],
+        remarks=[*(legend(statuses_of(results.cells)) if paper else []), *results.remarks],
         warnings=results.warnings,
     )
 
@@ -114,16 +114,31 @@ def printed(cell: Any) -> str:
     return "" if pd.isna(cell.printed) else f"{cell.printed:.2f}{STATUS_MARKS[cell.status]}"
 
 
+def independent(cell: Any) -> str:
+    """What others measured, each number with the mark of its status."""
+    if pd.isna(cell.independent):
+        return ""
+    return ", ".join(number + STATUS_MARKS["independent"] for number in cell.independent.split(", "))
+
+
+def statuses_of(cells: pd.DataFrame) -> list[object]:
+    """The statuses of all numbers that are not ours."""
+    return [*cells.status, *(["independent"] if cells.independent.notna().any() else [])]
+
+
 def cell_text(cell: Any, lead: str = "", paper: bool = True) -> CellText:
-    """`measured (printed)`, leaving out what is not known; of an unfinished cell how it stands."""
+    """`measured (printed; by others)`, leaving out what is not known; of an unfinished cell how it stands."""
     ours = " ".join(filter(None, [measured(cell), f"[{cell.state}]" if cell.state else ""]))
-    print_ = printed(cell) if paper else ""
-    return CellText(ours or ("-" if print_ else ""), f" ({print_})" if print_ else "", lead)
+    theirs = "; ".join(filter(None, [printed(cell), independent(cell)])) if paper else ""
+    return CellText(ours or ("-" if theirs else ""), f" ({theirs})" if theirs else "", lead)
 
 
 def note_of(cell: Any) -> str:
-    """The remarks of a cell and of its printed number."""
-    return "; ".join(note for note in (cell.note, cell.remark) if not pd.isna(note) and note)
+    """The remarks of a cell, of its printed number, and whose independent runs there are."""
+    notes = [note for note in (cell.note, cell.remark) if not pd.isna(note) and note]
+    if not pd.isna(cell.independent):
+        notes.append(f"others measured {cell.independent} ({cell.independent_source})")
+    return "; ".join(notes)
 
 
 def cost_lines(costs: CostResults) -> list[list[str]]:
@@ -168,6 +183,7 @@ def _cell_lines(table: TableResults) -> pd.DataFrame:
         lead=[table.leads.get((cell.row, cell.column), "") for cell in rows_of(cells)],
         status=cells.status,
         source=cells.source,
+        independent=cells.independent,
         note=[note_of(cell) for cell in rows_of(cells)],
         runs=cells.runs.map(" ".join),
     )

@@ -182,6 +182,7 @@ VARIANTS = {
     "dkd": {"standardised": {"standardise": True}, "entropy": {"image_weight": "entropy"}},
     "rkd": {"classifier_input": {"feature": "classifier_input"}},
     "crd": {"classifier_input": {"feature": "classifier_input"}},
+    "pat": {"released": {"variant": "released"}},
     "reviewkd": {"before_relu": {"features": "before_relu", "ramp_epochs": 0}},
     "ofa": {"default": {"gamma": 1.5}, "mixed": {"gamma": 1.5}, "paper": {"branch_depth": "paper"}},
 }

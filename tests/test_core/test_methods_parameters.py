@@ -123,6 +123,7 @@ EXAMPLE = MethodFacts.model_validate(
             "on": {"value": True, "source": "a test"},
             "mode": {"value": "a", "choices": ("a", "b"), "source": "a test"},
             "added": {"value": 0.5, "before": 0.0, "source": "a test"},
+            "few": {"value": 3, "before": 3, "whole": True, "fewer_than_classes": True, "source": "a test"},
         },
         "ordered": (("weight", "count"),),
         "demands": ({"when": {"mode": "b"}, "then": {"on": True}, "because": "b is on"},),
@@ -132,13 +133,13 @@ GOOD = {"weight": 1, "count": 2, "on": True, "mode": "a"}
 
 
 def test_parameters_are_read():
-    settings = read_parameters("example", EXAMPLE, GOOD)
+    settings = read_parameters("example", EXAMPLE, GOOD, 10)
     assert (settings.weight, settings.count, settings.on, settings.mode) == (1.0, 2, True, "a")
     assert isinstance(settings.weight, float)
 
 
 def test_parameters_do_not_change_and_a_name_that_is_not_stated_is_an_error():
-    settings = read_parameters("example", EXAMPLE, GOOD)
+    settings = read_parameters("example", EXAMPLE, GOOD, 10)
     with pytest.raises(AttributeError, match="parameters do not change: weight stays 1.0"):
         settings.weight = 2.0
     with pytest.raises(AttributeError, match=r"config/methods.yaml states no parameter 'wait' of example"):
@@ -146,8 +147,8 @@ def test_parameters_do_not_change_and_a_name_that_is_not_stated_is_an_error():
 
 
 def test_a_parameter_that_was_added_later_has_the_value_from_before_if_a_spec_lacks_it():
-    assert read_parameters("example", EXAMPLE, GOOD).added == 0.0
-    assert read_parameters("example", EXAMPLE, {**GOOD, "added": 0.25}).added == 0.25
+    assert read_parameters("example", EXAMPLE, GOOD, 10).added == 0.0
+    assert read_parameters("example", EXAMPLE, {**GOOD, "added": 0.25}, 10).added == 0.25
     assert EXAMPLE.in_spec({**GOOD, "added": 0.0}) == GOOD
     assert EXAMPLE.in_spec({**GOOD, "added": 0.25}) == {**GOOD, "added": 0.25}
 
@@ -168,18 +169,19 @@ def test_a_parameter_that_was_added_later_has_the_value_from_before_if_a_spec_la
         ({"mode": 1}, "mode: must be a name (given: 1)"),
         ({"weight": 3.0}, "weight, 3.0, is above count, 2"),
         ({"mode": "b", "on": False}, "mode b needs on True: b is on"),
+        ({"few": 10}, "10 classes are not fewer than all 10; use 9 or fewer"),
     ],
 )
 def test_a_wrong_parameter_is_reported(change, fault):
     with pytest.raises(ParameterError) as caught:
-        read_parameters("example", EXAMPLE, {**GOOD, **change})
+        read_parameters("example", EXAMPLE, {**GOOD, **change}, 10)
     assert fault in str(caught.value)
     assert "method 'example'" in str(caught.value)
 
 
 def test_all_faults_are_reported_at_once():
     with pytest.raises(ParameterError) as caught:
-        read_parameters("example", EXAMPLE, {"weight": "x", "other": 1})
+        read_parameters("example", EXAMPLE, {"weight": "x", "other": 1}, 10)
     expected = ("weight: must", "other: unknown", "count: is missing", "on: is missing")
     assert all(words in str(caught.value) for words in expected)
 

@@ -14,6 +14,7 @@ from fbt_paper.cli import main
 from fbt_paper.config.load import load
 from fbt_paper.plan.bill import estimate, read_macs
 from fbt_paper.plan.runs import plan
+from fbt_paper.plan.show import leaves
 from fbt_paper.plan.targets import Flow
 from fbt_paper.status import cluster
 from tests.test_paper.config_copy import ARCHITECTURES, ConfigCopy
@@ -149,6 +150,31 @@ def test_recipe_shows_value_and_source(capsys):
     assert row.split(maxsplit=2)[1:] == ["0.99996", "paper's Table 1"]
     assert not [line for line in lines if line.endswith("not stated")], "every setting has a source"
     assert lines[-1].startswith("read from config/recipes.yaml: ofa.imagenet.msa")
+
+
+def test_a_familys_recipe_has_no_remarks_of_another_family(capsys):
+    def remarks(*arguments):
+        lines = lines_of(capsys, "--scale", "paper", *arguments)
+        return {line.split()[0]: line for line in lines[1:-1]}
+
+    msa, cnn = remarks("recipe", "cifar100", "msa"), remarks("recipe", "cifar100", "cnn")
+    assert not [line for line in msa.values() if "CNN" in line or "#14" in line]
+    changed = {"color_jitter", "minimum", "warmup_epochs", "weight_decay"}
+    assert {name.rpartition(".")[2] for name, line in cnn.items() if "scratch 74.01" in line} == changed
+    swapped = remarks("--set", "recipes=as_printed", "recipe", "imagenet", "cnn")
+    assert swapped["optimizer.weight_decay"] == cnn["optimizer.weight_decay"]
+
+
+def test_every_source_of_a_recipe_is_of_a_setting_that_it_has():
+    config = load(overrides={"scale": "paper"})
+    settings = {
+        ".".join(parts)
+        for dataset, recipes in config.recipes.ofa.items()
+        for family, recipe in recipes.items()
+        for setting, _ in leaves(recipe.model_dump(), "")
+        for parts in ((setting,), (family, setting), (dataset, family, setting))
+    }
+    assert config.recipes.sources.keys() <= settings | {"teacher"}
 
 
 def test_the_other_reading_of_the_recipes_is_one_setting_away(capsys):

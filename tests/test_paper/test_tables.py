@@ -19,7 +19,7 @@ from fbt_paper.config.load import ConfigError, load
 from fbt_paper.plan.runs import plan
 from fbt_paper.tables import compare, render
 from fbt_paper.tables.cost_table import CostResults, collect_costs
-from fbt_paper.tables.frame import TableResults, as_csv, cells_of, collect, make_frame
+from fbt_paper.tables.frame import TableResults, as_csv, cells_of, collect, make_frame, rows_of
 from fbt_paper.tables.latex import escape_latex, to_latex
 from fbt_paper.tables.results import tidy
 from fbt_paper.tables.write import write_table
@@ -261,6 +261,28 @@ def test_an_unconfirmed_number_is_marked_and_an_unknown_one_stays_empty(runs):
     assert render.printed(cell(table, "swin_t__resnet18", "dkd")) == "80.26+"
     assert render.printed(cell(table, "mixer_b16__resnet18", "fbt")) == ""
     assert "summarised by others" in render.to_markdown(table)
+
+
+def test_what_others_measured_stands_beside_the_printed_number_and_has_no_gap(runs):
+    table = collect(CONFIG, PLAN, "cifar100", runs)
+    by_others = next(line for line in rows_of(table.cells) if line.Index == ("convnext_t__deit_t", "kd"))
+    ours = render.measured(by_others)
+    assert str(render.cell_text(by_others)) == f"{ours} (72.99*; 70.78^, 67.94^)"
+    assert by_others.gap == pytest.approx(by_others.mean - 72.99)
+    assert "others measured 70.78, 67.94" in render.note_of(by_others) and "#19" in render.note_of(by_others)
+    text = render.to_markdown(table)
+    assert "\n\n^ measured by others with a method's released code; no printed number" in text
+    assert "by others" not in render.to_markdown(collect(CONFIG, PLAN, "table5", runs))
+
+
+def test_a_students_score_from_scratch_is_printed_for_each_of_its_teachers():
+    for name, count in (("cifar100", 12), ("imagenet", 15)):
+        rows = [
+            line.row
+            for line in CONFIG.references[name]
+            if line.column == "scratch" and line.status != "independent"
+        ]
+        assert len(rows) == len(set(rows)) == count
 
 
 # ---------------------------------------------------------------- Table 6
