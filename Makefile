@@ -33,7 +33,7 @@ install-dev: $(INSTALLED_DEV)  ## the same with what the tests and checks need
 
 .PHONY: demo
 demo: install  ## every table and figure at scale smoke, on this machine
-	PATH="$(BIN):$$PATH" snakemake --cores $(CORES)
+	PATH="$(BIN):$$PATH" fbt run --cores $(CORES)
 
 .PHONY: test
 test: install-dev  ## fast tests and the smoke workflow (<= 12 minutes)

@@ -29,6 +29,7 @@ One table:                 snakemake --cores 2 results/smoke/tables/table5.md
 """
 CELL, OTHER_CELL = "table5/swin_block/swin_t__resnet18", "table5/vit_block/swin_t__resnet18"
 RUN_HELP = "a run's id, a part of it, or its cell: table/row/column"
+CELLS_HELP = f"{RUN_HELP}; table/row or table for all of theirs"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -213,6 +214,28 @@ def diff_command(options: Options) -> int:
     return show_difference(open_flow(options), options.first, options.second)
 
 
+def table_command(options: Options) -> int:
+    """Print a table whose runs are done."""
+    from fbt_paper.status.show_table import print_table
+
+    flow = open_flow(options)
+    for name in choose(options.tables, flow.plan.tables, "table"):
+        print_table(flow, name)
+    return 0
+
+
+def run_command(options: Options) -> int:
+    """Train what tables, rows or cells need and rebuild what shows them; a bar instead of Snakemake's log."""
+    from fbt_paper.status.run_workflow import run_workflow
+
+    flow = open_flow(options)
+    if flow.config.folder.absolute() != Path("config").absolute():
+        hint = "call it from the folder that holds Snakefile and config/ (`fbt init FOLDER` makes one)"
+        raise UserError("Snakemake reads ./config only", where=str(flow.config.folder), hint=hint)
+    how = ["--profile", options.profile] if options.profile else ["--cores", str(options.cores)]
+    return run_workflow(flow, options.cells, how)
+
+
 def draw_command(options: Options) -> int:
     """Draw one figure into the files named: pdf=FILE png=FILE csv=FILE ..."""
     from fbt_paper.figures.draw import draw
@@ -372,9 +395,10 @@ def choose(names: Sequence[str], known: Iterable[str], kind: str) -> list[str]:
 
 def find_run(flow: Flow, name: str) -> str:
     """The run whose id is this or contains it, or that stands behind this cell."""
+    from fbt_paper.plan.names import name_cells
     from fbt_paper.status import show
 
-    return show.find_run(name, flow.plan.runs, show.name_cells(flow.plan))
+    return show.find_run(name, flow.plan.runs, name_cells(flow.plan))
 
 
 def check_files(flow: Flow, dataset: str, root: Path | None) -> bool:
@@ -403,6 +427,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--given", default="{}", help=argparse.SUPPRESS)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_plan_commands(commands)
+    _add_run_command(commands)
     _add_result_commands(commands)
     _add_weight_commands(commands)
     _add_travel_commands(commands)
@@ -469,6 +494,19 @@ def _add_plan_commands(commands: Any) -> None:
     recipe.add_argument("family", metavar="FAMILY", help="cnn, msa, mlp, or teacher (fine-tuning)")
 
 
+def _add_run_command(commands: Any) -> None:
+    run = _add(commands, "run", run_command, "fbt run table5/swin_block --cores 2")
+    run.add_argument(
+        "cells",
+        nargs="*",
+        metavar="CELL",
+        help="table, table/row, table/row/column or a run (default: everything)",
+    )
+    how = run.add_mutually_exclusive_group()
+    how.add_argument("--cores", default=2, metavar="N", help="CPU cores of this machine (default 2)")
+    how.add_argument("--profile", metavar="NAME", help="slurm, workstation or your own")
+
+
 def _add_result_commands(commands: Any) -> None:
     status = _add(commands, "status", status_command, "fbt status table5 --watch")
     status.add_argument("tables", nargs="*", metavar="TABLE", help="only these tables")
@@ -479,10 +517,12 @@ def _add_result_commands(commands: Any) -> None:
     )
     status.add_argument("--json", action="store_true", help="one JSON object, for scripts")
     show = _add(commands, "show", show_command, f"fbt show {CELL}")
-    show.add_argument("run", metavar="RUN", help=RUN_HELP)
+    show.add_argument("run", metavar="RUN", help=CELLS_HELP)
     diff = _add(commands, "diff", diff_command, f"fbt diff {CELL} {OTHER_CELL}")
     diff.add_argument("first", metavar="RUN", help=RUN_HELP)
     diff.add_argument("second", metavar="RUN")
+    printed = _add(commands, "table", table_command, "fbt table table5")
+    printed.add_argument("tables", nargs="+", metavar="TABLE")
     table = _add(commands, "build-table", build_table_command, "fbt build-table table5")
     table.add_argument("table", metavar="TABLE")
     table.add_argument(

@@ -7,7 +7,7 @@ looks up the names that the other files define.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -64,6 +64,12 @@ COST_COLUMNS = tuple(
     f"{part}_{what}" for part in ("student", "ofa_branch", "fbt_branch") for what in ("params", "flops")
 )
 REFERENCE = ".reference.csv"
+RULES = (
+    *("all", "tables", "grid", "partial", "figures", "claims", "fetch_weights", "train", "pack", "publish"),
+    *("measure_cost", "collect_results", "build_table", "compare_with_paper", "judge_claims", "build_page"),
+    *("extract_features", "plot_taxonomy", "plot_features", "plot_similarity", "plot_curves"),
+)
+"""Names that a table cannot have: each table is a target, `snakemake table4`, beside the workflow's rules."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +133,7 @@ def load(folder: Path | str = CONFIG_FOLDER, overrides: Content | None = None) -
         files["config"] = merge(files["config"], overrides or {})
     tables = _read_folder(collect, folder / "tables")
     figures = _read_folder(collect, folder / "figures")
+    _refuse_rule_names(collect, tables)
     # A scale that extends another states only what differs: it is checked whole or not at all.
     scales = _extended(collect, _read_folder(collect, folder / "scales"))
 
@@ -160,6 +167,13 @@ def load(folder: Path | str = CONFIG_FOLDER, overrides: Content | None = None) -
     # Only now: a problem of one file must not hide those of the others.
     collect.finish()
     return Config(folder=folder, methods=methods, **parts)
+
+
+def _refuse_rule_names(collect: Collector, tables: Iterable[str]) -> None:
+    for name in tables:
+        if name in RULES:
+            message = f"'{name}' is a target of the workflow; give the table's file another name"
+            collect.problems.append(Problem(f"config/tables/{name}.yaml", "", message))
 
 
 def merge(stated: Content, changes: Content) -> dict[str, Any]:

@@ -433,6 +433,7 @@ class AccuracyTable(Strict):
         default=(), description="[row, column] pairs without a cell"
     )
     gain: Gain | None = None
+    priority: int = Field(default=0, description="jobs of tables with a higher one start first")
 
 
 class CostPair(Strict):

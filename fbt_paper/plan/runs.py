@@ -31,6 +31,7 @@ class PlannedTable:
     key: str
     kind: str
     target: str
+    priority: int
     cells: Mapping[tuple[str, str], Cell]
 
     @property
@@ -108,7 +109,8 @@ def plan(config: Config) -> Plan:
             cell, specs = planned
             cells[cell.row, cell.column] = cell
             runs.update({spec.id: spec for spec in specs})
-        tables[key] = PlannedTable(key=key, kind=table.kind, target=table.target, cells=cells)
+        priority = table.priority if isinstance(table, AccuracyTable) else 0
+        tables[key] = PlannedTable(key, table.kind, table.target, priority, cells)
     collect.finish()
     return Plan(scale=config.main.scale, size=config.scale, tables=tables, runs=runs)
 

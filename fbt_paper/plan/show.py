@@ -9,6 +9,7 @@ from typing import Any
 from fbt_core.spec import RecipeSpec
 from fbt_paper.config.load import Config
 from fbt_paper.plan.bill import Bill, estimate, read_macs, read_training_macs
+from fbt_paper.plan.names import run_names
 from fbt_paper.plan.run_spec import find_recipe
 from fbt_paper.plan.runs import Plan
 
@@ -82,9 +83,14 @@ def _notes(plan: Plan, tables: Sequence[str], bill: Bill, tflops: float) -> list
 
 
 def render_runs(plan: Plan, tables: Sequence[str]) -> str:
-    """Run ids in an order they can be run, each with the tables that show it."""
+    """Run ids in an order they can be run, each with what it is and the other tables that show it."""
     every = plan.needed(run for key in tables for run in plan.tables[key].runs)
-    return align([[run, " ".join(plan.tables_of(run)) or "(teacher or earlier phase)"] for run in every])
+    names = run_names(plan, tables)
+    return align([[run, names[run], " ".join(_other_tables(plan, run, names[run]))] for run in every])
+
+
+def _other_tables(plan: Plan, run: str, name: str) -> list[str]:
+    return [f"also {key}" for key in plan.tables_of(run) if not name.startswith(f"{key}/")]
 
 
 def render_recipe(config: Config, dataset: str, family: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,15 @@ class Flow(Runs):
         scratch = dict.fromkeys(filter(None, map(self.plan.scratch_of, runs)))
         files = [*self.results_of(tables), *(f"{self.runs}/{run}/metrics.json" for run in scratch)]
         return list(dict.fromkeys(files))
+
+    def priority(self, run: str) -> int:
+        """How early a run's job starts: the highest priority of the tables that need it."""
+        return self._priorities.get(run, 0)
+
+    @cached_property
+    def _priorities(self) -> dict[str, int]:
+        tables = sorted(self.plan.tables.values(), key=lambda table: table.priority)
+        return {run: table.priority for table in tables for run in self.plan.needed(table.runs)}
 
     def counted(self, table: str) -> str:
         """A digest of what a cost table's counts follow from: its pairs, their networks, size and blocks."""

@@ -17,6 +17,7 @@ from fbt_core.run_files import METRICS_FILE, SPEC_FILE, read_history, read_json
 from fbt_core.spec import ID_PATTERN
 from fbt_paper.config.load import CONFIG_FOLDER
 from fbt_paper.plan.figures import FigurePlan
+from fbt_paper.plan.names import name_cells, run_names
 from fbt_paper.plan.runs import Plan
 from fbt_paper.plan.targets import Flow
 from fbt_paper.status import show
@@ -44,12 +45,12 @@ def show_status(
     if not names:
         # `snakemake` trains these too: without them all tables could be done while it still goes on.
         tables |= figure_runs(flow, tables)
-    each_run = each_run or bool(names)
+    each_run, called = each_run or bool(names), run_names(flow.plan)
 
     def look() -> Overview:
         # Read anew at each look, like the runs: with --watch, jobs start and end meanwhile.
         jobs = newest_jobs(JOURNAL)
-        return observe_tables(Path(flow.runs), tables, flow.plan.runs, jobs, datetime.now(UTC))
+        return observe_tables(Path(flow.runs), tables, flow.plan.runs, jobs, datetime.now(UTC), called)
 
     if as_json:
         overview = look()
@@ -122,17 +123,20 @@ def as_values(overview: Overview) -> dict[str, Any]:
 
 
 def show_run(flow: Flow, name: str) -> int:
-    """Print spec, history and result of one run, finished or only planned; of a cell, those of each seed."""
+    """Print spec, history and result of one run, finished or only planned; of several, the scores of each."""
+    runs = [read_run(flow, run) for run in show.find_runs(name, known_runs(flow), name_cells(flow.plan))]
     console = new_console()
-    for run in show.find_runs(name, known_runs(flow), show.name_cells(flow.plan)):
-        console.print(show.render_run(read_run(flow, run)))
+    if len(runs) == 1:
+        console.print(show.render_run(runs[0]))
+    else:
+        console.print(show.render_several(runs, run_names(flow.plan)))
     return 0
 
 
 def show_difference(flow: Flow, first: str, second: str) -> int:
-    """Print every setting in which two runs differ, then their scores and the gap."""
-    known, cells = known_runs(flow), show.name_cells(flow.plan)
-    sides = [read_run(flow, show.find_run(name, known, cells)) for name in (first, second)]
+    """Print every setting in which two runs or two cells differ, then their scores and the gap."""
+    known, cells = known_runs(flow), name_cells(flow.plan)
+    sides = [[read_run(flow, run) for run in show.find_runs(name, known, cells)] for name in (first, second)]
     new_console().print(show.render_difference(*sides))
     return 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -31,8 +31,12 @@ def observe_tables(
     specs: Mapping[str, RunSpec],
     jobs: Mapping[str, Job],
     now: datetime,
+    names: Mapping[str, str] | None = None,
 ) -> Overview:
-    """The state of all runs of the tables; a run that several tables share is read once and counted once."""
+    """The state of all runs of the tables; a run that several tables share is read once and counted once.
+
+    `names`: what people call each run.
+    """
     known: dict[str, bool] = {}
 
     def done(run: str) -> bool:
@@ -41,7 +45,10 @@ def observe_tables(
         return known[run]
 
     statuses = {
-        run: observe_run(runs_folder / run, specs.get(run), jobs.get(run), done, now)
+        run: replace(
+            observe_run(runs_folder / run, specs.get(run), jobs.get(run), done, now),
+            name=(names or {}).get(run, ""),
+        )
         for run in dict.fromkeys(run for runs in tables.values() for run in runs)
     }
     counts = Counter(status.state for status in statuses.values())

@@ -6,6 +6,7 @@ table/row/column, as in the page's links.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,6 @@ from rich.text import Text
 
 from fbt_core.errors import UserError, close_matches
 from fbt_core.run_files import as_number
-from fbt_paper.plan.runs import Plan
 from fbt_paper.status.states import format_duration
 
 TERMS_ACROSS = 5
@@ -44,15 +44,16 @@ class ShownRun:
 
 
 def find_runs(name: str, known: Iterable[str], cells: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    """The run whose id is or contains `name`, or all runs (seeds) behind the cell `name` (table/row/column).
+    """The run whose id is or contains `name`, or all runs behind a table, table/row or table/row/column.
 
     Raises UserError with the nearest names if none fits, or several ids contain the name.
     """
     ids = sorted(set(known))
     if name in ids:
         return (name,)
-    if name in cells:
-        return tuple(cells[name])
+    behind = [run for cell, runs in cells.items() if f"{cell}/".startswith(f"{name}/") for run in runs]
+    if behind:
+        return tuple(dict.fromkeys(behind))
     fitting = [run for run in ids if name in run]
     if len(fitting) == 1:
         return (fitting[0],)
@@ -65,20 +66,11 @@ def find_runs(name: str, known: Iterable[str], cells: Mapping[str, Sequence[str]
 
 
 def find_run(name: str, known: Iterable[str], cells: Mapping[str, Sequence[str]]) -> str:
-    """The one run of this name; a UserError if it is a cell with several seeds."""
+    """The one run of this name; a UserError if several runs stand behind it."""
     runs = find_runs(name, known, cells)
     if len(runs) > 1:
-        raise UserError(f"the cell {name!r} has {len(runs)} runs, one a seed; name one: {listed(runs)}")
+        raise UserError(f"{name!r} has {len(runs)} runs; name one: {listed(runs)}")
     return runs[0]
-
-
-def name_cells(plan: Plan) -> dict[str, tuple[str, ...]]:
-    """The runs behind every cell, by table/row/column."""
-    return {
-        f"{key}/{row}/{column}": cell.runs
-        for key, table in plan.tables.items()
-        for (row, column), cell in table.cells.items()
-    }
 
 
 def listed(ids: Sequence[str], at_most: int = 8) -> str:
@@ -160,21 +152,55 @@ def render_result(metrics: Mapping[str, Any]) -> Table:
     return table
 
 
-def render_difference(first: ShownRun, second: ShownRun) -> RenderableType:
-    """What differs between two runs: every setting, then scores and their gap."""
-    settings = new_table("setting", first.run, second.run)
-    for path, left, right in compare_settings(first.spec, second.spec):
+def render_several(runs: Sequence[ShownRun], names: Mapping[str, str]) -> RenderableType:
+    """The scores of several runs, one a line, and over all of them their mean and sample deviation."""
+    shown = [scores(run.metrics) for run in runs]
+    used = [name for name in scores(None) if any(line[name] is not None for line in shown)]
+    table = new_table("run", "what it is", *used)
+    for run, line in zip(runs, shown, strict=True):
+        table.add_row(run.run, names.get(run.run, "-"), *(number_text(line[name]) for name in used))
+    table.add_section()
+    table.add_row("mean ± deviation", f"{len(runs)} runs", *(mean_text(shown, name) for name in used))
+    return table
+
+
+def mean_text(shown: Sequence[Mapping[str, float | None]], name: str) -> str:
+    """The mean of a score over runs, from two runs on with its sample deviation; a dash if none is known."""
+    values = [value for line in shown if (value := line[name]) is not None]
+    if not values:
+        return "-"
+    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{number_text(statistics.fmean(values))}{deviation}"
+
+
+def render_difference(first: Sequence[ShownRun], second: Sequence[ShownRun]) -> RenderableType:
+    """What differs between two runs, or between the seeds of two cells: settings, scores and their gap.
+
+    With several seeds scores are means, and the settings are those of each cell's first seed.
+    """
+    heads = [_head_of(side) for side in (first, second)]
+    settings = new_table("setting", *heads)
+    for path, left, right in compare_settings(first[0].spec, second[0].spec):
         settings.add_row(path, Text(as_text(left)), Text(as_text(right)))
-    table = new_table("score", first.run, second.run, "second - first")
-    right_scores = scores(second.metrics)
-    for name, left_score in scores(first.metrics).items():
-        right_score = right_scores[name]
-        if left_score is None and right_score is None:
+    table = new_table("score", *heads, "second - first")
+    sides = [[scores(run.metrics) for run in side] for side in (first, second)]
+    for name in scores(None):
+        means = [_mean(side, name) for side in sides]
+        if means == [None, None]:
             continue
-        known = left_score is not None and right_score is not None
-        gap = f"{right_score - left_score:+.2f}" if known else "-"  # type: ignore[operator]
-        table.add_row(name, number_text(left_score), number_text(right_score), gap)
+        texts = [mean_text(side, name) for side in sides]
+        known = means[0] is not None and means[1] is not None
+        table.add_row(name, *texts, f"{means[1] - means[0]:+.2f}" if known else "-")  # type: ignore[operator]
     return Group(settings if settings.row_count else Text("The specs are the same.\n"), table)
+
+
+def _head_of(side: Sequence[ShownRun]) -> str:
+    return side[0].run if len(side) == 1 else f"{side[0].run} and {len(side) - 1} more, mean"
+
+
+def _mean(side: Sequence[Mapping[str, float | None]], name: str) -> float | None:
+    values = [value for line in side if (value := line[name]) is not None]
+    return statistics.fmean(values) if values else None
 
 
 def new_table(*columns: str) -> Table:

@@ -53,16 +53,17 @@ class Column:
 
 COLUMNS = (
     Column("run", lambda status: without_dataset(status.run), 0, right=False),
+    Column("what it is", lambda status: status.name or "-", 3, right=False),
     Column("state", lambda status: f"{MARKS[status.state]} {status.state}", 0, right=False),
     Column("epoch", lambda status: "-" if status.epochs is None else f"{status.epoch}/{status.epochs}", 0),
     Column("best", lambda status: percent(status.best_top1), 2),
     Column("left", lambda s: format_duration(s.seconds_left if s.state == "running" else None), 1),
-    Column("images/s", lambda s: f"{s.images_per_second:,.0f}" if s.images_per_second else "-", 3),
-    Column("requeued", lambda status: f"{status.restarts}x" if status.restarts else "-", 4),
-    Column("top-1", lambda status: percent(status.top1), 5),
-    Column("GPU h", lambda status: f"{status.gpu_hours:.1f}" if status.gpu_hours else "-", 6),
-    Column("in queue", lambda status: format_duration(status.queue_wait_s or None), 7),
-    Column("peak MB", lambda s: f"{s.peak_memory_mb:,.0f}" if s.peak_memory_mb else "-", 8),
+    Column("images/s", lambda s: f"{s.images_per_second:,.0f}" if s.images_per_second else "-", 4),
+    Column("requeued", lambda status: f"{status.restarts}x" if status.restarts else "-", 5),
+    Column("top-1", lambda status: percent(status.top1), 6),
+    Column("GPU h", lambda status: f"{status.gpu_hours:.1f}" if status.gpu_hours else "-", 7),
+    Column("in queue", lambda status: format_duration(status.queue_wait_s or None), 8),
+    Column("peak MB", lambda s: f"{s.peak_memory_mb:,.0f}" if s.peak_memory_mb else "-", 9),
 )
 
 
@@ -127,7 +128,8 @@ def end_sentence(overview: Overview) -> str:
 
 def failure_lines(status: RunStatus, width: int, last_lines: int = 5) -> list[Text]:
     """The run, why it failed, the last lines of its log, and which file the log is."""
-    reason = f"{status.run} failed" + (f": {status.note}" if status.note else "")
+    name = f" ({status.name})" if status.name else ""
+    reason = f"{status.run}{name} failed" + (f": {status.note}" if status.note else "")
     tail = status.last_lines[-last_lines:] if last_lines else ()
     lines = [part for line in tail for part in fold(line, width, INDENT, "dim")[:2]]
     return [

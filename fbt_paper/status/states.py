@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ class RunStatus:
 
     run: str
     state: str
+    name: str = field(default="", kw_only=True)
     epoch: int = 0
     epochs: int | None = None
     top1: float | None = None

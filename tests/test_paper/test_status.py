@@ -369,7 +369,7 @@ def test_show_and_diff_print_settings_history_and_gap(tmp_path):
         "best top-1",
     ):
         assert words in text
-    text = as_text(show.render_difference(*sides))
+    text = as_text(show.render_difference(sides[:1], sides[1:]))
     assert "seed" in text and "+0.50" in text
 
 
@@ -490,9 +490,29 @@ def test_no_escape_sequence_of_a_run_reaches_the_terminal(tmp_path):
     assert all(character.isprintable() or character == "\n" for character in shown)
 
 
+def test_two_cells_are_compared_by_the_means_of_their_seeds(tmp_path):
+    specs = [make_spec(seed=seed) for seed in range(4)]
+    runs = [write_run(tmp_path, spec) for spec in specs]
+    metrics = [read_json(run / "metrics.json") for run in runs]
+    shown = [show.ShownRun(m["run"], m["spec"], m["history"], m) for m in metrics]
+    best = [m["best"]["top1"] for m in metrics]
+    text = as_text(show.render_difference(shown[:2], shown[2:]))
+    assert f"{(best[2] + best[3] - best[0] - best[1]) / 2:+.2f}" in text and "and 1 more, mean" in text
+    text = as_text(show.render_several(shown, {specs[0].id: "table4/mse/top1, seed 0"}))
+    assert f"{sum(best) / 4:.2f} ± " in text and "table4/mse/top1, seed 0" in text
+    assert all(spec.id in text for spec in specs)
+
+
+def test_a_row_or_a_table_stands_for_the_runs_behind_its_cells():
+    ids = ["fashion_mnist-kd-a-b-aaaaaaaaaa", "fashion_mnist-kd-a-b-bbbbbbbbbb"]
+    cells = {"table4/mse/top1": (ids[0],), "table4/mse_2/top1": (ids[1],)}
+    assert show.find_runs("table4", ids, cells) == tuple(ids)
+    assert show.find_runs("table4/mse", ids, cells) == (ids[0],)
+
+
 def test_a_cell_with_several_seeds_shows_each_of_them():
     ids = ["fashion_mnist-kd-a-b-aaaaaaaaaa", "fashion_mnist-kd-a-b-bbbbbbbbbb"]
     cells = {"table4/mse/top1": tuple(ids)}
     assert show.find_runs("table4/mse/top1", ids, cells) == tuple(ids)
-    with pytest.raises(show.UserError, match="has 2 runs, one a seed; name one: fashion_mnist-kd-a-b-a"):
+    with pytest.raises(show.UserError, match="has 2 runs; name one: fashion_mnist-kd-a-b-a"):
         show.find_run("table4/mse/top1", ids, cells)

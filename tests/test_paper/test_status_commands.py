@@ -40,7 +40,7 @@ def test_exit_code_reports_a_failed_run(flow, capsys):
     write_progress(Path(flow.runs), flow.spec(run), "failed", datetime.now().isoformat(), error="disk full")
     assert live.show_status(flow, ["table5"]) == 1
     printed = capsys.readouterr().out
-    assert f"{run} failed: disk full" in printed
+    assert re.search(rf"{run} \(\S+\) failed: disk full", printed)
     assert printed.index("failed: disk full") < printed.index("table5")
     assert live.show_status(flow, ["table4"]) == 0
 

@@ -69,3 +69,15 @@ rule compare_with_paper:
         shows=lambda wildcards: FLOW.shows(FLOW.compared(wildcards.comparison)),
     shell:
         f"{FLOW.fbt} compare {{wildcards.comparison:q}} --out {{output:q}} 2>&1 | tee {{log:q}}"
+
+
+# `snakemake table4`: one table with all that it needs.
+for _table in FLOW.plan.tables:
+
+    rule:
+        name:
+            _table
+        input:
+            FLOW.table_files([_table]),
+            FLOW.results_of([_table]),
+        localrule: True

@@ -30,6 +30,7 @@ rule train:
         weights=f"{FLOW.runs}/{{run}}/weights.safetensors",
     log:
         f"{FLOW.results}/logs/train/{{run}}.log",
+    priority: lambda wildcards: 0 if TRAINING_JOB else FLOW.priority(wildcards.run)
     threads: FLOW.threads
     resources:
         gpu=lambda wildcards: FLOW.resources_of(wildcards.run)["gpu"],

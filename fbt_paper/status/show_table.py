@@ -1,0 +1,27 @@
+"""`fbt table`: a table on the terminal, as its Markdown file shows it."""
+
+from __future__ import annotations
+
+from rich.text import Text
+
+from fbt_paper.plan.targets import Flow
+from fbt_paper.status.commands import new_console
+from fbt_paper.status.show import new_table
+from fbt_paper.tables.render import all_remarks, make_sheet
+from fbt_paper.tables.results import collect_tables
+
+
+def print_table(flow: Flow, name: str) -> None:
+    """Print a table from the results of its runs; raises UserError if one of them is missing."""
+    (results,) = collect_tables(flow, [name])
+    sheet, console = make_sheet(results), new_console()
+    console.print(Text(results.title, style="bold"))
+    if sheet.scale_label:
+        console.print(Text(sheet.scale_label, style="yellow"))
+    table = new_table(*sheet.head)
+    for label, *cells in sheet.lines:
+        # As Text: rich reads brackets in a plain string as markup.
+        table.add_row(Text(label, style="cyan"), *map(Text, cells))
+    console.print(table)
+    for remark in all_remarks(sheet):
+        console.print(Text(remark, style="yellow" if remark.startswith("Warning") else "dim"))
