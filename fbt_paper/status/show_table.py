@@ -7,8 +7,19 @@ from rich.text import Text
 from fbt_paper.plan.targets import Flow
 from fbt_paper.status.commands import new_console
 from fbt_paper.status.show import new_table
-from fbt_paper.tables.render import all_remarks, make_sheet
+from fbt_paper.tables.render import CellText, all_remarks, make_sheet
 from fbt_paper.tables.results import collect_tables
+
+
+LEADS = {"leads": "bold green", "tied": "underline"}
+
+
+def as_terminal_text(cell: str | CellText) -> Text:
+    """A cell: what leads its column beyond noise is bold, what is tied with it underlined."""
+    # As Text: rich reads brackets in a plain string as markup.
+    if isinstance(cell, str):
+        return Text(cell)
+    return Text(cell.ours, style=LEADS.get(cell.lead, "")).append(cell.rest, style="not bold")
 
 
 def print_table(flow: Flow, name: str) -> None:
@@ -20,8 +31,7 @@ def print_table(flow: Flow, name: str) -> None:
         console.print(Text(sheet.scale_label, style="yellow"))
     table = new_table(*sheet.head)
     for label, *cells in sheet.lines:
-        # As Text: rich reads brackets in a plain string as markup.
-        table.add_row(Text(label, style="cyan"), *map(Text, cells))
+        table.add_row(Text(str(label), style="cyan"), *map(as_terminal_text, cells))
     console.print(table)
     for remark in all_remarks(sheet):
         console.print(Text(remark, style="yellow" if remark.startswith("Warning") else "dim"))
