@@ -10,7 +10,6 @@ from fbt_paper.status.show import new_table
 from fbt_paper.tables.render import CellText, all_remarks, make_sheet
 from fbt_paper.tables.results import collect_tables
 
-
 LEADS = {"leads": "bold green", "tied": "underline"}
 
 
