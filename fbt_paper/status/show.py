@@ -178,11 +178,11 @@ def render_difference(first: Sequence[ShownRun], second: Sequence[ShownRun]) -> 
 
     With several seeds scores are means, and the settings are those of each cell's first seed.
     """
-    heads = [_head_of(side) for side in (first, second)]
-    settings = new_table("setting", *heads)
+    titles = [_title_of(side) for side in (first, second)]
+    settings = new_table("setting", *titles)
     for path, left, right in compare_settings(first[0].spec, second[0].spec):
         settings.add_row(path, Text(as_text(left)), Text(as_text(right)))
-    table = new_table("score", *heads, "second - first")
+    table = new_table("score", *titles, "second - first")
     sides = [[scores(run.metrics) for run in side] for side in (first, second)]
     for name in scores(None):
         means = [_mean(side, name) for side in sides]
@@ -194,7 +194,7 @@ def render_difference(first: Sequence[ShownRun], second: Sequence[ShownRun]) -> 
     return Group(settings if settings.row_count else Text("The specs are the same.\n"), table)
 
 
-def _head_of(side: Sequence[ShownRun]) -> str:
+def _title_of(side: Sequence[ShownRun]) -> str:
     return side[0].run if len(side) == 1 else f"{side[0].run} and {len(side) - 1} more, mean"
 
 
