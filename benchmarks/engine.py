@@ -18,29 +18,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import yaml
 from torch import Tensor
 
-from fbt_core.data.feed import Raw
-from fbt_core.data.order import BatchKey, seed_everything
-from fbt_core.data.splits import InMemory
+from fbt_core.data.order import seed_everything
 from fbt_core.distributed import Group
-from fbt_core.learner import Learner
-from fbt_core.methods.base import Batch, Context, Method
+from fbt_core.measure.bench import Engine, made_up_batch, make_engine
+from fbt_core.methods.base import Batch, Method
 from fbt_core.methods.fcfd import FCFD
-from fbt_core.methods.registry import build_method, method_facts
+from fbt_core.methods.registry import method_facts
 from fbt_core.optimisation import Optimisation
-from fbt_core.run_folder import RunFolder
 from fbt_core.spec import ExecutionSettings, RunSpec
-from fbt_core.staged import StagedOutput, build_network, stage
-from fbt_core.stream import Stream
-from fbt_core.teacher import Teacher
-from fbt_core.train import train_step
+from fbt_core.staged import StagedOutput
 
 CONFIG = Path(__file__).resolve().parents[1] / "config"
 METHODS = ("kd", "ofa", "fcfd", "fbt")
@@ -77,37 +69,11 @@ def make_spec(pair: str, method: str, batch: int) -> RunSpec:
     return RunSpec.model_validate(content, strict=False)
 
 
-@dataclass
-class Engine:
-    """The engine's own objects for one run."""
-
-    learner: Learner
-    stream: Stream
-    teacher: Teacher
-
-    @property
-    def method(self) -> Method:
-        return self.learner.method
-
-
-def make_engine(spec: RunSpec) -> Engine:
-    """The engine's own objects, with random weights in place of the teacher's file."""
-    split = str(spec.method.parameters.get("split", "even"))
-    networks = [stage(build_network(n, CLASSES, SIZE), SIZE, split) for n in (spec.student, spec.teacher)]
-    labels = torch.arange(spec.dataset.train_images) % CLASSES
-    method = build_method(spec.method, *networks, Context.of(spec, labels))
-    folder = RunFolder(Path("/nonexistent"), spec, writes=False)
-    empty = InMemory(np.zeros((0, SIZE, SIZE, 3), np.uint8), labels[:0], "nearest")
-    stream = Stream(spec, ExecutionSettings(), (empty, empty), CPU)
-    learner = Learner(spec, ExecutionSettings(), CPU, method, folder)
-    return Engine(learner, stream, Teacher.of(spec, method.teacher))
-
-
 class Bare:
     """The parts, each alone, on the same networks as the whole step uses."""
 
     def __init__(self, engine: Engine, batch: Batch) -> None:
-        self.method, self.batch = engine.method, batch
+        self.method, self.batch = engine.learner.method, batch
         self.optimisation = Optimisation(self.method.student, engine.learner.spec.recipe, 10, CPU.device)
         extras = self.method.extras
         has_more = any(parameter.requires_grad for parameter in extras.parameters())
@@ -181,16 +147,12 @@ def cpu_seconds(part: Callable[[], None]) -> float:
 def make_parts(pair: str, name: str, batch: int) -> tuple[Engine, list[Callable[[], None]]]:
     """The engine's own training, its whole step, and the parts: teacher, student, what the method adds."""
     seed_everything(0)
-    engine = make_engine(make_spec(pair, name, batch))
-    images, numbers = torch.randint(0, 256, (batch, 3, SIZE, SIZE), dtype=torch.uint8), torch.arange(batch)
-    raw, key = Raw(images, numbers, numbers), BatchKey(tuple(range(batch)), tuple(range(batch)), batch, 0, 0)
-    engine.method.train()
+    engine = make_engine(make_spec(pair, name, batch), ExecutionSettings(), CPU)
+    raw, key = made_up_batch(engine.learner.spec)
+    engine.learner.method.train()
     bare = Bare(engine, engine.stream.preparation.train(raw))
 
-    def step() -> None:
-        train_step([engine.learner], engine.stream, engine.teacher, key, raw)
-
-    return engine, [step, bare.teacher_forward, bare.student_step, bare.extra]
+    return engine, [lambda: engine.step(raw, key), bare.teacher_forward, bare.student_step, bare.extra]
 
 
 def measure(pair: str, name: str, batch: int, rounds: int) -> None:
@@ -198,7 +160,7 @@ def measure(pair: str, name: str, batch: int, rounds: int) -> None:
     engine, parts = make_parts(pair, name, batch)
     rows = []
     for _ in range(rounds + 1):
-        keep_paths(engine.method)
+        keep_paths(engine.learner.method)
         rows.append([cpu_seconds(part) for part in parts])
     del rows[0]  # the first round warms up
     engine.learner.state.losses.read(pair, 0.0)
@@ -217,7 +179,7 @@ def run_for_peak(pair: str, name: str, batch: int, what: str) -> None:
     """Run the step or the parts three times and print this process's peak memory (MB)."""
     engine, parts = make_parts(pair, name, batch)
     for _ in range(3):
-        keep_paths(engine.method)
+        keep_paths(engine.learner.method)
         for part in parts[:1] if what == "step" else parts[1:]:
             part()
     print(high_water_mb())

@@ -19,6 +19,7 @@ from fbt_core.files import write_text
 from fbt_paper.config.load import CONFIG_FOLDER
 from fbt_paper.plan.frozen import timm_tags
 from fbt_paper.plan.run_spec import dataset_spec
+from fbt_paper.plan.speeds import PRECISIONS
 from fbt_paper.plan.targets import Flow
 
 Options = argparse.Namespace
@@ -28,6 +29,7 @@ The paper as published:    snakemake --profile slurm        (see README: data an
 One table:                 snakemake --cores 2 results/smoke/tables/table5.md
 """
 CELL, OTHER_CELL = "table5/swin_block/swin_t__resnet18", "table5/vit_block/swin_t__resnet18"
+GPU_HELP = "the GPU whose speed is assumed: v100, a100 (default), h100, rtx_3090, rtx_4090"
 RUN_HELP = "a run's id, a part of it, or its cell: table/row/column"
 CELLS_HELP = f"{RUN_HELP}; table/row or table for all of theirs"
 
@@ -62,6 +64,7 @@ def plan_command(options: Options) -> int:
     from fbt_paper.plan.claims import ClaimPlan
     from fbt_paper.plan.figures import FigurePlan
     from fbt_paper.plan.show import render_plan, render_runs
+    from fbt_paper.plan.speeds import speeds_for
 
     # Figures and claims look up runs and cells in the plan; what they do not find is reported here.
     flow, collect = open_flow(options), Collector()
@@ -74,7 +77,9 @@ def plan_command(options: Options) -> int:
     elif options.runs:
         print(render_runs(flow.plan, tables))
     else:
-        print(render_plan(flow.plan, tables, options.tflops))
+        cores = options.cores_per_gpu or flow.threads
+        speeds = speeds_for(Path(flow.results), options.gpu, cores, options.tflops)
+        print(render_plan(flow.plan, tables, speeds))
     return 0
 
 
@@ -351,6 +356,20 @@ def check_cluster_command(options: Options) -> int:
     return int(cluster.main(["--profile", str(options.profile), "--scale", options.scale or "paper"]))
 
 
+def bench_command(options: Options) -> int:
+    """Measure a training step and the loaders on this machine, about two minutes; `fbt plan` uses it."""
+    from fbt_paper.status.bench import bench, choose_run
+
+    flow = open_flow(options)
+    spec = choose_run(flow, options.pair, options.method, options.dataset)
+    if options.precision:
+        change = {"recipe": spec.recipe.model_copy(update={"precision": options.precision})}
+        spec = spec.model_copy(update=change)
+    wanted = ["--seconds", str(options.seconds), *(["--batch", str(options.batch)] if options.batch else [])]
+    print("\n".join(bench(flow, spec, wanted)))
+    return 0
+
+
 # ---------------------------------------------------------------- what several commands do
 
 
@@ -484,8 +503,12 @@ def _add_plan_commands(commands: Any) -> None:
     plan.add_argument(
         "--runs", action="store_true", help="list the run ids instead, in an order they can be run"
     )
+    plan.add_argument("--gpu", default="a100", metavar="KIND", help=GPU_HELP)
     plan.add_argument(
-        "--tflops", type=_above_zero, default=40.0, help="TFLOP/s that one GPU sustains (default 40)"
+        "--tflops", type=_above_zero, help="TFLOP/s that one GPU sustains, whatever the precision"
+    )
+    plan.add_argument(
+        "--cores-per-gpu", type=_above_zero, help="cores that load images for one GPU (default: `workers`)"
     )
     spec = _add(commands, "spec", spec_command, f"fbt spec {CELL}")
     spec.add_argument("run", metavar="RUN", help=RUN_HELP)
@@ -588,6 +611,13 @@ def _add_machine_commands(commands: Any) -> None:
     init.add_argument("folder", type=Path, metavar="FOLDER")
     cluster = _add(commands, "check-cluster", check_cluster_command, "fbt check-cluster")
     cluster.add_argument("--profile", type=Path, default=Path("profiles/slurm"), metavar="FOLDER")
+    bench = _add(commands, "bench", bench_command, "fbt bench --method kd --seconds 10")
+    bench.add_argument("--pair", default="swin_t__resnet18", metavar="TEACHER__STUDENT")
+    bench.add_argument("--method", default="fbt", metavar="METHOD")
+    bench.add_argument("--dataset", metavar="DATASET", help="(default: the first of the plan's that fits)")
+    bench.add_argument("--precision", choices=PRECISIONS, help="(default: the recipe's)")
+    bench.add_argument("--batch", type=int, help="images of a step (default: the recipe's batch; CPU: 16)")
+    bench.add_argument("--seconds", type=_above_zero, default=60.0, help="to repeat the step (default 60)")
     fetch = _add(commands, "fetch-weights", fetch_weights_command, "fbt --scale paper fetch-weights --list")
     fetch.add_argument("--list", action="store_true", help="print the tags, download nothing")
 

@@ -88,12 +88,12 @@ def measure_pair(
 
     def count(name: str, **changes: Any) -> int:
         torch.manual_seed(0)
-        parameters = _default_parameters(methods[name]) | changes
+        parameters = default_parameters(methods[name]) | changes
         spec = MethodSpec(name=name, parameters=parameters, revision=1)
         return step_macs(build_method(spec, copy.deepcopy(student), teacher, context).train())
 
     costs = {name: count(name) for name in MEASURED}
-    return costs | {"fcfd": _mean_over_draws(count, _default_parameters(methods["fcfd"])["paths"])}
+    return costs | {"fcfd": _mean_over_draws(count, default_parameters(methods["fcfd"])["paths"])}
 
 
 def _mean_over_draws(count: Callable[..., int], paths: int) -> int:
@@ -102,7 +102,8 @@ def _mean_over_draws(count: Callable[..., int], paths: int) -> int:
     return without + (with_all - without) * paths // FCFD_PATHS
 
 
-def _default_parameters(entry: Mapping[str, Any]) -> dict[str, Any]:
+def default_parameters(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's parameters as config/methods.yaml states them."""
     return {name: parameter["value"] for name, parameter in entry["parameters"].items()}
 
 

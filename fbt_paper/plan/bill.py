@@ -10,6 +10,7 @@ from typing import Any
 
 from fbt_core.spec import NetworkSpec, RunSpec
 from fbt_paper.config.load import ConfigError, Problem
+from fbt_paper.plan.speeds import Range, Speeds, kind_of_loading
 
 COSTS_FILE = Path(__file__).parent / "data" / "network_costs.json"
 TRAINING_FILE = Path(__file__).parent / "data" / "training_costs.json"
@@ -18,40 +19,68 @@ PLAIN_METHOD = "kd"
 BANK_METHOD, BANK_PRODUCTS = "crd", 4
 """The method whose products with its memory banks (width * training images each) come on top of that."""
 FORWARD_PASSES_OF_A_STEP = 3  # one forward, and a backward that counts as two
-DEFAULT_TFLOPS = 40.0
-"""Sustained TFLOP/s per GPU that the estimate assumes; `fbt plan --tflops` takes your own."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one run takes: FLOPs in a precision, and images of a kind that loaders make."""
+
+    flops: float
+    precision: str
+    images: int
+    loading: str
+
+    def loading_hours(self, speeds: Speeds) -> float:
+        """The least hours, however fast the GPU is: its cores must load every image of every epoch."""
+        return self.images / (speeds.loader[self.loading] * speeds.cores) / 3600
+
+    def gpu_hours(self, speeds: Speeds) -> Range:
+        """Hours of one GPU, least and most; loading goes on beside the arithmetic."""
+        slow, fast = speeds.tflops[self.precision]
+        loading = self.loading_hours(speeds)
+        return max(loading, self.flops / fast / 3.6e15), max(loading, self.flops / slow / 3.6e15)
 
 
 @dataclass(frozen=True)
 class Bill:
     """The estimated training cost of some runs; `uncounted` are architectures without a MAC count."""
 
-    pflops: float
+    costs: tuple[Cost, ...]
     uncounted: tuple[str, ...]
 
-    def gpu_hours(self, tflops: float) -> float:
-        """Hours of one GPU that sustains so many TFLOP/s."""
-        return self.pflops * 1e3 / tflops / 3600
+    @property
+    def pflops(self) -> float:
+        """Floating-point operations in all, 1e15."""
+        return sum(cost.flops for cost in self.costs) / 1e15
+
+    def gpu_hours(self, speeds: Speeds) -> Range:
+        """Hours of one GPU for all runs, least and most."""
+        ranges = [cost.gpu_hours(speeds) for cost in self.costs]
+        return sum(least for least, _ in ranges), sum(most for _, most in ranges)
+
+    def loading_hours(self, speeds: Speeds) -> float:
+        """Hours that the loaders alone take."""
+        return sum(cost.loading_hours(speeds) for cost in self.costs)
 
 
 def read_macs(path: Path = COSTS_FILE) -> dict[str, int]:
     """MACs of one image at 224 px by architecture; `python -m fbt_core.measure.cost networks` counted."""
-    content = _read_counts(path, "fbt_core.measure.cost networks")
+    content = read_counts(path, "fbt_core.measure.cost networks")
     return {name: int(entry["macs"]) for name, entry in content.items()}
 
 
 def read_training_macs(path: Path = TRAINING_FILE) -> dict[str, dict[str, int]]:
     """MACs of one training image at 224 px by method and pair, from `fbt_core.measure.training_cost`."""
-    return _read_counts(path, "fbt_core.measure.training_cost")
+    return read_counts(path, "fbt_core.measure.training_cost")
 
 
-def _read_counts(path: Path, command: str) -> dict[str, Any]:
+def read_counts(path: Path, command: str) -> dict[str, Any]:
+    """What a command has counted, without the keys that say how; a ConfigError names the command."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         hint = f"make it with `python -m {command} --out FILE`"
         raise ConfigError([Problem(str(path), "", f"cannot be read ({error}); {hint}")]) from None
-    # Keys with _ say how it was counted, and with which versions.
     return {name: entry for name, entry in content.items() if not name.startswith("_")}
 
 
@@ -63,21 +92,32 @@ def estimate(
     A training image costs what its method was counted to cost on the pair, extra modules included; where the
     pair was not counted, 3 forward passes of the student and 1 of the teacher.
     """
-    total, uncounted = 0.0, dict[str, None]()
+    costs, uncounted = list[Cost](), dict[str, None]()
     for run in runs:
         for network in (run.student, run.teacher):
             if network and network.architecture not in macs:
                 uncounted[network.architecture] = None
-        total += _run_flops(run, macs, training or {})
-    return Bill(total / 1e15, tuple(uncounted))
+        costs.append(_cost_of(run, _run_flops(run, macs, training or {})))
+    return Bill(tuple(costs), tuple(uncounted))
+
+
+def _cost_of(run: RunSpec, flops: float) -> Cost:
+    images = run.recipe.epochs * (run.dataset.train_images + run.dataset.test_images)
+    return Cost(flops, run.recipe.precision, images, kind_of_loading(run))
 
 
 def _run_flops(run: RunSpec, macs: Mapping[str, int], training: Mapping[str, Mapping[str, int]]) -> float:
+    step = step_flops(run, macs, training)
+    test = run.dataset.test_images * _flops(run.student, run, macs)
+    return run.recipe.epochs * (run.dataset.train_images * step + test)
+
+
+def step_flops(run: RunSpec, macs: Mapping[str, int], training: Mapping[str, Mapping[str, int]]) -> float:
+    """FLOPs of one training image."""
     step = _counted_step(run, training)
     if step is None:
         step = FORWARD_PASSES_OF_A_STEP * _flops(run.student, run, macs) + _flops(run.teacher, run, macs)
-    test = run.dataset.test_images * _flops(run.student, run, macs)
-    return run.recipe.epochs * (run.dataset.train_images * step + test)
+    return step
 
 
 def _counted_step(run: RunSpec, training: Mapping[str, Mapping[str, int]]) -> float | None:

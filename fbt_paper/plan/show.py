@@ -12,23 +12,24 @@ from fbt_paper.plan.bill import Bill, estimate, read_macs, read_training_macs
 from fbt_paper.plan.names import run_names
 from fbt_paper.plan.run_spec import find_recipe
 from fbt_paper.plan.runs import Plan
+from fbt_paper.plan.speeds import Speeds
 
 BillCounter = Callable[[Iterable[str]], Bill]
-HEAD = ("table", "cells", "runs", "of these shared", "teachers, phases", "PFLOPs", "GPU hours")
+HEAD = ("table", "cells", "runs", "of these shared", "teachers, phases", "PFLOPs", "GPU hours", "to")
 
 
-def render_plan(plan: Plan, tables: Sequence[str], tflops: float) -> str:
+def render_plan(plan: Plan, tables: Sequence[str], speeds: Speeds) -> str:
     """One line per table and the total over different runs; the bill is for full-size networks only."""
     count_bill = _bill_counter(plan)
     # Over all tables, also those not shown: a run is shared even if its other table was not asked for.
     sharing = Counter(run for key in plan.tables for run in plan.needed(plan.tables[key].runs))
-    lines = [_line(plan, key, sharing, count_bill, tflops) for key in tables]
+    lines = [_line(plan, key, sharing, count_bill, speeds) for key in tables]
     # Not the sum of the lines: runs that tables share are trained and paid once.
     every = plan.needed(run for key in tables for run in plan.tables[key].runs)
     cells = sum(len(plan.tables[key].cells) for key in tables)
     bill = count_bill(every)
-    total = ["all different runs", str(cells), str(len(every)), "", "", *_costs(bill, plan, tflops)]
-    notes = _notes(plan, tables, bill, tflops)
+    total = ["all different runs", str(cells), str(len(every)), "", "", *_costs(bill, plan, speeds)]
+    notes = _notes(plan, tables, bill, speeds)
     return "\n".join([f"scale {plan.scale}", "", align([HEAD, *lines, total]), "", *notes])
 
 
@@ -36,29 +37,29 @@ def _bill_counter(plan: Plan) -> BillCounter:
     """What gives the bill of some runs; there is none for networks that are not full-size."""
     if not plan.size.is_full_size:
         # MACs are counted at full size; for tiny networks they would be a wrong bill, not a rough one.
-        return lambda runs: Bill(0.0, ())
+        return lambda runs: Bill((), ())
     macs, training = read_macs(), read_training_macs()
     return lambda runs: estimate((plan.runs[run] for run in runs), macs, training)
 
 
 def _line(
-    plan: Plan, key: str, sharing: Mapping[str, int], count_bill: BillCounter, tflops: float
+    plan: Plan, key: str, sharing: Mapping[str, int], count_bill: BillCounter, speeds: Speeds
 ) -> list[str]:
     table = plan.tables[key]
     needed = plan.needed(table.runs)
     shared = sum(sharing[run] > 1 for run in needed)
     extra = len(needed) - len(table.runs)
-    costs = _costs(count_bill(needed), plan, tflops)
+    costs = _costs(count_bill(needed), plan, speeds)
     return [key, str(len(table.cells) or "-"), str(len(needed)), str(shared), str(extra), *costs]
 
 
-def _costs(bill: Bill, plan: Plan, tflops: float) -> list[str]:
+def _costs(bill: Bill, plan: Plan, speeds: Speeds) -> list[str]:
     if not plan.size.is_full_size:
-        return ["", ""]
-    return [f"{bill.pflops:,.0f}", f"{bill.gpu_hours(tflops):,.0f}"]
+        return ["", "", ""]
+    return [f"{bill.pflops:,.0f}", *(f"{hours:,.0f}" for hours in bill.gpu_hours(speeds))]
 
 
-def _notes(plan: Plan, tables: Sequence[str], bill: Bill, tflops: float) -> list[str]:
+def _notes(plan: Plan, tables: Sequence[str], bill: Bill, speeds: Speeds) -> list[str]:
     notes = ["`runs` counts everything a table needs; `shared`: also needed by another table, trained once."]
     left_out = [key for key in tables if key not in plan.all_tables]
     if left_out:
@@ -71,7 +72,8 @@ def _notes(plan: Plan, tables: Sequence[str], bill: Bill, tflops: float) -> list
     notes.append(
         "From counted MACs, 2 FLOPs each: one training step of each method on each pair with all its extra\n"
         "modules (CRD's memory banks too), and the evaluation after every epoch.\n"
-        f"GPU hours at {tflops:g} TFLOP/s sustained per GPU (assumed: --tflops takes what you measured)."
+        f"{speeds.describe()} Loading alone: {bill.loading_hours(speeds):,.0f} hours.\n"
+        "`fbt bench` measures a step and the loaders on the machine at hand."
     )
     if bill.uncounted:
         notes.append(

@@ -11,7 +11,6 @@ import importlib
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,21 +19,13 @@ from fbt_paper.config.data_roots import find_root
 from fbt_paper.config.load import ConfigError
 from fbt_paper.plan.resources import read_resources
 from fbt_paper.plan.targets import Flow
+from fbt_paper.status.checks import Check, show_checks
 
 __all__ = ["Check", "check_cluster", "main"]
 
 PROFILE = Path("profiles/slurm")
 JOBS_FOLDER = Path(".snakemake/submitit/jobs")
 FOLDER_MEND = "clone the repository into a folder of the shared file system that you may write to"
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that was looked at: whether it is fine, what it is, and how to fix it if it is not."""
-
-    ok: bool
-    what: str
-    hint: str = ""
 
 
 def check_cluster(profile_dir: Path, config: Mapping[str, Any]) -> list[Check]:
@@ -237,10 +228,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--scale", default="paper", help="a scale of config/scales (default: paper)")
     options = parser.parse_args(arguments)
     checks = check_cluster(options.profile, {"scale": options.scale})
-    for check in checks:
-        print(f"{'ok     ' if check.ok else 'MISSING'} {check.what}")
-        if not check.ok and check.hint:
-            print(f"        hint: {check.hint}")
-    missing = sum(not check.ok for check in checks)
-    print(f"{missing} things to fix" if missing else "everything is there: snakemake --profile slurm")
-    return 1 if missing else 0
+    return show_checks(checks, "snakemake --profile slurm")

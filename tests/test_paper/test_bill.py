@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from fbt_paper.config.load import ConfigError
-from fbt_paper.plan.bill import Bill, estimate, read_macs, read_training_macs
+from fbt_paper.plan.bill import Bill, Cost, estimate, read_macs, read_training_macs
+from fbt_paper.plan.speeds import PRECISIONS, Speeds
 
 MACS = {"swin_t": 50, "resnet18": 10}
 TRAINING = {"kd": {"swin_t__resnet18": 79}, "fbt": {"swin_t__resnet18": 100}}
@@ -16,8 +17,12 @@ def run(method, teacher="swin_t", student="resnet18", image_size=224, **paramete
     """What the bill reads of a RunSpec: 3 epochs of 1000 training and 200 test images."""
     network = lambda name: SimpleNamespace(architecture=name) if name else None  # noqa: E731
     return SimpleNamespace(
-        dataset=SimpleNamespace(train_images=1000, test_images=200, image_size=image_size),
-        recipe=SimpleNamespace(epochs=3),
+        dataset=SimpleNamespace(
+            train_images=1000, test_images=200, image_size=image_size, loader="image_folder"
+        ),
+        recipe=SimpleNamespace(
+            epochs=3, precision="float32", augmentation=SimpleNamespace(rand_augment=None)
+        ),
         method=SimpleNamespace(name=method, parameters=parameters),
         teacher=network(teacher),
         student=network(student),
@@ -55,8 +60,26 @@ def test_an_architecture_without_a_count_is_named_once():
     assert estimate([run("kd"), run("fbt")], {"swin_t": 50}, TRAINING).uncounted == ("resnet18",)
 
 
-def test_gpu_hours_follow_from_the_throughput():
-    assert Bill(pflops=144.0, uncounted=()).gpu_hours(tflops=40.0) == 1.0
+def speeds(low=20.0, high=40.0, rate=1000.0, cores=8.0):
+    return Speeds(dict.fromkeys(PRECISIONS, (low, high)), {"photographs/plain": rate}, cores, "test", "test")
+
+
+def test_gpu_hours_are_a_range_that_follows_from_the_throughput():
+    cost = Cost(flops=144e15, precision="float16", images=1, loading="photographs/plain")
+    assert Bill((cost, cost), ()).gpu_hours(speeds()) == (2.0, 4.0)
+
+
+def test_no_gpu_is_faster_than_its_loaders():
+    """28.8 million images at 1000 a second and core, 8 cores: an hour."""
+    cost = Cost(flops=144e15, precision="float16", images=28_800_000, loading="photographs/plain")
+    assert cost.loading_hours(speeds()) == 1.0
+    assert cost.gpu_hours(speeds(low=80.0, high=1e9)) == (1.0, 1.0)
+    assert cost.gpu_hours(speeds(rate=500.0)) == (2.0, 2.0)
+
+
+def test_training_and_test_images_are_loaded_every_epoch():
+    (cost,) = estimate([run("fbt")], MACS, TRAINING).costs
+    assert (cost.images, cost.loading, cost.precision) == (3 * 1200, "photographs/plain", "float32")
 
 
 def test_the_committed_counts_can_be_read_and_fit_each_other():

@@ -16,13 +16,13 @@ from fbt_paper.plan.bill import estimate, read_macs
 from fbt_paper.plan.runs import plan
 from fbt_paper.plan.show import leaves
 from fbt_paper.plan.targets import Flow
-from fbt_paper.status import cluster
+from fbt_paper.status import bench, cluster
 from tests.test_paper.config_copy import ARCHITECTURES, ConfigCopy
 from tests.test_paper.page_results import write_results
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = ["plan", "spec", "recipe", "check-data", "check-cluster", "fetch-weights", "status", "show"]
-COMMANDS += ["diff", "build-table", "compare"]
+COMMANDS += ["diff", "build-table", "compare", "bench"]
 
 
 @pytest.fixture(autouse=True)
@@ -58,11 +58,12 @@ def example_of(command: str, capsys) -> list[str]:
 
 @pytest.mark.parametrize("command", [*COMMANDS, "draw", "build-page", "collect-results"])
 def test_every_example_runs(command, capsys, tmp_path, monkeypatch):
-    """On made-up results of the whole smoke scale; only the cluster is not asked."""
+    """On made-up results of the whole smoke scale; only the cluster is not asked, nothing is measured."""
     arguments = [text.replace("png=", f"png={tmp_path}/") for text in example_of(command, capsys)]
     flow = write_results(tmp_path)
     monkeypatch.setattr(cli, "Flow", lambda settings, folder: Flow(settings) if settings else flow)
     monkeypatch.setattr(cluster, "main", lambda options: 0)
+    monkeypatch.setattr(bench, "bench", lambda flow, spec, options: ["measured"])
     assert main(arguments) == 0
     assert capsys.readouterr().out or command == "check-cluster"
 
@@ -78,11 +79,35 @@ def test_plan_counts_cells_runs_and_shared_runs(capsys):
 def test_plan_at_paper_scale_states_the_bill_and_what_it_assumes(capsys):
     def gpu_hours(tflops: str) -> int:
         lines = lines_of(capsys, "--scale", "paper", "plan", "imagenet", "--tflops", tflops)
-        assert any(f"{tflops} TFLOP/s sustained" in line for line in lines)
+        assert any(f"float32 {tflops}, tf32 {tflops}," in line for line in lines)
         row = next(line for line in lines if line.startswith("imagenet"))
-        return int(row.split()[-1].replace(",", ""))
+        least, most = (int(number.replace(",", "")) for number in row.split()[-2:])
+        assert least == most
+        return least
 
-    assert gpu_hours("20") == pytest.approx(2 * gpu_hours("40"), abs=2)
+    # Slower than what loads its images, so that only the arithmetic counts.
+    assert gpu_hours("2") == pytest.approx(2 * gpu_hours("4"), rel=1e-3)
+
+
+def test_the_bill_is_a_range_that_depends_on_the_gpu_and_ends_at_the_loaders(capsys):
+    def hours(*options: str) -> tuple[list[int], list[str]]:
+        lines = lines_of(capsys, "--scale", "paper", "plan", "imagenet", *options)
+        row = next(line for line in lines if line.startswith("imagenet"))
+        return [int(number.replace(",", "")) for number in row.split()[-2:]], lines
+
+    (least, most), lines = hours()
+    assert least < most
+    text = "\n".join(lines)
+    assert "a100, assumed shares of its peak" in text and "8 cores per GPU" in text
+    assert hours("--gpu", "v100")[0][0] > least > hours("--gpu", "h100")[0][0]
+    loading = int(re.search(r"Loading alone: ([\d,]+) hours", text)[1].replace(",", ""))
+    assert hours("--tflops", "1e6")[0] == pytest.approx([loading, loading], abs=1)
+    assert hours("--tflops", "1e6", "--cores-per-gpu", "16")[0][0] == pytest.approx(loading / 2, abs=1)
+
+
+def test_an_unknown_gpu_is_refused_with_those_that_are_known(capsys):
+    assert main(["plan", "--gpu", "a10"]) == 1
+    assert "unknown GPU 'a10'" in capsys.readouterr().err
 
 
 def test_the_bill_of_one_run_by_hand():
