@@ -286,6 +286,40 @@ def fetch_weights_command(options: Options) -> int:
     return subprocess.run([sys.executable, "-m", "fbt_core.weights", "fetch", *tags], check=False).returncode
 
 
+def fetch_teachers_command(options: Options) -> int:
+    """Fetch released teachers, take their tensors, measure them; prints the lines for config.yaml."""
+    from fbt_paper.config.data_roots import find_root
+    from fbt_paper.config.teachers import released_teachers
+    from fbt_paper.plan.run_spec import network_spec, test_crop_of
+
+    flow = open_flow(options)
+    config, data = flow.config, options.dataset
+    choose([data], config.datasets, "dataset")
+    known = released_teachers(config.folder, data)
+    if options.list:
+        for name, entry in known.items():
+            print(f"{name}: {entry.bytes / 2**20:,.0f} MiB, top-1 {entry.top1:.2f} % ({entry.source})")
+        return 0
+    # The data first: nobody should fetch a gigabyte and then learn that it cannot be measured.
+    root = find_root(config, data)
+    jobs = [
+        {
+            "name": name,
+            **known[name].model_dump(exclude={"source"}),
+            "network": network_spec(config, name, data).model_dump(mode="json"),
+            "dataset": dataset_spec(config, data).model_dump(mode="json"),
+            "test_crop": crop.model_dump(mode="json") if (crop := test_crop_of(config, name, data)) else None,
+            "data_roots": {data: str(root)} if root else {},
+            "to": str(options.to),
+            "accept": options.accept,
+        }
+        for name in choose(options.names, known, "released teacher")
+    ]
+    path = options.to / "jobs.json"
+    write_text(path, json.dumps({"jobs": jobs}))
+    return subprocess.run([sys.executable, "-m", "fbt_core.teachers", str(path)], check=False).returncode
+
+
 def export_command(options: Options) -> int:
     """Give a trained student away: weights, a config.json that timm reads, a model card."""
     flow = open_flow(options)
@@ -450,6 +484,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_result_commands(commands)
     _add_weight_commands(commands)
     _add_travel_commands(commands)
+    _add_teacher_command(commands)
     _add_machine_commands(commands)
     return parser
 
@@ -586,6 +621,19 @@ def _add_weight_commands(commands: Any) -> None:
     )
     evaluate.add_argument("--weights", type=Path, metavar="FILE", help="other weights of the same network")
     evaluate.add_argument("--csv", type=Path, metavar="FILE", help="accuracy by class, or the predictions")
+
+
+def _add_teacher_command(commands: Any) -> None:
+    teachers = _add(
+        commands, "fetch-teachers", fetch_teachers_command, "fbt --scale paper fetch-teachers --list"
+    )
+    teachers.add_argument("names", nargs="*", metavar="NAME", help="architectures (default: all released)")
+    teachers.add_argument("--dataset", default="cifar100", metavar="DATASET", help="default: cifar100")
+    teachers.add_argument("--to", type=Path, default=Path("teachers"), metavar="FOLDER")
+    teachers.add_argument("--list", action="store_true", help="print what is known, fetch nothing")
+    teachers.add_argument(
+        "--accept", action="store_true", help="take one that is below its stated accuracy, and record that"
+    )
 
 
 def _add_travel_commands(commands: Any) -> None:

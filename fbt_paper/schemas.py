@@ -21,6 +21,7 @@ from fbt_paper.config.records import (
     RecipeTable,
     ScaleEntry,
 )
+from fbt_paper.config.teachers import ReleasedTeacher
 
 FILES: dict[str, type[BaseModel]] = {
     "config": MainConfig,
@@ -33,6 +34,7 @@ FILES: dict[str, type[BaseModel]] = {
     "cost_table": CostTable,
     "recipe_table": RecipeTable,
     "claims": ClaimsFile,
+    "released_teacher": ReleasedTeacher,
 }
 
 
