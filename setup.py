@@ -1,6 +1,6 @@
 """Puts into the wheel what lies outside the packages; all else is in pyproject.toml.
 
-That is the methods' facts, which the engine reads, and what `fbt init` writes.
+That is the methods' facts and the recipes, which the engine reads, and what `fbt init` writes.
 """
 
 import shutil
@@ -26,6 +26,7 @@ class BuildWithWorkingCopy(build_py):
             copy = shutil.copytree if Path(name).is_dir() else shutil.copy2
             copy(name, folder / name)
         shutil.copy2("config/methods.yaml", Path(self.build_lib, "fbt_core", "methods", "methods.yaml"))
+        shutil.copy2("config/recipes.yaml", Path(self.build_lib, "fbt_core", "recipes.yaml"))
 
 
 setup(cmdclass={"build_py": BuildWithWorkingCopy})

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fbt_core import distributed
 from fbt_core.batch_division import check_accumulation, check_batch
@@ -70,20 +71,32 @@ def train(specs: Sequence[RunSpec], settings: ExecutionSettings, runs: Path, sto
         for learner in learners:
             learner.resume(vote)
 
-        # Epochs of steps. After each step and each epoch the processes agree whether to save or to stop.
-        while learners and not learners[0].finished:
-            train_epoch(learners, stream, teacher, vote, stop)
-            for learner in learners:
-                learner.finish_epoch(stream, between=lambda: stop_if_voted(learners, vote, stop))
-            if vote.from_first(any(learner.finished or learner.checkpoint_due for learner in learners)):
-                save(learners, vote)
-            for learner in learners:
-                learner.folder.write_history(learner.state.history)
-            act_on(learners, vote.ask(wanted(learners, stop)), vote)
+        train_to_the_end(learners, stream, teacher, splits[1].labels, vote, stop)
 
-        # A result that exists is complete: metrics come last.
+
+def train_to_the_end(
+    learners: Sequence[Learner],
+    stream: Stream,
+    teacher: Teacher | None,
+    test_labels: Tensor,
+    vote: Vote,
+    stop: StopRequest,
+) -> None:
+    """Train learners that stand where they were left, and publish them."""
+    # Epochs of steps. After each step and each epoch the processes agree whether to save or to stop.
+    while learners and not learners[0].finished:
+        train_epoch(learners, stream, teacher, vote, stop)
         for learner in learners:
-            learner.publish(splits[1].labels)
+            learner.finish_epoch(stream, between=lambda: stop_if_voted(learners, vote, stop))
+        if vote.from_first(any(learner.finished or learner.checkpoint_due for learner in learners)):
+            save(learners, vote)
+        for learner in learners:
+            learner.folder.write_history(learner.state.history)
+        act_on(learners, vote.ask(wanted(learners, stop)), vote)
+
+    # A result that exists is complete: metrics come last.
+    for learner in learners:
+        learner.publish(test_labels)
 
 
 def train_epoch(

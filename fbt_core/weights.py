@@ -105,7 +105,7 @@ def _compare(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
 
 def _converted(network: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """The state under timm's names, where the network's module can translate published ones."""
-    translate = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    translate = getattr(sys.modules.get(type(network).__module__), "checkpoint_filter_fn", None)
     if translate is None or state.keys() == network.state_dict().keys():
         return state
     try:

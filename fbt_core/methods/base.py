@@ -124,6 +124,8 @@ class Method(TrainingTask):
 
     unused_parameters = False
     """True if a step may leave a trainable parameter without gradient (DDP must know)."""
+    needs_indices = False
+    """True if the method reads `Batch.indices`, the numbers of the images in the training set."""
     needs_whole_batch: str | None = None
     """Why parts of a batch would not give what the whole does (COMPARES); None: every image counts alone."""
 

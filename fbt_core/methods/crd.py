@@ -142,6 +142,7 @@ class CRD(Method):
     """Cross-entropy and the contrast of both embeddings with the other network's memory bank."""
 
     needs_whole_batch = COMPARES
+    needs_indices = True
 
     def build_extras(self) -> dict[str, nn.Module]:
         images, width, feature = self.context.train_images, self.settings.width, self.settings.feature

@@ -203,15 +203,21 @@ class Stage:
         return self.staged.shapes[self.index]
 
 
-def stage(network: nn.Module, image_size: int, split: str = "even") -> StagedModel:
-    """Cut a timm network into stem, four stages and head for square images of this size.
+def stage(
+    network: nn.Module, image_size: int, split: str = "even", parts: Parts | None = None
+) -> StagedModel:
+    """Cut a network into stem, four stages and head for square images of this size.
 
     `split` deals the blocks of a network without stages of its own: even 3/3/3/3, ofa 2/2/6/2 (of 12).
+    `parts` says what the parts of a network of your own are; those of timm's networks are found.
     Raises UnknownStructure when no adapter can cut it to the last bit.
     """
     check_split(split)
     with dry_run(network, image_size) as image:
-        name, staged = find_cut(network, image, lambda parts: StagedModel(network, parts, image, split))
+        if parts is None:
+            name, staged = find_cut(network, image, lambda found: StagedModel(network, found, image, split))
+        else:
+            name, staged = "given", StagedModel(network, parts, image, split)
     staged.adapter, staged.training = name, network.training
     return staged
 
