@@ -93,6 +93,9 @@ class LoaderStream:
         test: DataLoader[Any],
         group: Group,
     ) -> None:
+        if group.world > 1:
+            hint = "`snakemake` trains on several GPUs, from a data set of config/datasets.yaml"
+            raise UserError("a loader of your own takes one process", where="distil", hint=hint)
         self.spec, self.settings, self.group = spec, settings, group
         self.train_loader, self.test_loader = train, test
         self.order = Order(spec.dataset.train_images, spec.recipe.batch_size, spec.seed)

@@ -99,8 +99,6 @@ def distil(
     """
     settings = settings or ExecutionSettings()
     group = distributed.start(settings)
-    if group.world > 1:
-        raise UserError("takes one process; `snakemake` trains on several GPUs", where="distil")
     seen, chosen = look_at(train, test, classes), _method_spec(method, like, parameters or {})
     split = str(chosen.parameters.get("split", "even"))
     staged = {"student": cut(student, seen, split, seed, teaches=False)}
