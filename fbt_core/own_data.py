@@ -116,11 +116,11 @@ def distil(
         engine_revision=ENGINE_REVISION,
     )
     with tempfile.TemporaryDirectory() if folder is None else nullcontext(folder) as kept:
-        own = OwnFolder(Path(kept), spec)
-        if not own.complete:
+        results = OwnFolder(Path(kept), spec)
+        if not results.complete:
             stream = LoaderStream(spec, settings, train, test, group)
-            _train(settings, staged, seen, own, stream)
-        return own.result(staged["student"].network)
+            _train(settings, staged, seen, results, stream)
+        return results.result(staged["student"].network)
 
 
 def _train(

@@ -215,7 +215,7 @@ def stage(
     check_split(split)
     with dry_run(network, image_size) as image:
         if parts is None:
-            name, staged = find_cut(network, image, lambda found: StagedModel(network, found, image, split))
+            name, staged = find_cut(network, image, lambda parts: StagedModel(network, parts, image, split))
         else:
             name, staged = "given", StagedModel(network, parts, image, split)
     staged.adapter, staged.training = name, network.training
