@@ -6,6 +6,7 @@ pydantic's validation context, where load.py puts the names of all files; withou
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
@@ -79,6 +80,18 @@ def _check_network(create: str) -> str:
 
 
 NetworkName = Annotated[TimmName, AfterValidator(_check_network)]
+
+
+def _check_weights(source: str) -> str:
+    """The weights of a network that timm publishes: timm:<network>.<tag>."""
+    kind, _, name = source.partition(":")
+    if kind != "timm" or not re.fullmatch(r"\w+\.\w+", name):
+        raise ValueError(f"'{source}' names no weights; write timm:<tag>, e.g. timm:resnet18.a1_in1k")
+    _check_network(name.partition(".")[0])
+    return source
+
+
+PublishedWeights = Annotated[str, AfterValidator(_check_weights)]
 
 
 def refuse(faults: Iterable[tuple[tuple[int | str, ...], str]]) -> None:
@@ -325,6 +338,9 @@ class RunSettings(Strict):
 
     dataset: DatasetName | None = None
     student: ArchitectureName | None = None
+    student_weights: PublishedWeights | None = Field(
+        default=None, description="timm:<tag>: the student starts from these weights instead of random ones"
+    )
     teacher: Teacher | None = Field(
         default=None,
         description="an architecture, or the settings of the run whose student teaches here (TAKD)",
@@ -357,6 +373,7 @@ class ChainSettings(Strict):
     """The run before in a chain; what it leaves out it takes from the run after it."""
 
     student: ArchitectureName | None = None
+    student_weights: PublishedWeights | None = None
     teacher: Teacher | None = None
     start: ChainSettings | None = None
     method: MethodName | None = None

@@ -81,15 +81,31 @@ def run_specs(config: Config, settings: Settings, seed: int) -> tuple[RunSpec, .
 
 
 def student_of(config: Config, settings: Settings, dataset: str, seed: int) -> Source:
-    """The student: untrained, or as the run before it in a chain leaves it (MTPD)."""
-    key = settings.required("student").value
+    """The student: untrained, with published weights, or as the run before it in a chain leaves it (MTPD)."""
+    key, weights = settings.required("student").value, settings.values.get("student_weights")
     if "start" not in settings.values:
-        return Source(network_spec(config, key, dataset))
+        return Source(_published(config, key, dataset, weights))
     start = settings.values["start"]
+    if weights:
+        raise weights.error("the student starts from the run in `start`; keep one of the two")
     before = run_specs(config, settings.of_chain(start, ("dataset", "student")), seed)
     if before[-1].student.architecture != key:
         raise start.error(f"a phase goes on with the same student, '{key}', not another one")
     return _trained(before)
+
+
+def _published(config: Config, key: str, dataset: str, weights: Setting | None) -> NetworkSpec:
+    """The network with timm's weights, if a table asks for them; a network of another size has none."""
+    network = network_spec(config, key, dataset)
+    if weights is None:
+        return network
+    published = weights.value.removeprefix("timm:").partition(".")[0]
+    if published != config.architectures[key].create:
+        message = f"these are weights of {published}, but '{key}' is {config.architectures[key].create}"
+        raise weights.error(f"{message}; take a tag of that network")
+    if key in config.scale.architectures:
+        return network
+    return network.model_copy(update={"weights": weights.value})
 
 
 def teacher_of(config: Config, settings: Settings, dataset: str, seed: int) -> Source:

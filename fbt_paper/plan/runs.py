@@ -148,5 +148,8 @@ def plan_cell(config: Config, key: str, i: int, j: int) -> tuple[Cell, tuple[Run
     stated = table.seeds or {}
     seeds = next((stated[scale] for scale in config.lineage if scale in stated), planned_seeds(config))
     chains = [run_specs(config, settings, seed) for seed in seeds]
-    cell = Cell(row.key, column.key, tuple(chain[-1].id for chain in chains))
+    # Said, because the cell's label will promise it.
+    is_tiny = settings.required("student").value in config.scale.architectures
+    note = "the tiny student starts untrained" if is_tiny and "student_weights" in settings.values else ""
+    cell = Cell(row.key, column.key, tuple(chain[-1].id for chain in chains), note)
     return cell, tuple(spec for chain in chains for spec in chain)

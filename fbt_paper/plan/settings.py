@@ -10,7 +10,7 @@ from fbt_paper.config.problems import ConfigError, Problem
 from fbt_paper.config.records import ChainSettings, RunSettings
 
 # `parameters` and `recipe` are split: a row may set one parameter and a column another.
-PLAIN = ("dataset", "student", "teacher", "start", "method", "measure")
+PLAIN = ("dataset", "student", "student_weights", "teacher", "start", "method", "measure")
 GROUPS = ("parameters", "recipe")
 
 

@@ -1,6 +1,7 @@
 """Which runs the tables need: sharing, chains, teachers, and what an addition adds."""
 
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -12,6 +13,7 @@ from fbt_core.spec import parse_spec
 from fbt_paper.config.load import load
 from fbt_paper.config.problems import ConfigError
 from fbt_paper.config.records import AccuracyTable
+from fbt_paper.plan.frozen import timm_tags
 from fbt_paper.plan.runs import Plan, plan
 from fbt_paper.plan.targets import Flow
 from tests.test_paper.config_copy import ConfigCopy
@@ -561,3 +563,51 @@ def test_a_data_set_smaller_than_the_batch_of_its_recipe_is_refused_with_the_rec
         "config/recipes.yaml: ofa.cifar100.cnn.batch_size: 1024 is larger than the training set of cifar100"
     )
     assert any(problem.startswith(expected) for problem in copy.problems())
+
+
+# ---------------------------------------------------------------- students that start from published weights
+
+PRETRAINED = "  - {key: pre, label: Pre-trained, method: kd, student_weights: timm:resnet18.a1_in1k}\n"
+
+
+def with_pretrained(copy, line=PRETRAINED, scale="paper"):
+    copy.write(
+        "tables/started.yaml",
+        "kind: accuracy\ntitle: Started\ncaption: Started.\ntarget: tables\ncorner: Method\n"
+        "base: {dataset: cifar100, teacher: swin_t, student: resnet18}\n"
+        "rows:\n  - {key: plain, label: Plain, method: kd}\n"
+        f"{line}columns:\n  - {{key: one, label: One}}\n",
+    )
+    return copy.plan(scale)
+
+
+def test_a_student_may_start_from_published_weights_which_are_part_of_its_id(copy):
+    planned = with_pretrained(copy)
+    plain, started = (only_run(planned, "started", row, "one") for row in ("plain", "pre"))
+    assert (plain.student.weights, started.student.weights) == ("none", "timm:resnet18.a1_in1k")
+    assert plain.id != started.id
+    assert plain.model_copy(update={"student": started.student}) == started
+    assert timm_tags([started]) == ["resnet18.a1_in1k"]
+
+
+def test_a_tiny_student_starts_untrained_and_its_cell_says_so(copy):
+    planned = with_pretrained(copy, scale="smoke")
+    plain, started = (planned.tables["started"].cells[row, "one"] for row in ("plain", "pre"))
+    assert plain.runs == started.runs
+    assert (plain.note, started.note) == ("", "the tiny student starts untrained")
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ("timm:resnet34.a1_in1k", "these are weights of resnet34, but 'resnet18' is resnet18"),
+        ("timm:resnet18", "names no weights; write timm:<tag>"),
+        ("resnet18.a1_in1k", "names no weights; write timm:<tag>"),
+        ("timm:resnet19.a1_in1k", "timm has no 'resnet19'"),
+        ("timm:resnet18.a1_in1k, start: {method: kd}", "keep one of the two"),
+    ],
+)
+def test_wrong_weights_of_a_student_are_refused(weights, message, copy):
+    line = PRETRAINED.replace("timm:resnet18.a1_in1k", weights)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        with_pretrained(copy, line)

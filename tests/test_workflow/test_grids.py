@@ -1,4 +1,4 @@
-"""The four grid tables and their comparison, built by the real rules from made-up results of their runs."""
+"""The grid tables and their comparison, built by the real rules from made-up results of their runs."""
 
 import csv
 import json
@@ -8,7 +8,7 @@ from fbt_paper.config.load import load
 from fbt_paper.plan.runs import Plan, plan
 from tests.test_workflow.workflow_copy import WorkflowCopy
 
-GRIDS = ("ablation", "cifar100", "homogeneous", "imagenet")
+GRIDS = ("ablation", "cifar100", "homogeneous", "imagenet", "modern")
 PLAN = plan(load())
 
 
@@ -32,7 +32,9 @@ def test_the_grids_are_built_from_their_results(tmp_path):
     write_results(copy, PLAN)
     tables = [f"results/smoke/tables/{key}.md" for key in GRIDS]
     targets = [*tables, "results/smoke/comparison_grid.md"]
-    assert copy.planned(*targets) == {"build_table": 4, "compare_with_paper": 1}, "nothing is trained"
+    assert copy.planned(*targets) == {"build_table": len(GRIDS), "compare_with_paper": 1}, (
+        "nothing is trained"
+    )
     done = copy.snakemake("--cores", "2", *targets)
     assert done.returncode == 0, done.stdout
     for key in GRIDS:
@@ -42,4 +44,4 @@ def test_the_grids_are_built_from_their_results(tmp_path):
         assert shown == {pair: f"{top1_of(cell.runs[0]):.2f}" for pair, cell in cells.items()}
         assert any(line["printed"] for line in lines)
     text = (copy.folder / targets[-1]).read_text()
-    assert len(re.findall("^## ", text, re.MULTILINE)) == 4 and "SMOKE" in text
+    assert len(re.findall("^## ", text, re.MULTILINE)) == len(GRIDS) and "SMOKE" in text
