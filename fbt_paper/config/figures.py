@@ -67,10 +67,19 @@ class CurvesFigure(Strict):
     caption: Text
 
 
-FigureConfig = TaxonomyFigure | FeaturesFigure | SimilarityFigure | CurvesFigure
+class SweepsFigure(Strict):
+    """A line plot of every accuracy table that has a sweep."""
+
+    kind: Literal["sweeps"]
+    title: Text
+    caption: Text
+
+
+FigureConfig = TaxonomyFigure | FeaturesFigure | SimilarityFigure | CurvesFigure | SweepsFigure
 KINDS: dict[str, type[BaseModel]] = {
     "taxonomy": TaxonomyFigure,
     "features": FeaturesFigure,
     "similarity": SimilarityFigure,
     "curves": CurvesFigure,
+    "sweeps": SweepsFigure,
 }

@@ -34,6 +34,7 @@ from fbt_paper.config.records import (
     ReferenceRow,
     ScaleEntry,
     Table,
+    row_keys,
 )
 
 __all__ = [
@@ -213,7 +214,7 @@ def _line_names(table: Content) -> dict[str, Any]:
         lines = table.get(f"{kind}s")
         # A wrong type is reported when the table is checked; here it must only not raise.
         lines = lines if isinstance(lines, list) else []
-        names[kind] = [str(line.get("key")) for line in lines if isinstance(line, dict)]
+        names[kind] = [key for line in lines if isinstance(line, dict) for key in row_keys(line)]
     return {**names, "base_method": base.get("method") if isinstance(base, dict) else None}
 
 

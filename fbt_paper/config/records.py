@@ -412,6 +412,92 @@ class TableLine(RunSettings):
     label: Text
 
 
+class SweptLine(TableLine):
+    """One row of a sweep: the value that it sets, and the key and label of the item that it comes from."""
+
+    item: Key
+    item_label: Text
+    swept: Text
+    value: bool | int | float | str
+
+
+class SweepLine(TableLine):
+    """A row, or an item that makes a row of each value of one setting."""
+
+    sweep: dict[Text, tuple[bool | int | float | str, ...]] | None = Field(
+        default=None,
+        description="one setting and its values, e.g. {parameters.gamma: [1.0, 1.5]}: rows, and a line plot",
+    )
+
+    @field_validator("sweep")
+    @classmethod
+    def _check_sweep(cls, sweep: dict[str, tuple[Value, ...]] | None, info: ValidationInfo) -> Any:
+        if sweep is None:
+            return None
+        name = next(iter(sweep), "")
+        group, _, setting = name.partition(".")
+        if len(sweep) != 1 or group not in ("parameters", "recipe") or not setting:
+            example = "{parameters.gamma: [1.0, 1.5]} or {recipe.epochs: [100, 300]}"
+            raise ValueError(f"a sweep changes one setting, {example}")
+        values = sweep[name]
+        if len(set(map(swept_key, values))) != len(values) or len(values) < 2:
+            raise ValueError(f"{name}: a sweep needs two values or more, each once")
+        if setting in (info.data.get(group) or {}):
+            raise ValueError(f"{name} is set in this row as well; keep one of the two")
+        context = info.context or {}
+        method = info.data.get("method") or context.get("base_method")
+        for index, value in enumerate(values if group == "parameters" else ()):
+            fault = context.get("parameter_fault")
+            if fault and method and (message := fault(method, setting, value)):
+                refuse([((name, index), message)])
+        return sweep
+
+
+def swept_key(value: object) -> str:
+    """A value as part of a row's key: 1.5 is 1_5."""
+    return re.sub(r"[^a-z0-9]+", "_", _say(value).lower().replace("-", "minus_"))
+
+
+def _say(value: object) -> str:
+    """A value as read: 1 for 1.0."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def row_keys(item: Mapping[str, Any]) -> list[str]:
+    """Keys of the rows that an item of a table's file makes; of plain values, which may have any type."""
+    key, sweep = str(item.get("key")), item.get("sweep")
+    values = next(iter(sweep.values()), None) if isinstance(sweep, dict) else None
+    return [f"{key}_{swept_key(value)}" for value in values] if isinstance(values, list) else [key]
+
+
+def _make_rows(items: tuple[SweepLine, ...]) -> tuple[TableLine, ...]:
+    """The rows: each item without a sweep, and one of each value of an item with one."""
+    rows: list[TableLine] = []
+    for item in items:
+        if item.sweep is None:
+            rows.append(item)
+            continue
+        ((name, values),) = item.sweep.items()
+        group, _, setting = name.partition(".")
+        said = setting.replace("_", " ")
+        stated = {field: getattr(item, field) for field in RunSettings.model_fields}
+        for value in values:
+            changed = {**stated, group: {**(stated[group] or {}), setting: value}}
+            key, label = f"{item.key}_{swept_key(value)}", f"{item.label}, {said} {_say(value)}"
+            rows.append(
+                SweptLine.model_construct(
+                    key=key,
+                    label=label,
+                    item=item.key,
+                    item_label=item.label,
+                    swept=said,
+                    value=value,
+                    **changed,
+                )
+            )
+    return tuple(rows)
+
+
 class Gain(Strict):
     """A closing line with the mean over the table of (cell - the same pair's `over`)."""
 
@@ -444,13 +530,32 @@ class AccuracyTable(Strict):
         default=None, description="instead of the scale's, for this table"
     )
     base: RunSettings
-    rows: Annotated[tuple[TableLine, ...], Field(min_length=1), AfterValidator(_refuse_doubled_keys)]
+    rows: Annotated[
+        tuple[SweepLine, ...],
+        Field(min_length=1),
+        AfterValidator(_make_rows),
+        AfterValidator(_refuse_doubled_keys),
+    ]
     columns: Annotated[tuple[TableLine, ...], Field(min_length=1), AfterValidator(_refuse_doubled_keys)]
     skip: tuple[tuple[RowName, ColumnName], ...] = Field(
         default=(), description="[row, column] pairs without a cell"
     )
     gain: Gain | None = None
     priority: int = Field(default=0, description="jobs of tables with a higher one start first")
+
+    @property
+    def sweeps(self) -> dict[str, list[SweptLine]]:
+        """Rows of each sweep, by the key of its item."""
+        swept: dict[str, list[SweptLine]] = {}
+        for row in self.rows:
+            if isinstance(row, SweptLine):
+                swept.setdefault(row.item, []).append(row)
+        return swept
+
+    def row_path(self, index: int) -> str:
+        """Where the file states a row: rows of a sweep share an item."""
+        items = [row.item if isinstance(row, SweptLine) else row.key for row in self.rows]
+        return f"rows[{list(dict.fromkeys(items)).index(items[index])}]"
 
 
 class CostPair(Strict):

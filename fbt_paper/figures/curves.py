@@ -80,15 +80,15 @@ def _draw_by_column(curves: pd.DataFrame, quantity: str, label: str, note: str, 
     size = (COLUMN_WIDTH if across == 1 else PAGE_WIDTH, 1.75 * down + 0.14 * legend_lines + 0.3)
     figure, grid = new_panels(down, across, size, sharex=True, sharey=alike)
     # One style a row over all panels, also over those in which the row has no run.
-    styles = _styles(rows)
+    styles = styles_of(rows)
     # The grid may have more panels than the table has columns.
     for axes, column in zip(grid.flat, columns, strict=False):
         panel = select(curves, column=column, quantity=quantity)
         for row, values in panel.groupby("row", sort=False):
-            _draw_band(axes, band_over_seeds(values), styles[str(row)])
+            draw_band(axes, band_over_seeds(values), styles[str(row)])
         axes.set_title(column, loc="left", weight="bold")
     _label(list(grid.flat), len(columns), across, label)
-    _add_legend(figure, styles, 3 if across > 1 else 1, note)
+    add_legend(figure, styles, 3 if across > 1 else 1, note)
     return figure
 
 
@@ -100,14 +100,14 @@ def _draw_cells(curves: pd.DataFrame, lines: Sequence[Sequence[tuple[str, str]]]
     size = (width, 1.2 * len(lines) + 0.14 * -(-len(terms) // legend) + 0.5)
     # No common y: the terms of unlike methods are of unlike size.
     figure, grid = new_panels(len(lines), across, size, sharex=True)
-    styles, cells = _styles(terms), [cell for line in lines for cell in line]
+    styles, cells = styles_of(terms), [cell for line in lines for cell in line]
     several_columns = len({column for _, column in cells}) > 1
     for axes, (row, column) in zip(grid.flat, cells, strict=False):
         _draw_terms(axes, select(curves, row=row, column=column), styles)
         axes.set_title(f"{row}\n{column}" if several_columns else row, loc="left", fontsize=6)
     _label(list(grid.flat), len(cells), across, "")
     figure.supylabel("weighted loss term", fontsize=7)
-    _add_legend(figure, {say_term(term): style for term, style in styles.items()}, legend, note)
+    add_legend(figure, {say_term(term): style for term, style in styles.items()}, legend, note)
     return figure
 
 
@@ -117,7 +117,7 @@ def _draw_terms(axes: Axes, curves: pd.DataFrame, styles: Mapping[str, Mapping[s
         return
     bands = {term: band_over_seeds(select(curves, quantity=term)) for term in list_terms(curves)}
     for term, band in bands.items():
-        _draw_band(axes, band, styles[term])
+        draw_band(axes, band, styles[term])
     # A logarithmic axis would leave out what is not above zero.
     if bands and min(band["min"].min() for band in bands.values()) > 0:
         _use_log_scale(axes)
@@ -147,14 +147,16 @@ def _count_ticks(low: float, high: float, digits: Sequence[float]) -> int:
     return sum(low <= digit * 10.0**power <= high for power in range(-12, 12) for digit in digits)
 
 
-def _draw_band(axes: Axes, band: pd.DataFrame, style: Mapping[str, Any]) -> None:
+def draw_band(axes: Axes, band: pd.DataFrame, style: Mapping[str, Any]) -> None:
+    """Means as a line, the least and largest values as a band around it."""
     # Markers for short runs: a single epoch is no line, and would not be seen.
     axes.plot(band.index, band["mean"], marker="." if len(band) < 12 else None, **style)
     if not band["min"].equals(band["max"]):
         axes.fill_between(band.index, band["min"], band["max"], color=style["color"], alpha=0.2, linewidth=0)
 
 
-def _styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+def styles_of(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """A colour and a line of its own for each name."""
     cycle = list(rcParams["axes.prop_cycle"])
     return {name: dict(cycle[index % len(cycle)]) for index, name in enumerate(names)}
 
@@ -174,7 +176,8 @@ def _label(grid: Sequence[Axes], used: int, across: int, ylabel: str) -> None:
             axes.set_ylabel(ylabel)
 
 
-def _add_legend(figure: Figure, styles: Mapping[str, Mapping[str, Any]], columns: int, note: str) -> None:
+def add_legend(figure: Figure, styles: Mapping[str, Mapping[str, Any]], columns: int, note: str) -> None:
+    """The legend above the panels, with the note of the scale as its title."""
     # Made by hand: no panel need hold all lines, and a legend of all panels would name each several times.
     handles = [Line2D([], [], **style) for style in styles.values()]
     figure.legend(

@@ -23,7 +23,7 @@ from fbt_core.files import write_text
 from fbt_paper.config.figures import FeaturesFigure
 from fbt_paper.config.load import ConfigError, Problem
 from fbt_paper.config.records import AccuracyTable
-from fbt_paper.figures import curves, dots, features, similarity, taxonomy
+from fbt_paper.figures import curves, dots, features, similarity, sweeps, taxonomy
 from fbt_paper.figures.canvas import lay_out, plain, save_pdf, save_png, styled
 from fbt_paper.plan.figures import Drawing, FigurePlan
 from fbt_paper.tables.frame import TableResults, as_csv, collect, histories, score_remark
@@ -241,6 +241,31 @@ def paint_curves(plan: FigurePlan, drawing: Drawing, files: Files) -> list[Pictu
     ]
 
 
+def paint_sweeps(plan: FigurePlan, drawing: Drawing, files: Files) -> list[Picture]:
+    """Each sweep of a table on a page of its own, accuracy by the setting's value."""
+    flow = plan.flow
+    entry = flow.config.tables[drawing.table]
+    assert isinstance(entry, AccuracyTable)  # the plan lists no other
+    table = collect(flow.config, flow.plan, drawing.table, Path(flow.runs))
+    pages, words, numbers = [], [], []
+    for rows in entry.sweeps.values():
+        label, setting = rows[0].item_label, rows[0].swept
+        scores = list_scores(table, {row.key: row.value for row in rows})
+        note = note_of(plan, f"{label} by {setting}, {len(scores.seed.unique())} seeds")
+        pages.append(sweeps.draw_sweep(scores, setting, note))
+        words.append(f"{label}: {sweeps.describe_sweep(scores, setting)}")
+        numbers.append(scores.assign(item=label, setting=setting))
+    return [Picture(pages=pages, words=" ".join(words), numbers={"csv": pd.concat(numbers)})]
+
+
+def list_scores(table: TableResults, values: Mapping[str, object]) -> pd.DataFrame:
+    """A row per run of a sweep's rows (key -> value): column (label), value, seed, run and score."""
+    frame = table.frame[table.frame.row.isin(values) & table.frame.run.notna()]
+    columns = frame.column.map({key: pretty(label) for key, label in table.columns})
+    swept = pd.Series([values[row] for row in frame.row], index=frame.index, dtype=object)
+    return frame.assign(column=columns, value=swept)[["column", "value", "seed", "run", "score"]]
+
+
 def columns_are_methods(plan: FigurePlan, table: str) -> bool:
     """Whether a table has its methods side by side (the grids): drawn with a panel per pair all the same."""
     entry = plan.flow.config.tables[table]
@@ -284,4 +309,5 @@ PAINTERS: dict[str, Callable[[FigurePlan, Drawing, Files], list[Picture]]] = {
     "features": paint_features,
     "similarity": paint_similarity,
     "curves": paint_curves,
+    "sweeps": paint_sweeps,
 }

@@ -17,7 +17,7 @@ from fbt_paper.plan.shown import digest, renderer, table_shows
 from fbt_paper.plan.targets import Flow
 
 PAGES = {"index": "all", "grid": "grid"}
-ORDER = ("taxonomy", "features", "similarity", "curves")
+ORDER = ("taxonomy", "features", "similarity", "sweeps", "curves")
 """The paper's numbered figures come first."""
 
 
@@ -50,8 +50,8 @@ class FigurePlan:
                 yield self._features(name, figure)
             elif isinstance(figure, SimilarityFigure):
                 yield from self._similarities(name, figure)
-            elif figure.kind == "curves":
-                yield from self._curves(name, figure)
+            elif figure.kind in ("curves", "sweeps"):
+                yield from self._of_tables(name, figure)
             else:
                 yield Drawing(name, figure.kind, figure.title, figure.caption)
 
@@ -73,12 +73,13 @@ class FigurePlan:
             key = f"{name}_{cell.table}_{cell.row}_{cell.column}"
             yield Drawing(key, "similarity", f"{figure.title}, {label}", figure.caption, (run,), cell.table)
 
-    def _curves(self, name: str, figure: FigureConfig) -> Iterator[Drawing]:
+    def _of_tables(self, name: str, figure: FigureConfig) -> Iterator[Drawing]:
+        """A drawing of every accuracy table: its curves, or its sweeps if it has some."""
         for table, planned in self.flow.plan.tables.items():
             entry = self.flow.config.tables[table]
-            if isinstance(entry, AccuracyTable):
+            if isinstance(entry, AccuracyTable) and (figure.kind == "curves" or entry.sweeps):
                 title = f"{entry.title}: {figure.title.lower()}"
-                yield Drawing(f"{name}_{table}", "curves", title, figure.caption, planned.runs, table)
+                yield Drawing(f"{name}_{table}", figure.kind, title, figure.caption, planned.runs, table)
 
     def _dataset(self, key: str) -> str:
         return self.flow.config.scale.datasets.get(key, key)
@@ -136,7 +137,7 @@ class FigurePlan:
         drawing, config = self.drawings[name], self.flow.config
         # `tables` as well: figures are drawn from the frame and the labels' mathematics that are made there.
         shown: list[object] = [renderer("tables", "figures"), self.flow.scale, astuple(drawing)]
-        if drawing.kind == "curves":
+        if drawing.kind in ("curves", "sweeps"):
             shown.append(table_shows(config, self.flow.plan, drawing.table))
         if drawing.kind == "taxonomy":
             shown.append(config.methods)

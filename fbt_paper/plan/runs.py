@@ -133,7 +133,7 @@ def plan_cell(config: Config, key: str, i: int, j: int) -> tuple[Cell, tuple[Run
         file,
         f"cell {row.key}, {column.key}",
         flatten(table.base, file, "base"),
-        flatten(row, file, f"rows[{i}]"),
+        flatten(row, file, table.row_path(i)),
         flatten(column, file, f"columns[{j}]"),
     )
     measure = settings.values.get("measure", Setting("student", file, ""))

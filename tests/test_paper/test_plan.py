@@ -507,7 +507,7 @@ def test_printed_numbers_are_where_the_tables_have_cells():
     assert counted["table4"] == 6 and counted["table6"] == 18
     for name, table in config.tables.items():
         if isinstance(table, AccuracyTable):
-            assert all(0 <= abs(line.value) <= 100 for line in config.references[name])
+            assert all(0 <= abs(line.value) <= 100 for line in config.references.get(name, ()))
 
 
 def test_run_ids_of_the_json_are_stable_under_key_order():
@@ -611,3 +611,50 @@ def test_wrong_weights_of_a_student_are_refused(weights, message, copy):
     line = PRETRAINED.replace("timm:resnet18.a1_in1k", weights)
     with pytest.raises(ConfigError, match=re.escape(message)):
         with_pretrained(copy, line)
+
+
+# ---------------------------------------------------------------- sweeps
+
+SWEEP = "sweep: {parameters.gamma: [1.0, 1.25, 1.5, 2.0]}"
+
+
+def test_a_sweep_makes_a_row_of_each_value_and_shares_runs_with_other_tables():
+    config, planned = load(), plan(load())
+    table = config.tables["sensitivity"]
+    assert [row.key for row in table.rows] == ["ofa_1", "ofa_1_25", "ofa_1_5", "ofa_2"]
+    assert table.rows[1].label == "OFA, gamma 1.25"
+    runs = [planned.runs[cell.runs[0]] for cell in planned.tables["sensitivity"].cells.values()]
+    assert [run.method.parameters["gamma"] for run in runs] == [1.0, 1.25, 1.5, 2.0]
+    assert runs[0].id in planned.tables["cifar100"].runs
+    alike = {run.model_copy(update={"method": runs[0].method}).id for run in runs}
+    assert alike == {runs[0].id}
+
+
+def test_rows_behind_a_sweep_are_found_in_the_file_and_may_have_printed_numbers(copy):
+    odd = "  - {key: odd, label: Odd, parameters: {gamm: 1.0}}\n"
+    copy.replace("tables/sensitivity.yaml", "columns:", f"{odd}columns:")
+    printed = "row,column,value,source,status\nofa_2,swin_t__resnet18,80,A,other\n"
+    copy.write("tables/sensitivity.reference.csv", printed)
+    (problem,) = copy.problems()
+    assert problem.startswith(
+        "config/tables/sensitivity.yaml: rows[1].parameters.gamm: unknown parameter of ofa"
+    )
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        ("sweep: {gamma: [1.0, 1.5]}", "sweep: a sweep changes one setting, {parameters.gamma: [1.0, 1.5]}"),
+        ("sweep: {parameters.gamma: [1.0]}", "sweep: parameters.gamma: a sweep needs two values or more"),
+        ("sweep: {parameters.gamma: [1, 1.0]}", "sweep: parameters.gamma: a sweep needs two values or more"),
+        ("sweep: {parameters.gamma: [1.0, 0.5]}", "sweep.parameters.gamma[1]: 0.5 is below the minimum, 1"),
+        ("sweep: {parameters.gama: [1.0, 1.5]}", "sweep.parameters.gama[0]: unknown parameter of ofa"),
+        (
+            "parameters: {gamma: 1.0}, " + SWEEP,
+            "parameters.gamma is set in this row as well; keep one of the",
+        ),
+    ],
+)
+def test_a_wrong_sweep_is_refused(sweep, message, copy):
+    copy.replace("tables/sensitivity.yaml", SWEEP, sweep)
+    assert any(message in problem for problem in copy.problems()), copy.problems()

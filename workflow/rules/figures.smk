@@ -10,6 +10,7 @@ localrules:
     plot_taxonomy,
     plot_features,
     plot_similarity,
+    plot_sweeps,
     plot_curves,
     build_page,
     partial,
@@ -112,6 +113,30 @@ rule plot_similarity:
         figure=FIGURES.pattern("similarity"),
     params:
         files=lambda wildcards, input, output: FIGURES.arguments({**input, **output}),
+        shows=lambda wildcards: FIGURES.shows(wildcards.figure),
+    shell:
+        f"{FLOW.fbt} draw {{wildcards.figure:q}} {{params.files}} 2>&1 | tee {{log:q}}"
+
+
+rule plot_sweeps:
+    input:
+        lambda wildcards: FLOW.results_of([FIGURES.drawings[wildcards.figure].table]),
+    output:
+        pdf=f"{FIGURES.folder}/{{figure}}.pdf",
+        png=report(
+            f"{FIGURES.folder}/{{figure}}.png",
+            caption="../report/sweeps.rst",
+            category="Figures",
+            labels={"figure": "{figure}", "shows": "sensitivity"},
+        ),
+        csv=f"{FIGURES.folder}/{{figure}}.csv",
+        about=f"{FIGURES.folder}/{{figure}}.json",
+    log:
+        f"{FLOW.results}/logs/plot_sweeps/{{figure}}.log",
+    wildcard_constraints:
+        figure=FIGURES.pattern("sweeps"),
+    params:
+        files=lambda wildcards, output: FIGURES.arguments(output),
         shows=lambda wildcards: FIGURES.shows(wildcards.figure),
     shell:
         f"{FLOW.fbt} draw {{wildcards.figure:q}} {{params.files}} 2>&1 | tee {{log:q}}"
