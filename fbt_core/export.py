@@ -31,11 +31,6 @@ from fbt_core.spec import RunSpec, parse_spec
 from fbt_core.staged.network import LAYER_OPTIONS, build_network
 from fbt_core.weights import fill, read_weights
 
-TRANSFORMED_HEADS = {
-    "simkd": "its score is that of the student's features in the teacher's classifier, behind a projector",
-}
-"""Methods whose score is not the bare student's, and why."""
-
 
 def export(run: Path, to: Path, licence: str = "") -> list[Path]:
     """Write model.safetensors, config.json, preprocessing.json and README.md of a finished run.
@@ -45,10 +40,7 @@ def export(run: Path, to: Path, licence: str = "") -> list[Path]:
     """
     metrics = read_metrics(run)
     spec = parse_spec(json.dumps(metrics["spec"]))
-    if reason := TRANSFORMED_HEADS.get(spec.method.name):
-        hint = "export a run of another method of this pair"
-        what = f"a {spec.method.name} student cannot be exported alone: {reason}"
-        raise UserError(what, where=run.name, hint=hint)
+    check_classifier(spec)
     if to.exists() and any(to.iterdir()):
         raise UserError("the folder is not empty", where=str(to), hint="name a new one with --to")
     network = build_student(spec)
@@ -73,6 +65,14 @@ def read_metrics(run: Path) -> dict[str, Any]:
             "this run is not finished: it has no metrics.json", where=str(run), hint=hint
         ) from None
     return metrics
+
+
+def check_classifier(spec: RunSpec) -> None:
+    """Refuse a run whose weights alone do not give its score, as config/methods.yaml states of its method."""
+    facts = method_facts(spec.method.name)
+    if facts.exports is not None:
+        what = f"{facts.title}'s weights are {facts.exports}; its score is that of {facts.score}"
+        raise UserError(what, where=spec.id, hint="take a run of another method of this pair")
 
 
 def build_student(spec: RunSpec) -> nn.Module:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from fbt_core.data.image_folder import SUFFIXES
 from fbt_core.data.pictures import open_picture
 from fbt_core.errors import UserError
-from fbt_core.export import build_student, load_exported, preprocessing, read_metrics
+from fbt_core.export import build_student, check_classifier, load_exported, preprocessing, read_metrics
 from fbt_core.files import write_text
 from fbt_core.run_files import WEIGHTS_FILE
 from fbt_core.spec import RunSpec, parse_spec
@@ -70,6 +70,8 @@ def load_network(source: Path, weights: Path | None) -> tuple[nn.Module, RunSpec
         network = load_exported(source)
     else:
         spec = parse_spec(json.dumps(read_metrics(source)["spec"]))
+        if weights is None:
+            check_classifier(spec)
         network = build_student(spec)
         fill(network, read_weights(source / WEIGHTS_FILE), where=str(source / WEIGHTS_FILE), new_head=False)
     if weights is not None:

@@ -1,11 +1,13 @@
 """A trained network on a folder of images: accuracies by class, predictions without labels, refusals."""
 
 import csv
+import json
 
 import pytest
 import torch
 
 from fbt_core.data.load import load_splits
+from fbt_core.errors import UserError
 from fbt_core.export import export
 from fbt_core.measure.evaluate import Images, by_class, load_network, main, predict
 from fbt_core.run import main as train
@@ -54,6 +56,15 @@ def test_predictions_without_labels_and_from_an_exported_folder(trained, tmp_pat
     assert [int(row["class"]) for row in rows] == logits.argmax(1).tolist()
     assert [row["image"] for row in rows] == [path.name for path in paths]
     assert all(0 < float(row["probability"]) <= 1 for row in rows)
+
+
+def test_a_run_whose_weights_lack_a_classifier_is_refused(trained, tmp_path):
+    folder, spec = trained
+    metrics = metrics_of(folder / "runs", spec)
+    metrics["spec"]["method"]["name"] = "simkd"
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    with pytest.raises(UserError, match="SimKD's weights are the student without a trained classifier"):
+        load_network(tmp_path, None)
 
 
 def test_accuracies_worked_out_by_hand():

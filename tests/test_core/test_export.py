@@ -109,6 +109,8 @@ def test_what_cannot_be_given_away_is_refused(tmp_path):
     metrics = json.loads((tmp_path / spec.id / "metrics.json").read_text())
     metrics["spec"]["method"]["name"] = "simkd"
     (tmp_path / spec.id / "metrics.json").write_text(json.dumps(metrics))
-    with pytest.raises(UserError, match="simkd student cannot be exported alone: its score is that of"):
+    with pytest.raises(
+        UserError, match="SimKD's weights are the student without a trained classifier; its score is that"
+    ):
         export(tmp_path / spec.id, tmp_path / "out")
     assert not (tmp_path / "out").exists()
