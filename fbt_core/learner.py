@@ -26,7 +26,8 @@ from fbt_core.run_folder import RunFolder
 from fbt_core.spec import ExecutionSettings, RunSpec
 from fbt_core.staged.base import StagedOutput
 from fbt_core.state import State
-from fbt_core.stream import Stream
+from fbt_core.stream import Stream, TestImages
+from fbt_core.teacher import Teacher
 from fbt_core.weights import state_sha256
 
 
@@ -97,22 +98,26 @@ class Learner:
 
     # -- the end of an epoch -------------------------------------------------------------------------------
 
-    def finish_epoch(self, stream: Stream, between: Callable[[], None]) -> None:
-        """Evaluate, note the epoch, move the schedule, stand at the next epoch's first step."""
+    def finish_epoch(self, stream: Stream, teacher: Teacher | None, between: Callable[[], None]) -> None:
+        """Evaluate if it is due, note the epoch, move the schedule, stand at the next epoch's first step."""
         self.read_losses()
         self.state.count_time(self.gpus)
         running_statistics.average(self.with_statistics)
-        score = self.evaluate(self.method.get_eval_model(), stream, between)
-        ema = None
-        if self.method.has_ema():
-            ema = self.evaluate(self.method.get_eval_model(ema=True), stream, between)
-        self.note_epoch(score, ema)
+        score = ema = fused = None
+        due = self.spec.recipe.evaluates(self.state.epoch + 1)
+        if due:
+            score = self.evaluate(self.method.get_eval_model(), stream.tests, between)
+        if due and self.method.has_ema():
+            ema = self.evaluate(self.method.get_eval_model(ema=True), stream.tests, between)
+        if due and teacher is not None and self.method.has_fused_model:
+            fused = self.evaluate(FusedView(self.method, teacher), stream.tests, between)
+        self.note_epoch(score, ema, fused)
         self.state.epoch, self.state.step = self.state.epoch + 1, 0
         self.optimisation.schedule.step(self.state.epoch)
         self.state.losses = LossLog(self.state.losses.latest)
 
     @torch.no_grad()
-    def evaluate(self, network: nn.Module, stream: Stream, between: Callable[[], None]) -> dict[str, Any]:
+    def evaluate(self, network: nn.Module, tests: TestImages, between: Callable[[], None]) -> dict[str, Any]:
         """Top-1 and top-5 (percent) and cross-entropy on the test split, every image counted once.
 
         With them, as `predicted`, the class that each test image got, in the order of the split.
@@ -121,7 +126,7 @@ class Learner:
         network.eval()
         sums = torch.zeros(4, dtype=torch.float64, device=self.group.device)
         predicted: list[Tensor] = []
-        for _, batch in zip_longest(range(stream.test_rounds), stream.test()):
+        for _, batch in zip_longest(range(tests.rounds), tests):
             if batch is not None:
                 counts, classes = self.count_test_batch(network, *batch)
                 sums += counts
@@ -145,13 +150,24 @@ class Learner:
             logits = network(images)
         return count_correct(logits.float(), labels), logits.argmax(1).to(torch.int32)
 
-    def note_epoch(self, score: dict[str, Any], ema: dict[str, Any] | None) -> None:
-        """A line of history; the best epoch so far keeps its weights."""
-        state, epoch = self.state, self.state.epoch + 1
+    def note_epoch(
+        self, score: dict[str, Any] | None, ema: dict[str, Any] | None, fused: dict[str, Any] | None
+    ) -> None:
+        """A line of history, without scores if none was due; the best epoch so far keeps its weights."""
+        state = self.state
         state.training_seconds += state.epoch_seconds
-        line = self.report.epoch(state, self.optimisation.learning_rate, score, ema)
+        line = self.report.epoch(state, self.optimisation.learning_rate, score, ema, fused)
         state.history.append(line)
         state.epoch_seconds = 0.0
+        if score is not None:
+            self.keep_best(score, ema)
+        state.count_time(self.gpus, training=False)
+        self.report.end_epoch(line)
+        self.report.progress(state, force=True)
+
+    def keep_best(self, score: dict[str, Any], ema: dict[str, Any] | None) -> None:
+        """Keep an evaluated epoch's predictions, and its weights if it is the best so far."""
+        state, epoch = self.state, self.state.epoch + 1
         state.predictions["last"] = score["predicted"]
         # Of equal epochs the earliest is the best.
         if state.best is None or score["top1"] > state.best["top1"]:
@@ -161,9 +177,6 @@ class Learner:
         if ema and (state.best_ema is None or ema["top1"] > state.best_ema["top1"]):
             state.best_ema = {"epoch": epoch, "top1": ema["top1"], "top5": ema["top5"]}
             state.predictions["ema"] = ema["predicted"]
-        state.count_time(self.gpus, training=False)
-        self.report.end_epoch(line)
-        self.report.progress(state, force=True)
 
     def student_weights(self) -> dict[str, Tensor]:
         """A copy of the bare network's weights, in main memory."""
@@ -245,6 +258,17 @@ class Learner:
     def with_statistics(self) -> list[nn.Module]:
         """The modules that BatchNorm keeps running statistics in."""
         return [module for module in (self.trainable, self.ema) if module is not None]
+
+
+class FusedView(nn.Module):
+    """The fused model of a method as one network, images to logits: both others observe the images first."""
+
+    def __init__(self, method: Method, teacher: Teacher) -> None:
+        super().__init__()
+        self.method, self.teacher = method, teacher
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.method.fused_logits(images, self.teacher.observe(images))
 
 
 def digest_of_weights(method: Method) -> dict[str, str | None]:

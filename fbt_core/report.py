@@ -59,9 +59,14 @@ class Report:
         }
 
     def epoch(
-        self, state: State, rate: float, score: dict[str, float], ema: dict[str, float] | None
+        self,
+        state: State,
+        rate: float,
+        score: dict[str, Any] | None,
+        ema: dict[str, Any] | None,
+        fused: dict[str, Any] | None,
     ) -> dict[str, Any]:
-        """The line of history of an epoch that has just been evaluated."""
+        """The line of history of an epoch that has just ended; without scores if it was not evaluated."""
         means = state.losses.means()
         images = self.steps * self.spec.recipe.batch_size
         seconds = state.epoch_seconds
@@ -70,10 +75,11 @@ class Report:
             "lr": rate,
             "loss": means.pop("loss"),
             "terms": means,
-            "top1": score["top1"],
-            "top5": score["top5"],
+            "top1": score["top1"] if score else None,
+            "top5": score["top5"] if score else None,
             "top1_ema": ema["top1"] if ema else None,
-            "test_loss": score["loss"],
+            "top1_fused": fused["top1"] if fused else None,
+            "test_loss": score["loss"] if score else None,
             "seconds": round(seconds, 3),
             "images_per_second": round(images / seconds, 1) if seconds else None,
             "finished": now(),
@@ -86,7 +92,8 @@ class Report:
         if self.tracker is not None:
             self.tracker.epoch(line)
         text = f"epoch {line['epoch']}/{self.spec.recipe.epochs}  loss {line['loss']:.4f}  "
-        text += f"top-1 {line['top1']:.2f} %  {line['images_per_second']} images/s  lr {line['lr']:.2e}"
+        text += "not evaluated" if line["top1"] is None else f"top-1 {line['top1']:.2f} %"
+        text += f"  {line['images_per_second']} images/s  lr {line['lr']:.2e}"
         self.folder.note(text)
 
     def close(self, state: State) -> None:
@@ -105,6 +112,8 @@ class Report:
             "best": state.best,
             "last": {"epoch": last["epoch"], "top1": last["top1"], "top5": last["top5"]},
             "ema": state.best_ema,
+            "fused_top1": last["top1_fused"],
+            "teacher_top1": state.teacher_top1,
             "history": state.history,
             "seconds": round(state.seconds, 3),
             "images_per_second": round(images / state.training_seconds, 1),

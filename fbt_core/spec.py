@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 
 from fbt_core.errors import UserError
 
-ENGINE_REVISION = 1
+ENGINE_REVISION = 2
 """Raise it when a fix in the engine (loop, data, recipe, checkpoint) changes any run's number."""
 FUSION_REVISION = 1
 """Raise it when a fix in fbt_core/fusion changes the number of runs that use the fused model."""
@@ -45,10 +45,21 @@ class DatasetSpec(Strict):
     variant: str = Field(description="embedded | full for fashion_mnist, else full")
     classes: int = Field(ge=2)
     train_images: int = Field(ge=1)
+    part_of: int | None = Field(
+        default=None,
+        description="images of the whole training split, if the run sees `train_images` of them only: as "
+        "many of each class, the first ones; None = it sees all",
+    )
     test_images: int = Field(ge=1)
     image_size: int = Field(ge=8, description="pixels of the square network input")
     mean: Triple
     std: Triple
+
+    @model_validator(mode="after")
+    def _check_part(self) -> DatasetSpec:
+        if self.part_of is not None and self.part_of <= self.train_images:
+            raise ValueError(f"{self.train_images} training images are no part of {self.part_of}")
+        return self
 
 
 class CropSpec(Strict):
@@ -144,6 +155,9 @@ class RecipeSpec(Strict):
     """One training recipe: optimiser, schedule and augmentation. What it is called is not part of it."""
 
     epochs: int = Field(ge=1)
+    evaluate_every: int | None = Field(
+        default=None, ge=1, description="test after each so-many-th epoch and the last; None = after each"
+    )
     batch_size: int = Field(ge=2, description="total over all GPUs")
     normalisation_batch: int | None = Field(
         default=None, description="images a BatchNorm normalises over; None = the whole batch"
@@ -163,6 +177,12 @@ class RecipeSpec(Strict):
     )
     teacher_normalisation: Literal["own", "student"]
 
+    @field_validator("evaluate_every")
+    @classmethod
+    def _write_every_epoch_one_way(cls, epochs: int | None) -> int | None:
+        """1 says what leaving it out says, so both are one run."""
+        return None if epochs == 1 else epochs
+
     @model_validator(mode="after")
     def _check_warmup(self) -> RecipeSpec:
         if self.schedule.warmup_epochs > self.epochs:
@@ -170,6 +190,15 @@ class RecipeSpec(Strict):
                 f"schedule.warmup_epochs, {self.schedule.warmup_epochs}, is more than epochs, {self.epochs}"
             )
         return self
+
+    def evaluates(self, epoch: int) -> bool:
+        """Whether the network is tested after this epoch (from 1)."""
+        return epoch % (self.evaluate_every or 1) == 0 or epoch == self.epochs
+
+    @property
+    def tests(self) -> int:
+        """After how many epochs the network is tested."""
+        return sum(map(self.evaluates, range(1, self.epochs + 1)))
 
 
 class MethodSpec(Strict):
@@ -236,6 +265,13 @@ def check_frozen(spec: RunSpec, path: Path) -> None:
         raise UserError(f"holds the spec of {spec.id}", where=str(path), hint=hint)
 
 
+class TeacherFacts(Strict):
+    """What is known of a teacher beforehand: how it wants its test images, and the top-1 it should reach."""
+
+    test_crop: CropSpec | None = Field(default=None, description="None: the student's")
+    expected_top1: float | None = Field(default=None, ge=0, le=100)
+
+
 class ExecutionSettings(Strict):
     """How a run is executed. None of it may change the number, so none of it is in the spec."""
 
@@ -253,6 +289,9 @@ class ExecutionSettings(Strict):
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
     data_roots: dict[str, str] = Field(default_factory=dict)
     weight_files: dict[str, str] = Field(default_factory=dict, description="sha256 -> path")
+    teachers: dict[str, TeacherFacts] = Field(
+        default_factory=dict, description="dataset/architecture -> what is known of this teacher"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -262,3 +301,7 @@ class ExecutionSettings(Strict):
             return values
         kept = {name: value for name, value in values.items() if name != "tensorboard"}
         return {"tracker": "tensorboard", **kept} if values["tensorboard"] else kept
+
+    def facts_of(self, dataset: str, teacher: NetworkSpec) -> TeacherFacts:
+        """What is known of a teacher of a dataset."""
+        return self.teachers.get(f"{dataset}/{teacher.architecture}", TeacherFacts())

@@ -19,7 +19,8 @@ class State:
     """How far a run is and what it has shown; times and GPU hours count all attempts.
 
     `epoch`: epochs finished; `step`: steps of the present epoch; `updates`: optimiser updates in all;
-    `predictions`: the class of each test image at the last epoch, the best one and the EMA's best.
+    `predictions`: the class of each test image at the last epoch, the best one and the EMA's best;
+    `teacher_top1`: the teacher's own, in percent, measured before the first step.
     """
 
     epoch: int = 0
@@ -30,6 +31,7 @@ class State:
     best_ema: dict[str, Any] | None = None
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     predictions: dict[str, Tensor] = field(default_factory=dict)
+    teacher_top1: float | None = None
     started: str = field(default_factory=now)
     resumed_at: list[str] = field(default_factory=list)
     seconds: float = 0.0

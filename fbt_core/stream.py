@@ -15,7 +15,7 @@ from fbt_core.data.splits import Split
 from fbt_core.data.transforms import test_pipeline, training_pipeline
 from fbt_core.distributed import Group
 from fbt_core.methods.base import Batch
-from fbt_core.spec import ExecutionSettings, RunSpec
+from fbt_core.spec import CropSpec, ExecutionSettings, RunSpec
 
 
 class Stream:
@@ -27,14 +27,12 @@ class Stream:
         self.spec, self.settings, self.group = spec, settings, group
         recipe, dataset, student = spec.recipe, spec.dataset, spec.student
         training = training_pipeline(splits[0], dataset, recipe.augmentation, spec.seed)
-        testing = test_pipeline(splits[1], dataset, spec.test_crop)
         self.train_feed = Feed(splits[0], training, settings.workers, group.device)
-        self.test_feed = Feed(splits[1], testing, settings.workers, group.device)
         self.order = Order(dataset.train_images, recipe.batch_size, spec.seed, group.rank, group.world)
         self.preparation = Preparation(
             recipe, dataset.classes, student.mean, student.std, group.device, settings.channels_last
         )
-        self._test_batch = max(1, recipe.batch_size // group.world)
+        self.tests = TestImages(spec, settings, splits[1], group, self.preparation, spec.test_crop)
 
     def training(self, epoch: int, first_step: int) -> Iterator[tuple[BatchKey, Raw]]:
         """This process's part of an epoch's batches, from a step on."""
@@ -49,16 +47,36 @@ class Stream:
         seed_everything(self.spec.seed, STEP, key.epoch, key.step, process=self.group.rank)
         return parts_of(self.preparation.train(raw, key.rows), self.settings.gradient_accumulation)
 
-    def test(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's share of the test images: images (B, 3, H, W) and labels (B,)."""
-        images = self.spec.dataset.test_images
-        for raw in self.test_feed(test_keys(images, self._test_batch, self.group.rank, self.group.world)):
+
+class TestImages:
+    """This process's share of the test images in one view: a crop, and the normalisation of `preparation`."""
+
+    __test__ = False
+    """Not a test, whatever pytest takes its name for."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        settings: ExecutionSettings,
+        split: Split,
+        group: Group,
+        preparation: Preparation,
+        crop: CropSpec | None,
+    ) -> None:
+        self.images, self.group, self.preparation = spec.dataset.test_images, group, preparation
+        self.batch = max(1, spec.recipe.batch_size // group.world)
+        pipeline = test_pipeline(split, spec.dataset, crop)
+        self.feed = Feed(split, pipeline, settings.workers, group.device)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images (B, 3, H, W) and labels (B,)."""
+        for raw in self.feed(test_keys(self.images, self.batch, self.group.rank, self.group.world)):
             yield self.preparation.images(raw), raw.labels.to(self.group.device)
 
     @property
-    def test_rounds(self) -> int:
+    def rounds(self) -> int:
         """How many batches the largest share of the test images makes."""
-        return test_rounds(self.spec.dataset.test_images, self._test_batch, self.group.world)
+        return test_rounds(self.images, self.batch, self.group.world)
 
 
 def parts_of(batch: Batch, parts: int) -> list[Batch]:

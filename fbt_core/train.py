@@ -34,6 +34,7 @@ from fbt_core.spec import ExecutionSettings, NetworkSpec, RunSpec
 from fbt_core.staged import StagedModel, build_network, stage
 from fbt_core.stream import Stream
 from fbt_core.teacher import Teacher
+from fbt_core.teacher_score import note_teacher
 from fbt_core.weights import WeightSources, load_weights
 
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
@@ -70,6 +71,7 @@ def train(specs: Sequence[RunSpec], settings: ExecutionSettings, runs: Path, sto
         # A run that was interrupted goes on where it was: same weights, same batches, same draws.
         for learner in learners:
             learner.resume(vote)
+        note_teacher(learners, network, splits[1], lambda: stop_if_voted(learners, vote, stop))
 
         train_to_the_end(learners, stream, teacher, splits[1].labels, vote, stop)
 
@@ -87,7 +89,7 @@ def train_to_the_end(
     while learners and not learners[0].finished:
         train_epoch(learners, stream, teacher, vote, stop)
         for learner in learners:
-            learner.finish_epoch(stream, between=lambda: stop_if_voted(learners, vote, stop))
+            learner.finish_epoch(stream, teacher, between=lambda: stop_if_voted(learners, vote, stop))
         if vote.from_first(any(learner.finished or learner.checkpoint_due for learner in learners)):
             save(learners, vote)
         for learner in learners:

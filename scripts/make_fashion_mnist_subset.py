@@ -1,4 +1,4 @@
-"""Write the Fashion-MNIST subset shipped with fbt_core: 5,000 training, 5,000 test images, classes balanced.
+"""Write the Fashion-MNIST subset shipped with fbt_core: 20,000 training, 5,000 test images, classes balanced.
 
     python scripts/make_fashion_mnist_subset.py [--source FOLDER] [--target FOLDER]
 
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = {"train": (500,), "t10k": (100, 400)}
+PARTS = {"train": (500, 500, 1000), "t10k": (100, 400)}
 """Images per class in each part of a split."""
 CLASSES = 10
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fbt_core.data import cifar, image_folder, mnist
-from fbt_core.data.splits import Split
+from fbt_core.data.splits import Split, balanced_part
 from fbt_core.errors import UserError
 from fbt_core.spec import DatasetSpec
 
@@ -18,10 +18,13 @@ LOADERS = {
 
 
 def load_splits(dataset: DatasetSpec, roots: Mapping[str, str]) -> tuple[Split, Split]:
-    """The training and the test split, counts, shapes and labels checked."""
+    """The training split, or the part of it that the run sees, and the test split; all counts checked."""
     root = dataset_root(dataset, roots)
     load = LOADERS[dataset.loader]
-    train = load(root, "train", dataset.classes, dataset.train_images)
+    train: Split = load(root, "train", dataset.classes, dataset.part_of or dataset.train_images)
+    # After the loader: the whole split is checked, however little of it is used.
+    if dataset.part_of is not None:
+        train = train.part(balanced_part(train.labels.numpy(), dataset.train_images))
     return train, load(root, "test", dataset.classes, dataset.test_images)
 
 

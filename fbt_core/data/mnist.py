@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fbt_core.data.splits import InMemory, check_count, check_labels
+from fbt_core.data.splits import InMemory, balanced_part, check_count, check_labels
 from fbt_core.errors import UserError
 
 EMBEDDED = Path(__file__).parent / "fashion_mnist"
@@ -39,15 +39,6 @@ def load_split(root: Path | None, split: str, classes: int, count: int) -> InMem
     _check(images, labels, image_file, label_file, count, classes)
     padded = np.pad(images, ((0, 0), (PADDING, PADDING), (PADDING, PADDING)))
     return InMemory(padded[..., None], torch.from_numpy(labels.astype(np.int64)), "nearest")
-
-
-def balanced_part(labels: np.ndarray, count: int) -> np.ndarray:
-    """Ascending positions of `count` images: the first of each class, then the second of each, and so on."""
-    rank_in_class = np.empty(len(labels), np.int64)
-    for label in np.unique(labels):
-        of_class = labels == label
-        rank_in_class[of_class] = np.arange(of_class.sum())
-    return np.sort(np.argsort(rank_in_class, kind="stable")[:count])
 
 
 def _check(

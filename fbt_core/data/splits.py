@@ -30,6 +30,10 @@ class InMemory:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def part(self, indices: np.ndarray) -> InMemory:
+        """The split of these images alone, numbered anew."""
+        return InMemory(self.images[indices], self.labels[torch.from_numpy(indices)], self.enlarge)
+
     def picture(self, index: int) -> Image.Image:
         """Image number `index` as an RGB picture."""
         image = self.images[index]
@@ -50,6 +54,10 @@ class OnDisk:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def part(self, indices: np.ndarray) -> OnDisk:
+        """The split of these images alone, numbered anew."""
+        return OnDisk(self.folder, self.names[indices], self.labels[torch.from_numpy(indices)])
+
     def path(self, index: int) -> Path:
         """Where image number `index` lies."""
         return self.folder / os.fsdecode(self.names[index])
@@ -64,6 +72,15 @@ class OnDisk:
 
 
 Split = InMemory | OnDisk
+
+
+def balanced_part(labels: np.ndarray, count: int) -> np.ndarray:
+    """Ascending positions of `count` images: the first of each class, then the second of each, and so on."""
+    rank_in_class = np.empty(len(labels), np.int64)
+    for label in np.unique(labels):
+        of_class = labels == label
+        rank_in_class[of_class] = np.arange(of_class.sum())
+    return np.sort(np.argsort(rank_in_class, kind="stable")[:count])
 
 
 def blank_images(split: Split, sample: int = 64) -> str | None:

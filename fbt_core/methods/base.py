@@ -220,6 +220,15 @@ class Method(TrainingTask):
         """The network whose score is reported, images to logits: the student unless a method says else."""
         return trainable.student
 
+    @property
+    def has_fused_model(self) -> bool:
+        """Whether a fused model stands between teacher and student; its own score is reported as well."""
+        return False
+
+    def fused_logits(self, images: Tensor, teacher: StagedOutput) -> Tensor:
+        """The fused model's logits (B, classes), given what the teacher makes of the images."""
+        raise NotImplementedError(f"{type(self).__name__} has no fused model")
+
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
         """The network to evaluate, from the trained module or from its EMA copy (None without EMA)."""
         module = self.get_trainable_module(ema=ema) if module is None else module

@@ -77,6 +77,13 @@ class FBT(Method):
             terms.update(self._transfer(pair, taught_by, knowledge[learner], batch))
         return terms
 
+    @property
+    def has_fused_model(self) -> bool:
+        return self._uses_fused()
+
+    def fused_logits(self, images: Tensor, teacher: StagedOutput) -> Tensor:
+        return self.extras["fused"](self.student.features(images), teacher)[1]
+
     def _transfers(self) -> Iterator[tuple[str, str]]:
         """The (source, learner) pairs that are switched on."""
         for source, learner in (("teacher", "student"), ("teacher", "fused"), ("fused", "student")):

@@ -111,13 +111,12 @@ class Config:
     @property
     def scale_label(self) -> str:
         """What stands beside every number that cannot be compared with the paper's; empty if it can."""
-        if not self.stand_ins:
-            return ""
-        purpose = "These numbers show that the chain works"
-        return (
-            f"{self.main.scale.upper()}: {self.stand_ins}. {purpose}; they are not the paper's and cannot be "
-            "compared with them."
-        )
+        return self.label_of(self.stand_ins) if self.stand_ins else ""
+
+    def label_of(self, trained: str) -> str:
+        """The label of numbers from these networks and data."""
+        what = f"{self.main.scale.upper()}: {trained}"
+        return f"{what}. These numbers are not the paper's and cannot be compared with them."
 
 
 def load(folder: Path | str = CONFIG_FOLDER, overrides: Content | None = None) -> Config:

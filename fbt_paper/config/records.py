@@ -146,11 +146,15 @@ class Execution(Strict):
         return values
 
 
+EXPECTED = "top-1 in %; runs measure their teacher's, and warn if it is more than a point below this"
+
+
 class WeightFile(Strict):
     """A weights file of your own used instead of a teacher's fine-tune run."""
 
     path: Text
     sha256: Sha256
+    expected_top1: float | None = Field(default=None, ge=0, le=100, description=EXPECTED)
     mean: Triple | None = Field(default=None, description="the normalisation it expects; else the dataset's")
     std: Triple | None = None
 
@@ -222,6 +226,9 @@ class Pretrained(Strict):
     tag: TimmName
     mean: Triple
     std: Triple
+    expected_top1: float | None = Field(
+        default=None, ge=0, le=100, description=f"on ImageNet-1K, in its own test crop: {EXPECTED}"
+    )
 
 
 class ArchitectureEntry(Strict):
@@ -296,9 +303,25 @@ class ScaleEntry(Strict):
     datasets: dict[DatasetName, DatasetName] = Field(
         default={}, description="which dataset stands in for which"
     )
+    kept_for: tuple[ArchitectureName, ...] = Field(
+        default=(),
+        description="networks whose runs keep the paper's dataset, as their layers are bound to its size",
+    )
+    student_images: dict[DatasetName, Annotated[int, Field(ge=1)]] = Field(
+        default={},
+        description="training images that students see of a dataset, as many of each class; teachers that "
+        "are trained alone, and datasets not named here, see all",
+    )
     source: Text = Field(default="ours", description="where the values of `recipes` come from")
     recipes: dict[Family, RecipeSpec] | None = Field(
         default=None, description="per family; left out: those of config/recipes.yaml"
+    )
+    recipe_changes: dict[RecipeRole, dict[str, Any]] = Field(
+        default={}, description="changes to the recipes, by family or for `teacher` (fine-tuning)"
+    )
+    teacher_recipes: dict[Family, dict[str, Any]] = Field(
+        default={},
+        description="changes to `recipes` for networks that are trained alone to teach, e.g. {epochs: 20}",
     )
     architectures: dict[ArchitectureName, TwinEntry] = Field(
         default={}, description="networks in another size; the others are those of architectures.yaml"

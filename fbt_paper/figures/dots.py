@@ -29,11 +29,8 @@ FIRST_STAND_IN = 0xE000  # private letters, which no label holds
 HOLLOW: dict[str, Any] = {"color": PAPER, "markerfacecolor": "white"}
 
 
-def draw_dots(dots: pd.DataFrame, note: str, gap: str = "gap") -> Figure:
-    """One panel per column of the table, side by side from 60 cells on, with a common scale.
-
-    `gap` heads the gaps, written at the right: at a small scale it warns that they compare unlike things.
-    """
+def draw_dots(dots: pd.DataFrame, note: str) -> Figure:
+    """One panel per column of the table, side by side from 60 cells on, with a common scale."""
     panels = [panel for _, panel in dots.groupby("column", sort=False)]
     across = 1 if len(dots) <= 60 else 2
     down = -(-len(panels) // across)
@@ -44,7 +41,7 @@ def draw_dots(dots: pd.DataFrame, note: str, gap: str = "gap") -> Figure:
     figure, grid = new_panels(down, across, size, sharex=True, gridspec_kw=ratios)
     for axes, panel in zip(grid.flat, panels, strict=False):
         _draw_panel(axes, panel)
-        _write_beside(axes, (1, 1), gap, ("axes fraction", "axes fraction"), va="bottom")
+        _write_beside(axes, (1, 1), "gap", ("axes fraction", "axes fraction"), va="bottom")
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_visible(False)
     _finish(figure, list(grid.flat), panels, across, note)

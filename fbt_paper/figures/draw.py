@@ -206,14 +206,12 @@ def read_arrays(drawing: Drawing, files: Files) -> dict[str, features.Array]:
 
 
 def paint_curves(plan: FigurePlan, drawing: Drawing, files: Files) -> list[Picture]:
-    """Accuracy, loss terms and gaps of one table."""
+    """Accuracy and loss terms of one table."""
     flow = plan.flow
     table = collect(flow.config, flow.plan, drawing.table, Path(flow.runs))
-    turned = columns_are_methods(plan, drawing.table)
-    trained, gaps = list_curves(table, Path(flow.runs), turned), list_dots(table, turned)
+    trained = list_curves(table, Path(flow.runs), columns_are_methods(plan, drawing.table))
     accuracy = trained.quantity == "top1"
     by_epoch = f"{table.title}: {{}} by epoch"
-    against = f"{table.title}: ours against the paper. {score_remark(table.score)}"
     return [
         Picture(
             pages=[curves.draw_accuracy(trained, note_of(plan, by_epoch.format("accuracy")))],
@@ -226,17 +224,6 @@ def paint_curves(plan: FigurePlan, drawing: Drawing, files: Files) -> list[Pictu
             part="losses",
             title="losses",
             numbers={"losses_csv": trained[~accuracy]},
-        ),
-        Picture(
-            pages=[
-                dots.draw_dots(
-                    gaps, note_of(plan, against), f"gap\n({flow.scale})" if flow.config.stand_ins else "gap"
-                )
-            ],
-            words=dots.describe(gaps),
-            part="gaps",
-            title="ours against the paper",
-            numbers={"gaps_csv": gaps},
         ),
     ]
 
@@ -264,6 +251,15 @@ def list_scores(table: TableResults, values: Mapping[str, object]) -> pd.DataFra
     columns = frame.column.map({key: pretty(label) for key, label in table.columns})
     swept = pd.Series([values[row] for row in frame.row], index=frame.index, dtype=object)
     return frame.assign(column=columns, value=swept)[["column", "value", "seed", "run", "score"]]
+
+
+def paint_gaps(plan: FigurePlan, drawing: Drawing, files: Files) -> list[Picture]:
+    """Ours against the paper, cell by cell of one table."""
+    flow = plan.flow
+    table = collect(flow.config, flow.plan, drawing.table, Path(flow.runs))
+    gaps = list_dots(table, columns_are_methods(plan, drawing.table))
+    note = note_of(plan, f"{drawing.title}. {score_remark(table.score)}")
+    return [Picture([dots.draw_dots(gaps, note)], dots.describe(gaps), numbers={"csv": gaps})]
 
 
 def columns_are_methods(plan: FigurePlan, table: str) -> bool:
@@ -310,4 +306,5 @@ PAINTERS: dict[str, Callable[[FigurePlan, Drawing, Files], list[Picture]]] = {
     "similarity": paint_similarity,
     "curves": paint_curves,
     "sweeps": paint_sweeps,
+    "gaps": paint_gaps,
 }

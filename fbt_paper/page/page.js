@@ -197,6 +197,7 @@ function evidence(cell) {
 }
 
 function stats(cell, spec) {
+  const first = data.runs[cell.runs[0]] ?? {};
   const fixed = (value, sign) => (value === null || value === undefined ? null : `${sign && value >= 0 ? "+" : ""}${value.toFixed(2)}`);
   const teacher = data.runs[String(spec.teacher?.weights ?? "").replace(/^run:/, "")];
   const spread = cell.spread === null || cell.spread === undefined ? "" : ` ± ${fixed(cell.spread)}${cell.one_seed ? "†" : ""}`;
@@ -208,7 +209,8 @@ function stats(cell, spec) {
     ["from scratch, same recipe", fixed(cell.scratch)],
     ["gain over scratch", fixed(cell.gain, true)],
     ["printed gain", fixed(cell.printed_gain, true)],
-    ["its teacher", teacher?.best && fixed(teacher.best.top1)],
+    ["its teacher", fixed(first.teacher_top1) ?? (teacher?.best && fixed(teacher.best.top1))],
+    ["the fused model", fixed(first.fused_top1)],
     ["best epoch minus last", fixed(cell.optimism, true)],
     ["data", spec.dataset && `${spec.dataset.name}, ${spec.dataset.test_images.toLocaleString("en")} test images`],
   ];
@@ -496,7 +498,9 @@ function key(lines, others) {
 }
 
 function spoken(lines) {
-  return lines.map((line) => `${line.name} from ${shorten(line.y[0])} to ${shorten(line.y[line.y.length - 1])}`).join("; ");
+  // Epochs that were not evaluated have no value.
+  const known = lines.map((line) => ({ name: line.name, y: line.y.filter((y) => y !== null) })).filter((line) => line.y.length);
+  return known.map((line) => `${line.name} from ${shorten(line.y[0])} to ${shorten(line.y.at(-1))}`).join("; ");
 }
 
 function shape(name, attributes) {

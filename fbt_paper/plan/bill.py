@@ -102,14 +102,14 @@ def estimate(
 
 
 def _cost_of(run: RunSpec, flops: float) -> Cost:
-    images = run.recipe.epochs * (run.dataset.train_images + run.dataset.test_images)
+    images = run.recipe.epochs * run.dataset.train_images + run.recipe.tests * run.dataset.test_images
     return Cost(flops, run.recipe.precision, images, kind_of_loading(run))
 
 
 def _run_flops(run: RunSpec, macs: Mapping[str, int], training: Mapping[str, Mapping[str, int]]) -> float:
     step = step_flops(run, macs, training)
     test = run.dataset.test_images * _flops(run.student, run, macs)
-    return run.recipe.epochs * (run.dataset.train_images * step + test)
+    return run.recipe.epochs * run.dataset.train_images * step + run.recipe.tests * test
 
 
 def step_flops(run: RunSpec, macs: Mapping[str, int], training: Mapping[str, Mapping[str, int]]) -> float:

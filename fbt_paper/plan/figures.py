@@ -13,12 +13,14 @@ from fbt_core.spec import RunSpec
 from fbt_paper.config.figures import FeaturesFigure, FigureConfig, SimilarityFigure
 from fbt_paper.config.load import ConfigError, Problem
 from fbt_paper.config.records import AccuracyTable
+from fbt_paper.plan.run_spec import stand_in
 from fbt_paper.plan.shown import digest, renderer, table_shows
 from fbt_paper.plan.targets import Flow
 
 PAGES = {"index": "all", "grid": "grid"}
-ORDER = ("taxonomy", "features", "similarity", "sweeps", "curves")
+ORDER = ("taxonomy", "features", "similarity", "sweeps", "curves", "gaps")
 """The paper's numbered figures come first."""
+GAPS = "Our top-1 accuracies beside the printed ones; the gap is ours minus the paper's."
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,7 @@ class FigurePlan:
                 yield Drawing(name, figure.kind, figure.title, figure.caption)
 
     def _features(self, name: str, figure: FeaturesFigure) -> Drawing:
-        dataset = self._dataset(figure.dataset)
-        runs = tuple(self._alone(network.architecture, dataset, name) for network in figure.networks)
+        runs = tuple(self._alone(network.architecture, figure.dataset, name) for network in figure.networks)
         return Drawing(name, "features", figure.title, figure.caption, runs)
 
     def _similarities(self, name: str, figure: SimilarityFigure) -> Iterator[Drawing]:
@@ -80,12 +81,14 @@ class FigurePlan:
             if isinstance(entry, AccuracyTable) and (figure.kind == "curves" or entry.sweeps):
                 title = f"{entry.title}: {figure.title.lower()}"
                 yield Drawing(f"{name}_{table}", figure.kind, title, figure.caption, planned.runs, table)
-
-    def _dataset(self, key: str) -> str:
-        return self.flow.config.scale.datasets.get(key, key)
+                # A gap between unlike things means nothing: only of numbers that can be compared.
+                if figure.kind == "curves" and not self.flow.config.stand_ins:
+                    title = f"{entry.title}: ours against the paper"
+                    yield Drawing(f"{name}_{table}_gaps", "gaps", title, GAPS, planned.runs, table)
 
     def _alone(self, architecture: str, dataset: str, figure: str) -> str:
         """The run that trains a network without a teacher: as a teacher, or as a student from scratch."""
+        dataset = stand_in(self.flow.config, dataset, [architecture])
         # A run that a table plans anyway: a figure never trains anything of its own.
         runs = [
             run
@@ -98,7 +101,8 @@ class FigurePlan:
         if not runs:
             message = f"no table trains '{architecture}' alone on {dataset}, so there is nothing to draw"
             raise ConfigError([Problem(f"config/figures/{figure}.yaml", "networks", message)])
-        return min(runs, key=lambda run: run.seed).id
+        # Of several the teacher's, which has seen the most images.
+        return min(runs, key=lambda run: (-run.dataset.train_images, run.seed)).id
 
     @property
     def titles(self) -> dict[str, str]:
@@ -137,7 +141,7 @@ class FigurePlan:
         drawing, config = self.drawings[name], self.flow.config
         # `tables` as well: figures are drawn from the frame and the labels' mathematics that are made there.
         shown: list[object] = [renderer("tables", "figures"), self.flow.scale, astuple(drawing)]
-        if drawing.kind in ("curves", "sweeps"):
+        if drawing.kind in ("curves", "gaps", "sweeps"):
             shown.append(table_shows(config, self.flow.plan, drawing.table))
         if drawing.kind == "taxonomy":
             shown.append(config.methods)

@@ -7,7 +7,7 @@ with all problems it has found; nothing is kept between calls.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -64,7 +64,7 @@ def run_specs(config: Config, settings: Settings, seed: int) -> tuple[RunSpec, .
             f"the teacher is the student's own {weights}; a pair needs two"
         )
     run = RunSpec(
-        dataset=dataset_spec(config, dataset),
+        dataset=students_part(config, dataset_spec(config, dataset)),
         student=student.network,
         teacher=teacher.network if teacher else None,
         method=method,
@@ -166,14 +166,16 @@ def test_crop_of(config: Config, key: str, dataset: str) -> CropSpec | None:
 
 def _run_alone(config: Config, network: NetworkSpec, dataset: str, role: str) -> RunSpec:
     """The run that trains a network without a teacher."""
-    recipe = find_recipe(config, dataset, role)
-    check_batch(config, dataset, recipe.value, recipe)
+    stated, data = find_recipe(config, dataset, role), dataset_spec(config, dataset)
+    changes = scale_changes(config, "teacher_recipes", role)
+    recipe = _changed(stated.value, changes)
+    check_batch(data, recipe, changes.get("batch_size", stated))
     return RunSpec(
-        dataset=dataset_spec(config, dataset),
+        dataset=data,
         student=network,
         teacher=None,
         method=method_spec(config, "scratch", dataset, {}),
-        recipe=recipe.value,
+        recipe=recipe,
         # One teacher for all seeds of a student; docs/claims.md says what the intervals leave out by that.
         seed=planned_seeds(config)[0],
         engine_revision=ENGINE_REVISION,
@@ -192,16 +194,36 @@ def _trained(runs: tuple[RunSpec, ...]) -> Source:
 
 def dataset_of(config: Config, settings: Settings) -> str:
     """Key of the dataset, or of the one that stands in for it at this scale."""
-    key: str = settings.required("dataset").value
-    return config.scale.datasets.get(key, key)
+    networks = (settings.values.get(name) for name in ("student", "teacher"))
+    names = [network.value for network in networks if network and isinstance(network.value, str)]
+    return stand_in(config, settings.required("dataset").value, names)
+
+
+def stand_in(config: Config, dataset: str, networks: Iterable[str]) -> str:
+    """The dataset that a run with these networks trains on at this scale."""
+    if set(networks) & set(config.scale.kept_for):
+        return dataset
+    return config.scale.datasets.get(dataset, dataset)
 
 
 def dataset_spec(config: Config, key: str) -> DatasetSpec:
     """What a run sees of a dataset: its entry in datasets.yaml without title, teachers and recipes."""
     entry = config.datasets[key]
     # By the spec's fields: what a data set is called or who teaches on it must change no id.
-    names = [name for name in DatasetSpec.model_fields if name != "name"]
+    names = [name for name in DatasetSpec.model_fields if name not in ("name", "part_of")]
     return DatasetSpec(name=key, **{name: getattr(entry, name) for name in names})
+
+
+def students_part(config: Config, dataset: DatasetSpec) -> DatasetSpec:
+    """What students see of a dataset: the part that the scale gives them, or all of it."""
+    images, there = config.scale.student_images.get(dataset.name), dataset.train_images
+    if images is None or images == there:
+        return dataset
+    if images > there:
+        file, path = f"config/scales/{config.main.scale}.yaml", f"student_images.{dataset.name}"
+        message = f"{images} is more than the training set of {dataset.name} ({there} images)"
+        raise ConfigError([Problem(file, path, f"{message}; use {there} or fewer")])
+    return dataset.model_copy(update={"train_images": images, "part_of": there})
 
 
 def method_of(config: Config, settings: Settings, dataset: str) -> MethodSpec:
@@ -264,21 +286,29 @@ def find_recipe(config: Config, dataset: str, role: Any) -> Setting:
         file, path = "config/recipes.yaml", f"{reading}.{source}"
     if role not in recipes:
         raise ConfigError([Problem(file, path, f"has no recipe for '{role}'; {nearest(role, recipes)}")])
-    return Setting(recipes[role], file, f"{path}.{role}")
+    changes = scale_changes(config, "recipe_changes", role)
+    return Setting(_changed(recipes[role], changes), file, f"{path}.{role}")
+
+
+def scale_changes(config: Config, name: str, role: str) -> dict[str, Setting]:
+    """What the scale changes in the recipe of a role, and where its file states it."""
+    file, changes = f"config/scales/{config.main.scale}.yaml", getattr(config.scale, name).get(role, {})
+    return {key: Setting(value, file, f"{name}.{role}.{key}") for key, value in changes.items()}
 
 
 def recipe_of(config: Config, settings: Settings, dataset: str, family: str) -> RecipeSpec:
     """The recipe of the student's family with the changes that the table makes to it."""
     stated, changes = find_recipe(config, dataset, family), settings.group("recipe")
-    recipe: RecipeSpec = stated.value
-    if changes:
-        recipe = _changed(recipe, changes)
-    check_batch(config, dataset, recipe, changes.get("batch_size", stated))
+    recipe = _changed(stated.value, changes)
+    seen = students_part(config, dataset_spec(config, dataset))
+    check_batch(seen, recipe, changes.get("batch_size", stated))
     return recipe
 
 
 def _changed(recipe: RecipeSpec, changes: Mapping[str, Setting]) -> RecipeSpec:
     """A recipe with a table's changes; a mapping (optimizer: {...}) changes the keys it names only."""
+    if not changes:
+        return recipe
     # A copy of the record with other values would not be checked by pydantic: the whole is validated again.
     content: dict[str, Any] = recipe.model_dump(mode="json")
     for name, setting in changes.items():
@@ -303,13 +333,13 @@ def _source_of(problem: Problem, changes: Mapping[str, Setting]) -> Problem:
     return replace(problem, file=first.file, path=first.path.rpartition(".")[0])
 
 
-def check_batch(config: Config, dataset: str, recipe: RecipeSpec, source: Setting) -> None:
-    """Refuse a batch with more images than there are, or with an odd number of them to mix in pairs."""
-    batch, images = recipe.batch_size, config.datasets[dataset].train_images
+def check_batch(dataset: DatasetSpec, recipe: RecipeSpec, source: Setting) -> None:
+    """Refuse a batch with more images than the run sees, or with an odd number of them to mix in pairs."""
+    batch, images = recipe.batch_size, dataset.train_images
     path = source.path if source.path.endswith("batch_size") else f"{source.path}.batch_size"
     source = replace(source, path=path)
     if batch > images:
-        message = f"{batch} is larger than the training set of {dataset} ({images} images)"
+        message = f"{batch} is larger than the training set of {dataset.name} ({images} images)"
         raise source.error(f"{message}; use {images} or fewer")
     mixes = recipe.augmentation.mixup or recipe.augmentation.cutmix
     if mixes and batch % 2:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
-from fbt_core.spec import RunSpec
+from fbt_core.spec import NetworkSpec, RunSpec
 from fbt_paper.config.load import Config
 from fbt_paper.config.problems import Collector
 from fbt_paper.config.records import AccuracyTable, ScaleEntry, Table
@@ -16,12 +16,18 @@ from fbt_paper.plan.settings import Setting, flatten, merge
 
 @dataclass(frozen=True)
 class Cell:
-    """The runs (one per seed) behind one printed number; `note` says why there are none."""
+    """The runs (one per seed) behind one printed number; `note` says why there are none.
+
+    A teacher without a run of its own (weights of timm, a file) has its `teacher` here, and in `measured_by`
+    a run of the same table that it teaches: that run measures it.
+    """
 
     row: str
     column: str
     runs: tuple[str, ...]
     note: str = ""
+    teacher: NetworkSpec | None = None
+    measured_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,10 +115,32 @@ def plan(config: Config) -> Plan:
             cell, specs = planned
             cells[cell.row, cell.column] = cell
             runs.update({spec.id: spec for spec in specs})
+        cells = {cell: _measured(planned, cells.values(), runs) for cell, planned in cells.items()}
         priority = table.priority if isinstance(table, AccuracyTable) else 0
         tables[key] = PlannedTable(key, table.kind, table.target, priority, cells)
     collect.finish()
     return Plan(scale=config.main.scale, size=config.scale, tables=tables, runs=runs)
+
+
+def table_label(config: Config, plan: Plan, key: str) -> str:
+    """Above a table whose numbers cannot be compared with the paper's: its own data and networks."""
+    if not config.stand_ins:
+        return ""
+    specs = [plan.runs[run] for run in plan.needed(plan.tables[key].runs)]
+    titles = dict.fromkeys(config.datasets[spec.dataset.name].title for spec in specs)
+    parts = {spec.dataset.train_images for spec in specs if spec.dataset.part_of is not None}
+    tiny = any(spec.student.architecture in config.scale.architectures for spec in specs)
+    data = " and ".join(titles)
+    data += f", students see {' or '.join(f'{images:,}' for images in sorted(parts))} images" if parts else ""
+    return config.label_of(" on ".join(filter(None, ["tiny networks" if tiny else "", data])))
+
+
+def _measured(cell: Cell, cells: Iterable[Cell], runs: Mapping[str, RunSpec]) -> Cell:
+    """The cell, with the table's first run that measures its teacher; as it is if there is none."""
+    if cell.teacher is None:
+        return cell
+    taught = (run for other in cells for run in other.runs if runs[run].teacher == cell.teacher)
+    return replace(cell, measured_by=next(taught, ""))
 
 
 def _indices(table: Table) -> Iterator[tuple[int, int]]:
@@ -141,9 +169,11 @@ def plan_cell(config: Config, key: str, i: int, j: int) -> tuple[Cell, tuple[Run
         # One run for all seeds: the teacher is trained once.
         source = teacher_of(config, settings, dataset_of(config, settings), planned_seeds(config)[0])
         shown = tuple(run.id for run in source.runs[-1:])
+        if shown:
+            return Cell(row.key, column.key, shown), source.runs
         # Weights of timm or of the user's own have no run here, and no number that was not measured is shown.
-        note = "" if shown else f"{source.network.weights}, not measured here"
-        return Cell(row.key, column.key, shown, note), source.runs
+        note = f"{source.network.weights}, not measured here"
+        return Cell(row.key, column.key, (), note, source.network), ()
     # The nearest scale of the lineage decides: one that extends smoke has its seeds unless it states some.
     stated = table.seeds or {}
     seeds = next((stated[scale] for scale in config.lineage if scale in stated), planned_seeds(config))

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from fbt_paper.config.load import Config
 from fbt_paper.config.records import RecipeTable
-from fbt_paper.plan.runs import Plan
+from fbt_paper.plan.runs import Plan, table_label
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -44,10 +44,13 @@ def renderer(*folders: str) -> str:
 def table_shows(config: Config, plan: Plan, key: str) -> list[object]:
     """Everything that a table shows but its runs' results."""
     # Ids of runs, not their results: results are inputs of the rule, which Snakemake compares by itself.
-    cells = [(cell.row, cell.column, cell.runs, cell.note) for cell in plan.tables[key].cells.values()]
+    cells = [
+        (cell.row, cell.column, cell.runs, cell.note, cell.measured_by)
+        for cell in plan.tables[key].cells.values()
+    ]
     return [
         plan.scale,
-        config.scale_label,
+        table_label(config, plan, key),
         config.main.score,
         config.tables[key],
         config.references.get(key, ()),

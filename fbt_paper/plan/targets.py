@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from fbt_core.errors import UserError
-from fbt_core.spec import ExecutionSettings, RunSpec
+from fbt_core.spec import ExecutionSettings, RunSpec, TeacherFacts
 from fbt_paper.config.data_roots import find_root
 from fbt_paper.config.load import CONFIG_FOLDER, Config, load, read_yaml
 from fbt_paper.config.problems import Collector, ConfigError, Problem
@@ -183,4 +183,25 @@ def execution_settings(config: Config) -> ExecutionSettings:
         threads=trainings.threads,
         data_roots={name: root for name, root in main.data_roots.items() if root},
         weight_files={weights.sha256: weights.path for weights in files},
+        teachers=teacher_facts(config),
     )
+
+
+def teacher_facts(config: Config) -> dict[str, TeacherFacts]:
+    """What runs need to measure their teachers: a crop, and the top-1 that is expected of them."""
+    # Of data sets that are trained on at this scale: the settings go into the command of every training.
+    stood_for, facts = config.scale.datasets, dict[str, TeacherFacts]()
+    for dataset, data in config.datasets.items():
+        if dataset in stood_for:
+            continue
+        for name, entry in config.architectures.items():
+            file, pretrained = config.main.teacher_files.get(dataset, {}).get(name), entry.pretrained
+            if file is None and pretrained is None:
+                continue
+            expected = file.expected_top1 if file else None
+            if file is None and pretrained and data.teachers == "pretrained":
+                expected = pretrained.expected_top1
+            crop = entry.test_crop if data.test_crop else None
+            if crop or expected is not None:
+                facts[f"{dataset}/{name}"] = TeacherFacts(test_crop=crop, expected_top1=expected)
+    return facts

@@ -257,7 +257,7 @@ def reached_so_far(
         status,
         epoch=int(as_number(progress.get("epoch")) or 0),
         epochs=int(as_number(progress.get("epochs")) or 0) or None,
-        top1=as_number(history[-1].get("top1")) if history else None,
+        top1=latest_top1(history),
         best_top1=as_number(progress.get("best_top1")),
         images_per_second=as_number(progress.get("images_per_second")) if running else None,
         # Before the first epoch ends the engine knows its steps, but not how long an evaluation takes.
@@ -293,6 +293,12 @@ def failure_log(folder: Path, job: Job | None) -> tuple[str, tuple[str, ...]]:
         if lines := read_tail(path):
             return str(path), lines
     return (str(paths[0]), ()) if len(paths) > 1 or run_log.exists() else ("", ())
+
+
+def latest_top1(history: Sequence[Mapping[str, Any]]) -> float | None:
+    """The top-1 of the last epoch that was evaluated; a recipe may leave epochs out."""
+    known = [top1 for epoch in history if (top1 := as_number(epoch.get("top1"))) is not None]
+    return known[-1] if known else None
 
 
 def epoch_seconds(history: Sequence[Mapping[str, Any]]) -> float | None:

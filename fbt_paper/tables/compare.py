@@ -1,4 +1,4 @@
-"""comparison.md: every cell ours | paper | gap, over all tables."""
+"""comparison.md: every cell ours | paper | gap, over all tables; no gap where numbers cannot be compared."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FULL_SIZE = (
     "Counted at full size, so these hold at every scale. Ours is counted by the paper's rule; the table "
     "itself holds the true counts too."
 )
-HEAD = ("Row", "Column", "Ours", "Paper", "Gap", "Seeds")
+HEAD = ("Row", "Column", "Ours", "Paper")
 GAINS = ("Gain", "Printed gain")
 GAIN_REMARK = (
     "Gain: over the same student, trained without a teacher by the same recipe and seed; empty if that "
@@ -53,13 +53,15 @@ def _accuracy(table: TableResults) -> list[str]:
     cells = list(rows_of(table.cells))
     lines = [
         [c.row_label, c.column_label, cell_text(c, table.leads.get(c.Index, ""), paper=False), printed(c)]
-        + [signed(c.gap), str(c.seeds or ""), signed(c.gain), signed(c.printed_gain)]
+        + ([] if table.scale_label else [signed(c.gap)])
+        + [str(c.seeds or ""), signed(c.gain), signed(c.printed_gain)]
         for c in cells
     ]
     notes = [f"{c.row_label}, {c.column_label}: {note_of(c)}" for c in cells if note_of(c)]
     parts = [f"## {escape_markdown(table.title)}{_mark(table.scale_label)}", escape_markdown(table.caption)]
     parts += [f"> **Warning:** {escape_markdown(warning)}." for warning in table.warnings]
-    parts += [markdown_table((*HEAD, *GAINS), lines), GAIN_REMARK]
+    head = (*HEAD, *(() if table.scale_label else ("Gap",)), "Seeds", *GAINS)
+    parts += [markdown_table(head, lines), GAIN_REMARK]
     marks = legend(statuses_of(table.cells))
     parts += [*map(escape_markdown, marks), *map(escape_markdown, table.remarks[1:])]
     return [*parts, *(["\n".join(f"- {escape_markdown(note)}" for note in notes)] if notes else [])]
@@ -75,4 +77,4 @@ def _costs(table: CostResults) -> list[str]:
             [line.row_label, f"{line.label}, {UNITS[line.quantity][0]}", rule, paper, signed(line.gap)]
         )
     parts = [f"## {escape_markdown(table.title)} (full size)", FULL_SIZE, escape_markdown(table.caption)]
-    return [*parts, markdown_table(HEAD[:-1], lines), *map(escape_markdown, table.remarks)]
+    return [*parts, markdown_table((*HEAD, "Gap"), lines), *map(escape_markdown, table.remarks)]

@@ -19,7 +19,8 @@ import pandas as pd
 
 from fbt_paper.config.load import Config, ConfigError, Problem
 from fbt_paper.config.records import AccuracyTable, ReferenceRow
-from fbt_paper.plan.runs import Plan
+from fbt_paper.plan.runs import Cell as PlannedCell
+from fbt_paper.plan.runs import Plan, table_label
 from fbt_paper.tables.reference import independent_numbers, printed_numbers
 from fbt_paper.tables.statistics import binomial_error
 
@@ -183,7 +184,12 @@ def collect(
             results[run] = _describe_run(run, runs, config.main.score)
             results[run] |= _baseline(config, plan, run, runs)
     measured = [
-        {"row": cell.row, "column": cell.column, "note": cell.note, **results.get(run or "", {})}
+        {
+            "row": cell.row,
+            "column": cell.column,
+            **taught_score(cell, runs, unfinished or {}),
+            **results.get(run or "", {}),
+        }
         for cell in plan.tables[key].cells.values()
         for run in cell.runs or (None,)
     ]
@@ -207,12 +213,24 @@ def collect(
         caption=table.caption,
         corner=table.corner,
         scale=plan.scale,
-        scale_label=config.scale_label,
+        scale_label=table_label(config, plan, key),
         rows=rows,
         columns=columns,
         frame=frame,
         score=config.main.score,
     )
+
+
+def taught_score(cell: PlannedCell, runs: Path, unfinished: Mapping[str, str]) -> dict[str, object]:
+    """The note of a cell, and the score of a teacher without a run of its own if a run has measured it."""
+    if cell.teacher is None or not cell.measured_by or cell.measured_by in unfinished:
+        return {"note": cell.note}
+    metrics = read_metrics(cell.measured_by, runs)
+    if metrics.get("teacher_top1") is None:  # trained before runs measured their teacher
+        return {"note": cell.note}
+    top1, images = float(metrics["teacher_top1"]), metrics["spec"]["dataset"]["test_images"]
+    note = f"{cell.teacher.weights}, measured by {cell.measured_by}"
+    return {"note": note, "score": top1, "last": top1, "images": images}
 
 
 def make_frame(rows: Sequence[Mapping[str, object]], **same: str) -> pd.DataFrame:

@@ -55,10 +55,10 @@ def watch(seen: Path) -> None:
             (seen / "start.json").write_text(json.dumps(digests))
         step(learners, stream, teacher, key, raw)
 
-    def watched_epoch(learner, score, ema):
+    def watched_epoch(learner, score, ema, fused):
         epoch = learner.state.epoch + 1
         (seen / f"epoch{epoch}").write_text(state_sha256(learner.method.student.network))
-        note(learner, {**score, "top1": 50.0 - epoch}, ema)
+        note(learner, {**score, "top1": 50.0 - epoch}, ema, fused)
 
     training.train_step, Learner.note_epoch = watched_step, watched_epoch
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fbt_core.data import mnist
+from fbt_core.data.splits import balanced_part
 from fbt_core.errors import UserError
 from scripts.make_fashion_mnist_subset import make_subset, write_idx
 from tests.test_core.engine_runs import CLASSES, TEST, TRAIN, write_images
@@ -22,7 +23,14 @@ def content(path: Path) -> bytes:
 
 
 def test_embedded_subset_is_balanced_and_padded():
-    for split, count in (("train", 5000), ("train", 2000), ("test", 1000), ("test", 3000), ("test", 5000)):
+    for split, count in (
+        ("train", 20000),
+        ("train", 5000),
+        ("train", 2000),
+        ("test", 1000),
+        ("test", 3000),
+        ("test", 5000),
+    ):
         images = mnist.load_split(None, split, 10, count)
         assert images.images.shape == (count, 32, 32, 1)
         assert np.bincount(images.labels.numpy()).tolist() == [count // 10] * 10
@@ -49,7 +57,7 @@ def test_a_part_has_the_first_images_of_each_class_in_the_order_of_the_file():
     keep = np.sort(np.concatenate([np.flatnonzero(whole.labels == label)[:100] for label in range(10)]))
     assert np.array_equal(part.images, whole.images[keep])
     assert np.array_equal(part.labels, whole.labels[keep])
-    assert mnist.balanced_part(np.array([0, 0, 0, 1, 1, 2]), 4).tolist() == [0, 1, 3, 5]
+    assert balanced_part(np.array([0, 0, 0, 1, 1, 2]), 4).tolist() == [0, 1, 3, 5]
 
 
 def test_more_images_than_are_shipped_are_refused():

@@ -63,6 +63,13 @@ def test_labels_are_the_places_of_the_sorted_class_names(root):
     assert split.picture(0).mode == "RGB"
 
 
+def test_a_part_keeps_names_and_labels_together(root):
+    whole = load(root)
+    part = whole.part(np.array([1, 5, 9]))
+    assert [part.path(i) for i in range(3)] == [whole.path(i) for i in (1, 5, 9)]
+    assert part.labels.tolist() == whole.labels[[1, 5, 9]].tolist() and len(part) == 3
+
+
 def test_batches_of_photographs(root):
     augmentation = AugmentationSpec(**EVERYTHING)
     pipeline = training_pipeline(load(root), spec(), augmentation, seed=0)

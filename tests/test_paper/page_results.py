@@ -1,4 +1,4 @@
-"""A folder with made-up results of the whole smoke scale, for the tests of the page."""
+"""A folder with made-up results of a whole scale, for the tests of the page."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tests.test_paper.made_up_results import PIXEL, write_scale
 RULES = Path(__file__).parents[2] / "workflow/rules/figures.smk"
 
 
-def write_results(folder: Path, page: str = "index") -> Flow:
+def write_results(folder: Path, page: str = "index", scale: str = "smoke") -> Flow:
     """A Flow whose results lie in `folder` (its paths are made absolute)."""
     here = Path.cwd()
-    flow = Flow({}, here / "config")
+    flow = Flow({"scale": scale}, here / "config")
     flow.results = os.fspath(folder / "results" / flow.scale)
     flow.runs = f"{flow.results}/runs"
     write_scale(flow, FigurePlan(flow).tables(page))

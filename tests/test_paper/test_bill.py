@@ -21,7 +21,7 @@ def run(method, teacher="swin_t", student="resnet18", image_size=224, **paramete
             train_images=1000, test_images=200, image_size=image_size, loader="image_folder"
         ),
         recipe=SimpleNamespace(
-            epochs=3, precision="float32", augmentation=SimpleNamespace(rand_augment=None)
+            epochs=3, tests=3, precision="float32", augmentation=SimpleNamespace(rand_augment=None)
         ),
         method=SimpleNamespace(name=method, parameters=parameters),
         teacher=network(teacher),

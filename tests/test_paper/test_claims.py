@@ -245,7 +245,7 @@ def test_a_claim_is_one_item_and_its_verdict_one_command(copy, tmp_path, monkeyp
 def test_planning_says_what_the_seeds_can_show(capsys):
     assert main(["plan", "--claims", "table4", "table5"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
-    assert lines["infonce_above_mse"].split()[1:4] == ["3", "1000", lines["infonce_above_mse"].split()[3]]
+    assert lines["infonce_above_mse"].split()[1:4] == ["3", "5000", lines["infonce_above_mse"].split()[3]]
     assert lines["infonce_above_mse"].split()[4] == "1.22"
     assert "(images alone)" in lines["blocks_differ_by_pair"]
     assert "fbt_above_fcfd" not in lines and "a_tenth_of_ofas_parameters" not in lines
@@ -257,5 +257,5 @@ def test_a_smaller_printed_difference_needs_more_seeds(copy):
     claims = ClaimPlan(Flow({}, copy.folder))
     wide, narrow = plan_claims(claims, claims.claims)
     assert (wide.printed, narrow.printed) == (pytest.approx(11.62), pytest.approx(1.22))
-    assert wide.seeds_needed == 2 and narrow.seeds_needed is None  # a thousand images are too few for it
+    assert wide.seeds_needed == 2 and narrow.seeds_needed == 11
     assert wide.smallest == narrow.smallest

@@ -45,7 +45,7 @@ def test_every_yaml_and_csv_of_config_is_read():
     assert set(config.tables) == tables
     assert set(config.references) <= tables
     others = {path.name for path in CONFIG_FOLDER.glob("*.yaml")}
-    read = ("config", "datasets", "architectures", "methods", "recipes", "claims")
+    read = ("config", "datasets", "architectures", "methods", "recipes", "claims", "teachers")
     assert others == {f"{name}.yaml" for name in read}
     assert load_claims(config)
 
@@ -68,8 +68,9 @@ BAD = {
     "unknown dataset": (
         "tables/table5.yaml",
         ("dataset: cifar100", "dataset: cifar10"),
-        "config/tables/table5.yaml: base.dataset: unknown dataset 'cifar10'; valid: cifar100, fashion_mnist, "
-        "fashion_mnist_full, imagenet; did you mean 'cifar100'?",
+        "config/tables/table5.yaml: base.dataset: unknown dataset 'cifar10'; valid: cifar100, "
+        "cifar100_112, fashion_mnist, fashion_mnist_20k, fashion_mnist_full, imagenet; did you mean "
+        "'cifar100'?",
     ),
     "unknown architecture": (
         "tables/table5.yaml",
@@ -139,7 +140,8 @@ BAD = {
     "wrong scale": (
         "config.yaml",
         ("scale: smoke", "scale: papier"),
-        "config/config.yaml: scale: unknown scale 'papier'; valid: paper, smoke; did you mean 'paper'?",
+        "config/config.yaml: scale: unknown scale 'papier'; valid: mini, paper, pilot, smoke; "
+        "did you mean 'paper'?",
     ),
     "missing key": ("config.yaml", ("seeds: null", "# seeds:"), "config/config.yaml: seeds: is missing"),
     "no seeds": ("config.yaml", ("seeds: null", "seeds: []"), "config/config.yaml: seeds: "),
@@ -166,7 +168,7 @@ BAD = {
         "methods.yaml",
         ("by_scale: {smoke: 256}", "by_scale: {smok: 256}"),
         "config/methods.yaml: crd.parameters.negatives.by_scale.smok: unknown scale 'smok'; "
-        "valid: paper, smoke; did you mean 'smoke'?",
+        "valid: mini, paper, pilot, smoke; did you mean 'smoke'?",
     ),
     "parameter that the code lacks": (
         "methods.yaml",
@@ -282,7 +284,7 @@ BAD = {
     "key that YAML reads as true": (
         "recipes.yaml",
         ("  epochs: paper's", "  yes: paper's"),
-        "config/recipes.yaml: line 9: a key must be text (given: yes); put quotes around",
+        "config/recipes.yaml: line 10: a key must be text (given: yes); put quotes around",
     ),
     "network that timm lacks": (
         "architectures.yaml",
@@ -324,7 +326,8 @@ BAD = {
         "config.yaml",
         ("  cifar100: null", "  fashion_mnist: /data\n  cifar100: null"),
         "config/config.yaml: data_roots.fashion_mnist: its images are shipped with the package, so it "
-        "takes no folder; valid: cifar100, fashion_mnist_full, imagenet; did you mean 'fashion_mnist_full'?",
+        "takes no folder; valid: cifar100, cifar100_112, fashion_mnist_full, imagenet; did you mean "
+        "'fashion_mnist_full'?",
     ),
     "one wrong key of a row": (
         "tables/table5.yaml",
@@ -405,7 +408,8 @@ BAD = {
     "scale that extends nothing": (
         "scales/paper.yaml",
         ("seeds: [0]", "extends: smoek"),
-        "config/scales/paper.yaml: extends: unknown scale 'smoek'; valid: paper, smoke; did you mean",
+        "config/scales/paper.yaml: extends: unknown scale 'smoek'; valid: mini, paper, pilot, smoke; "
+        "did you mean",
     ),
     "scale that extends itself": (
         "scales/smoke.yaml",
@@ -415,7 +419,8 @@ BAD = {
     "seeds of an unknown scale": (
         "tables/table4.yaml",
         ("seeds: {smoke:", "seeds: {smok:"),
-        "config/tables/table4.yaml: seeds.smok: unknown scale 'smok'; valid: paper, smoke; did you mean",
+        "config/tables/table4.yaml: seeds.smok: unknown scale 'smok'; valid: mini, paper, pilot, smoke; "
+        "did you mean",
     ),
     "half a normalisation": (
         "config.yaml",
@@ -459,7 +464,7 @@ BAD = {
     "no such kind of table": (
         "tables/table5.yaml",
         ("kind: accuracy", "kind: accuracyy"),
-        "config/tables/table5.yaml: kind: 'accuracyy' is not valid here; valid: accuracy, cost; "
+        "config/tables/table5.yaml: kind: 'accuracyy' is not valid here; valid: accuracy, cost, recipes; "
         "did you mean 'accuracy'?",
     ),
     "value of methods.yaml": (
@@ -654,17 +659,17 @@ trainings: {minutes: 60}
 
 
 def test_a_scale_of_ones_own_is_one_file_that_states_what_differs(copy):
-    copy.write("scales/mini.yaml", MINI)
-    smoke, mini = copy.load(), copy.load({"scale": "mini"})
-    assert mini.scale.recipes["cnn"] == smoke.scale.recipes["cnn"].model_copy(update={"epochs": 9})
-    assert mini.scale.recipes["msa"] == smoke.scale.recipes["msa"]
-    assert (mini.scale.architectures, mini.scale.datasets) == (
+    copy.write("scales/evening.yaml", MINI)
+    smoke, evening = copy.load(), copy.load({"scale": "evening"})
+    assert evening.scale.recipes["cnn"] == smoke.scale.recipes["cnn"].model_copy(update={"epochs": 9})
+    assert evening.scale.recipes["msa"] == smoke.scale.recipes["msa"]
+    assert (evening.scale.architectures, evening.scale.datasets) == (
         smoke.scale.architectures,
         smoke.scale.datasets,
     )
-    assert (mini.scale.trainings.minutes, mini.scale.trainings.threads) == (60, 1)
+    assert (evening.scale.trainings.minutes, evening.scale.trainings.threads) == (60, 1)
 
-    whole = copy.plan("mini")
+    whole = copy.plan("evening")
     assert whole.all_tables == copy.plan("smoke").all_tables
     assert len(whole.tables["table5"].runs) == 2 * len(copy.plan("smoke").tables["table5"].runs)
     assert {run.seed for run in whole.runs.values()} == {0, 1, 2}, (
@@ -672,26 +677,26 @@ def test_a_scale_of_ones_own_is_one_file_that_states_what_differs(copy):
     )
     negatives = {r.method.parameters["negatives"] for r in whole.runs.values() if r.method.name == "crd"}
     assert negatives == {256}, "as at smoke, not the paper's 16,384"
-    flow = Flow({"scale": "mini"}, copy.folder)
-    assert flow.results == "results/mini"
+    flow = Flow({"scale": "evening"}, copy.folder)
+    assert flow.results == "results/evening"
     assert flow.training_resources == {"mem_mb": 1500, "runtime": 60, "gpu": 0}
 
 
 def test_a_scale_of_a_scale_of_its_own(copy):
-    copy.write("scales/mini.yaml", MINI)
-    copy.write("scales/midi.yaml", "extends: mini\ntitle: a night\ntargets: [tables, grid]\n")
+    copy.write("scales/evening.yaml", MINI)
+    copy.write("scales/midi.yaml", "extends: evening\ntitle: a night\ntargets: [tables, grid]\n")
     config = copy.load({"scale": "midi"})
-    assert config.lineage == ("midi", "mini", "smoke")
+    assert config.lineage == ("midi", "evening", "smoke")
     assert (config.scale.seeds, config.scale.recipes["cnn"].epochs) == ((0, 1), 9)
     assert set(copy.plan("midi").all_tables) == set(config.tables)
 
 
 def test_a_mistake_in_a_scale_is_reported_once_in_the_file_that_states_it(copy):
-    copy.write("scales/mini.yaml", MINI.replace("[0, 1]", "[0, 0]"))
+    copy.write("scales/evening.yaml", MINI.replace("[0, 1]", "[0, 0]"))
     copy.replace("scales/smoke.yaml", "momentum: 0.9", "momentun: 0.9")
     problems = copy.problems()
     assert len([problem for problem in problems if "momentun" in problem]) == 1
-    assert "config/scales/mini.yaml: seeds[1]: 0 is given twice" in problems
+    assert "config/scales/evening.yaml: seeds[1]: 0 is given twice" in problems
 
 
 @pytest.mark.parametrize("scale", ["smoke", "paper"])
@@ -738,7 +743,8 @@ def test_lists_given_on_the_command_line_are_typed_as_in_the_file(copy):
     }
     config = copy.load(changed_settings(settings, copy.folder))
     assert config.main.seeds == (0, 1)
-    assert config.main.data_roots == {"cifar100": "/data", "imagenet": None, "fashion_mnist_full": None}
+    assert config.main.data_roots["cifar100"] == "/data"
+    assert {root for name, root in config.main.data_roots.items() if name != "cifar100"} == {None}
 
 
 def test_a_list_of_wrong_items_is_reported_by_its_items_only(copy):
@@ -769,7 +775,8 @@ def test_every_open_point_that_is_an_option_is_listed():
 def test_the_label_of_a_scale_names_what_is_really_trained(copy):
     assert copy.load({"scale": "paper"}).scale_label == ""
     copy.write(
-        "scales/mini.yaml", MINI + "datasets: {cifar100: fashion_mnist_full, imagenet: fashion_mnist_full}\n"
+        "scales/evening.yaml",
+        MINI + "datasets: {cifar100: fashion_mnist_full, imagenet: fashion_mnist_full}\n",
     )
-    assert copy.load({"scale": "mini"}).scale_label.startswith("MINI: tiny networks on Fashion-MNIST. ")
-    assert "SMOKE: tiny networks on Fashion-MNIST (5,000 + 1,000 images)." in copy.load().scale_label
+    assert copy.load({"scale": "evening"}).scale_label.startswith("EVENING: tiny networks on Fashion-MNIST. ")
+    assert "SMOKE: tiny networks on Fashion-MNIST (10,000 + 5,000 images)." in copy.load().scale_label

@@ -148,8 +148,8 @@ def made_up_matrices() -> dict[str, np.ndarray]:
 NOTE = "Table 4: training curves (scale smoke: tiny networks on Fashion-MNIST, not the paper's data)"
 FIGURES = {
     "taxonomy": lambda: taxonomy.draw_taxonomy({name: method_facts(name) for name in method_names()}),
-    "dots": lambda: dots.draw_dots(made_up_dots(), NOTE, "gap\n(smoke)"),
-    "dots of a large table": lambda: dots.draw_dots(made_up_dots(times=6), NOTE, "gap\n(smoke)"),
+    "dots": lambda: dots.draw_dots(made_up_dots(), NOTE),
+    "dots of a large table": lambda: dots.draw_dots(made_up_dots(times=6), NOTE),
     "dots of one column": lambda: dots.draw_dots(made_up_dots(1), NOTE),
     "accuracy": lambda: curves.draw_accuracy(made_up_curves(), NOTE),
     "accuracy of one pair": lambda: curves.draw_accuracy(made_up_curves(columns=1), NOTE),
@@ -386,9 +386,11 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> FigurePlan:
     return FigurePlan(write_results(tmp_path_factory.mktemp("figures")))
 
 
-def test_drawing_a_table_writes_pictures_and_numbers_that_agree_with_the_table(plan):
-    files = figure_files(plan, "curves_table4")
-    written = draw.draw(plan, "curves_table4", files)
+def test_gaps_are_drawn_where_numbers_can_be_compared_and_agree_with_the_table(tmp_path):
+    assert FigurePlan(Flow({"scale": "smoke"})).pattern("gaps") == "none"
+    plan = FigurePlan(write_results(tmp_path, scale="paper"))
+    files = figure_files(plan, "curves_table4_gaps")
+    written = draw.draw(plan, "curves_table4_gaps", files)
     assert written == list(files.values()) and all(path.stat().st_size for path in written)
     table = collect(plan.flow.config, plan.flow.plan, "table4", Path(plan.flow.runs))
     with Path(plan.folder, "curves_table4_gaps.csv").open() as file:
@@ -398,7 +400,8 @@ def test_drawing_a_table_writes_pictures_and_numbers_that_agree_with_the_table(p
     row = shown["Student from scratch (Swin-P)"]
     assert float(row["ours"]) == pytest.approx(cell["mean"], abs=1e-3)
     assert float(row["gap"]) == pytest.approx(cell.gap, abs=1e-3)
-    assert row["seeds"] == "3"
+    assert row["seeds"] == "1"
+    assert "mean gap (ours minus paper)" in files["about"].read_text()
 
 
 def test_only_the_files_asked_for_are_drawn(plan, tmp_path):

@@ -14,7 +14,7 @@ from fbt_paper.config.load import load
 from fbt_paper.config.problems import ConfigError
 from fbt_paper.config.records import AccuracyTable
 from fbt_paper.plan.frozen import timm_tags
-from fbt_paper.plan.runs import Plan, plan
+from fbt_paper.plan.runs import Plan, plan, table_label
 from fbt_paper.plan.targets import Flow
 from tests.test_paper.config_copy import ConfigCopy
 
@@ -135,7 +135,7 @@ def test_a_cell_that_several_tables_print_is_one_run(planned):
 def test_at_smoke_both_datasets_are_the_embedded_one():
     smoke = plan(load())
     assert {run.dataset.name for run in smoke.runs.values()} == {"fashion_mnist"}
-    assert {run.dataset.train_images for run in smoke.runs.values()} == {5000}
+    assert {run.dataset.train_images for run in smoke.runs.values()} == {1000, 10000}
     assert min(run.recipe.epochs for run in smoke.runs.values()) >= 3
 
 
@@ -539,7 +539,7 @@ def test_all_problems_of_a_cell_and_of_all_tables_are_reported_together(copy):
     [
         (
             "{batch_size: 6000}",
-            "batch_size: 6000 is larger than the training set of fashion_mnist (5000 images); use 5000",
+            "batch_size: 6000 is larger than the training set of fashion_mnist (1000 images); use 1000",
         ),
         (
             "{batch_size: 63, augmentation: {mixup: 0.2}}",
@@ -658,3 +658,91 @@ def test_rows_behind_a_sweep_are_found_in_the_file_and_may_have_printed_numbers(
 def test_a_wrong_sweep_is_refused(sweep, message, copy):
     copy.replace("tables/sensitivity.yaml", SWEEP, sweep)
     assert any(message in problem for problem in copy.problems()), copy.problems()
+
+
+# ---------------------------------------------------------------- students on a part of the images
+
+
+def test_students_see_a_part_of_the_images_and_teachers_all(copy):
+    copy.write("scales/part.yaml", "extends: smoke\nstudent_images: {fashion_mnist: 1500}\n")
+    whole, planned = copy.plan("smoke"), copy.plan("part")
+    teacher, student = only_run(planned, "table4", "teacher", "top1"), only_run_of(planned, "fbt")
+    assert (teacher.dataset.train_images, teacher.dataset.part_of) == (10000, None)
+    assert teacher.id == only_run(whole, "table4", "teacher", "top1").id
+    assert (student.dataset.train_images, student.dataset.part_of) == (1500, 10000)
+    alone = planned.runs[planned.tables["table4"].cells["student_from_scratch", "top1"].runs[0]]
+    assert alone.dataset == student.dataset
+    # An assistant is taught itself: it sees what students see.
+    assistant = planned.runs[only_run(planned, "table3", "a", "top1").needed_runs()[0]]
+    assert assistant.teacher is not None and assistant.dataset == student.dataset
+
+
+def only_run_of(plan: Plan, method: str):
+    return next(run for run in plan.runs.values() if run.method.name == method)
+
+
+def test_more_images_for_students_than_there_are_is_one_problem_of_the_scale(copy):
+    copy.write("scales/part.yaml", "extends: smoke\nstudent_images: {fashion_mnist: 11000}\n")
+    copy.replace("config.yaml", "scale: smoke", "scale: part")
+    problems = copy.problems()
+    expected = "config/scales/part.yaml: student_images.fashion_mnist: 11000 is more than the training set of"
+    assert problems and all(problem.startswith(expected) for problem in problems)
+
+
+def test_a_batch_may_not_be_larger_than_the_part_that_students_see(copy):
+    copy.write("scales/part.yaml", "extends: smoke\nstudent_images: {fashion_mnist: 50}\n")
+    copy.replace("config.yaml", "scale: smoke", "scale: part")
+    problems = copy.problems()
+    assert any("64 is larger than the training set of fashion_mnist (50 images)" in p for p in problems)
+
+
+# ---------------------------------------------------------------- labels, mini and pilot
+
+
+def test_a_tables_label_names_its_own_data_and_networks(copy):
+    config = copy.load()
+    planned = plan(config)
+    label = table_label(config, planned, "table2")
+    expected = "SMOKE: tiny networks on Fashion-MNIST (10,000 + 5,000 images), students see 1,000 images."
+    assert label.startswith(expected)
+    assert table_label(copy.load({"scale": "paper"}), copy.plan("paper"), "table2") == ""
+
+
+def test_mini_has_five_seeds_everywhere_and_the_students_images_of_smoke(copy):
+    mini = copy.plan("mini")
+    for key in ("table2", "table3", "table4", "table5"):
+        seeds = {len(cell.runs) for cell in mini.tables[key].cells.values() if cell.runs}
+        assert seeds <= {1, 5} and 5 in seeds, key
+    runs = mini.needed(run for key in mini.all_tables for run in mini.tables[key].runs)
+    specs = [mini.runs[run] for run in runs]
+    teachers = [spec for spec in specs if spec.dataset.part_of is None]
+    assert {spec.dataset.train_images for spec in teachers} == {20000} and len(teachers) == 4
+    assert {spec.dataset.train_images for spec in specs if spec not in teachers} == {1000}
+    assert {spec.dataset.test_images for spec in specs} == {5000}
+
+
+def test_pilot_is_the_papers_networks_at_112_pixels_where_they_allow_it(copy):
+    pilot, paper = copy.plan("pilot"), copy.plan("paper")
+    for key in ("table2", "table3", "table4", "table5"):
+        for run in pilot.needed(pilot.tables[key].runs):
+            spec = pilot.runs[run]
+            assert spec.dataset.image_size == 112 and spec.recipe.epochs == 30
+            assert spec.test_crop is not None
+    at = lambda plan, row, column: plan.runs[plan.tables["cifar100"].cells[row, column].runs[0]]  # noqa: E731
+    for row, size in (("swin_t__resmlp_s12", 224), ("mixer_b16__resnet18", 224), ("swin_t__resnet18", 112)):
+        spec, published = at(pilot, row, "fbt"), at(paper, row, "fbt")
+        assert spec.dataset.image_size == size
+        teacher = pilot.runs[spec.teacher.weights.removeprefix("run:")]
+        assert teacher.dataset.image_size == size and teacher.student.weights.startswith("timm:")
+        changed = {"epochs": 30, "schedule": spec.recipe.schedule}
+        assert spec.student == published.student
+        assert spec.recipe == published.recipe.model_copy(update=changed)
+
+
+def test_a_teacher_without_a_run_is_measured_by_a_run_of_its_table(paper):
+    cells = paper.tables["imagenet"].cells
+    known = [cell for cell in cells.values() if cell.teacher is not None]
+    assert known and all("not measured here" in cell.note for cell in known)
+    for cell in known:
+        taught = paper.runs[cell.measured_by]
+        assert taught.teacher == cell.teacher and cell.measured_by in paper.tables["imagenet"].runs
