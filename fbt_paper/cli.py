@@ -254,7 +254,7 @@ def draw_command(options: Options) -> int:
         raise UserError(
             f"takes each file as KEY=FILE, e.g. png={name}.png; {whole}", where=f"fbt draw {name}"
         )
-    for path in draw(figures, name, {key: Path(file) for key, file in files.items()}):
+    for path in draw(figures, name, {key: Path(file) for key, file in files.items()}, options.style):
         print(path)
     return 0
 
@@ -593,6 +593,12 @@ def _add_result_commands(commands: Any) -> None:
     results.add_argument("--out", type=Path, metavar="FILE")
     figure = _add(commands, "draw", draw_command, "fbt draw figure1 png=figure1.png")
     figure.add_argument("figure", metavar="FIGURE")
+    figure.add_argument(
+        "--style",
+        choices=["page", "paper"],
+        default="page",
+        help="paper: serif, its caption left to the paper",
+    )
     figure.add_argument("files", nargs="*", metavar="KEY=FILE", help="what to write, e.g. png=figure1.png")
     page = _add(commands, "build-page", build_page_command, "fbt build-page index")
     page.add_argument("page", choices=["index", "grid"])

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from fbt_core import checkpoint
 from fbt_core.data.feed import Feed, Preparation
@@ -42,7 +43,7 @@ from fbt_core.measure.feature_numbers import (
 )
 from fbt_core.methods.base import Method
 from fbt_core.spec import ExecutionSettings, RunSpec, parse_spec
-from fbt_core.staged import StagedModel
+from fbt_core.staged import StagedModel, build_network, stage
 from fbt_core.staged.base import StagedOutput
 from fbt_core.staged.layout import prefix_of, to_map
 from fbt_core.teacher import Teacher
@@ -79,16 +80,30 @@ def load_images(spec: RunSpec, split: Split, numbers: list[int], device: torch.d
 
 
 def measure_stages(
-    networks: dict[str, str], runs: Path, show: list[int], measure: int, settings: ExecutionSettings
+    networks: dict[str, str],
+    runs: Path,
+    show: list[int],
+    measure: int,
+    settings: ExecutionSettings,
+    positions: int = 1,
 ) -> Arrays:
     """The arrays of all networks (key -> run id), `images`, the shown ones (K, H, W, 3) uint8, and `grids`.
 
     `grids` (4, 2): the positions on which the numbers of a stage are measured, the same for all networks.
+    Images are enlarged until every last stage has `positions` a side; `sizes`: the input size of each network
+    in pixels, its own if it cannot be enlarged (token-mixing layers are bound to their number of tokens).
     """
     specs = {key: read_spec(runs, run) for key, run in networks.items()}
     trained = {key: load_trained(spec, runs, settings) for key, spec in specs.items()}
+    own = {key: spec.dataset.image_size for key, spec in specs.items()}
+    # One size for all: a feature of a larger image is another feature.
+    size = max(needed_size(trained[key], own[key], positions) for key in specs)
+    sizes = {}
+    for key, spec in specs.items():
+        larger = enlarge(trained[key], spec, size) if size > own[key] else None
+        trained[key], sizes[key] = (trained[key], own[key]) if larger is None else (larger, size)
     grids = common_grids(trained.values())
-    arrays: Arrays = {"grids": np.array(grids)}
+    arrays: Arrays = {"grids": np.array(grids), "sizes": np.array([sizes[key] for key in specs])}
     for key, spec in specs.items():
         split = load_splits(spec.dataset, settings.data_roots)[1]
         numbers = list(dict.fromkeys([*show, *spread(measure, len(split))]))
@@ -99,6 +114,26 @@ def measure_stages(
         }
         arrays["images"] = images[: len(show)]
     return arrays
+
+
+def needed_size(staged: StagedModel, size: int, positions: int) -> int:
+    """The image size at which the last stage has so many positions a side; `size` if it has them already."""
+    return size * max(1, -(-positions // min(staged.shapes[-1].grid)))
+
+
+def enlarge(staged: StagedModel, spec: RunSpec, size: int) -> StagedModel | None:
+    """The same network with the same weights for larger images; None if its layers are bound to its own size.
+
+    Position and relative-bias tables are interpolated by timm, as when it loads weights of another size.
+    """
+    larger = build_network(spec.student, spec.dataset.classes, size)
+    state = staged.network.state_dict()
+    adapt = getattr(sys.modules[type(staged.network).__module__], "checkpoint_filter_fn", None)
+    try:
+        larger.load_state_dict(adapt(state, larger) if adapt else state)
+    except RuntimeError:
+        return None
+    return stage(larger, size, staged.split).freeze()
 
 
 SHOWN = ("stage1", "stage2", "stage3", "stage4", "groups")
@@ -142,6 +177,8 @@ def measure_network(
     maps: list[list[Tensor]] = [[], [], [], []]
     pictures = []
     for raw, images in load_images(spec, split, numbers, device):
+        if (size := staged.image_size) != images.shape[-1]:
+            images = interpolate(images, size=(size, size), mode="bicubic", align_corners=False)
         stages = as_maps(staged, staged.features(images))
         if len(images) >= 4:
             similarity.add(stages, stages)
@@ -303,6 +340,13 @@ def build_parser() -> argparse.ArgumentParser:
     stages.add_argument(
         "--show", type=int, nargs="+", required=True, metavar="IMAGE", help="test images to keep"
     )
+    stages.add_argument(
+        "--positions",
+        type=int,
+        default=1,
+        metavar="SIDE",
+        help="enlarge images until every last stage has so many positions a side, where a network allows it",
+    )
     similarity = commands.add_parser("similarity", help="CKA of teacher, fused model and student")
     similarity.add_argument("--run", required=True, help="id of a distillation run")
     for command in (stages, similarity):
@@ -321,7 +365,9 @@ def main(arguments: list[str] | None = None) -> int:
         torch.set_num_threads(settings.threads or torch.get_num_threads())
         if chosen.command == "stages":
             networks = read_networks(chosen.network)
-            arrays = measure_stages(networks, chosen.runs, chosen.show, chosen.measure, settings)
+            arrays = measure_stages(
+                networks, chosen.runs, chosen.show, chosen.measure, settings, chosen.positions
+            )
         else:
             arrays = measure_similarity(chosen.runs, chosen.run, chosen.measure, settings)
         write_arrays(chosen.output, arrays)

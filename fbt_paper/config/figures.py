@@ -38,6 +38,12 @@ class FeaturesFigure(Strict):
     dataset: DatasetName
     images: Annotated[tuple[int, ...], Field(min_length=1, max_length=2, description="test images drawn")]
     measure: Count = Field(description="test images behind the numbers")
+    positions: Annotated[int, Field(ge=1)] = Field(
+        default=1,
+        description="enlarge the images until every last stage has so many positions a side, where a network "
+        "allows it",
+    )
+    overlay: bool = Field(default=False, description="lay each map over its image")
     networks: Annotated[tuple[DrawnNetwork, ...], Field(min_length=1)]
 
 

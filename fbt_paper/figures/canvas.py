@@ -26,16 +26,28 @@ COLUMN_WIDTH = 3.3
 PAGE_WIDTH = 6.9
 NOTE_LETTERS = 19
 """Letters of a note (6.5 points) that fit on an inch."""
-STYLE = Path(__file__).with_name("style.mplstyle")
+STYLE, PAPER_STYLE = (Path(__file__).with_name(name) for name in ("style.mplstyle", "paper.mplstyle"))
+STYLES = ("page", "paper")
+"""page: sans serif, with a line that says what it shows; paper: serif, without one."""
 OURS, PAPER, QUIET = "#0072B2", "#D55E00", "#666666"
 
 
 @contextmanager
-def styled() -> Iterator[None]:
-    """Draw inside this block in the project's style alone."""
+def styled(name: str = "page") -> Iterator[None]:
+    """Draw inside this block in the project's style alone, that of the results page or of a paper."""
     # From matplotlib's defaults on: a user's matplotlibrc would otherwise fill what STYLE leaves open.
-    with style.context(["default", STYLE]):
+    with style.context(["default", STYLE, *([PAPER_STYLE] if name == "paper" else [])]):
         yield
+
+
+def remove_note(figure: Any) -> None:
+    """Take away the line that says what a figure shows: in a paper its caption does."""
+    for legend in figure.legends:
+        legend.set_title(None)
+    for text in (figure._suptitle, figure._supxlabel):
+        # The one small line at the left; a centred label belongs to the axes.
+        if text is not None and text.get_ha() == "left":
+            text.set_text("")
 
 
 def new_figure(size: tuple[float, float]) -> Figure:

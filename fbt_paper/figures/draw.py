@@ -24,7 +24,7 @@ from fbt_paper.config.figures import FeaturesFigure
 from fbt_paper.config.load import ConfigError, Problem
 from fbt_paper.config.records import AccuracyTable
 from fbt_paper.figures import curves, dots, features, similarity, sweeps, taxonomy
-from fbt_paper.figures.canvas import lay_out, plain, save_pdf, save_png, styled
+from fbt_paper.figures.canvas import lay_out, plain, remove_note, save_pdf, save_png, styled
 from fbt_paper.plan.figures import Drawing, FigurePlan
 from fbt_paper.tables.frame import TableResults, as_csv, collect, histories, score_remark
 from fbt_paper.tables.latex import SYMBOL
@@ -58,11 +58,11 @@ class Picture:
         return [f"{part}pdf", f"{part}png", *self.numbers]
 
 
-def draw(plan: FigurePlan, name: str, files: Files) -> list[Path]:
-    """Draw one figure in the project's style; returns the files written."""
+def draw(plan: FigurePlan, name: str, files: Files, style: str = "page") -> list[Path]:
+    """Draw one figure in one of the project's styles; returns the files written."""
     drawing = plan.drawings[name]
     # Saving is inside as well: matplotlib reads savefig.* and the PDF's fonts only then.
-    with styled():
+    with styled(style):
         pictures = PAINTERS[drawing.kind](plan, drawing, files)
         # After drawing, as pictures know their keys; before saving, so that a typing error writes nothing.
         keys = {"about", "npz", *(key for picture in pictures for key in picture.keys)}
@@ -70,6 +70,8 @@ def draw(plan: FigurePlan, name: str, files: Files) -> list[Path]:
             message = f"this figure has no such file; {nearest(unknown[0], keys)}"
             raise ConfigError([Problem("fbt draw", unknown[0], message)])
         for picture in pictures:
+            for page in picture.pages if style == "paper" else ():
+                remove_note(page)
             save_picture(picture, files)
     if "about" in files:
         write_text(files["about"], json.dumps(describe(drawing, pictures, files), indent=1) + "\n")
@@ -145,7 +147,9 @@ def paint_taxonomy(plan: FigurePlan, drawing: Drawing, files: Files) -> list[Pic
 def paint_features(plan: FigurePlan, drawing: Drawing, files: Files) -> list[Picture]:
     """Figure 2 and its numbers from the extracted arrays."""
     arrays, networks = read_arrays(drawing, files), shown_networks(plan, drawing)
-    images, note = range(len(arrays["images"])), note_of(plan, drawing.title)
+    images, note = range(len(arrays["images"])), note_of(plan, drawing.title) + say_sizes(networks, arrays)
+    figure = plan.figure_of(drawing.name)
+    overlay = isinstance(figure, FeaturesFigure) and figure.overlay
     checked = features.check_claims(networks, arrays)
     claims = [
         (c.statement, c.quantity, c.first_group, c.first, c.second_group, c.second, c.holds, c.positions)
@@ -153,7 +157,7 @@ def paint_features(plan: FigurePlan, drawing: Drawing, files: Files) -> list[Pic
     ]
     rows = pd.DataFrame(features.number_rows(networks, arrays), columns=features.HEADER)
     maps = Picture(
-        pages=[features.draw_features(networks, arrays, images, note)],
+        pages=[features.draw_features(networks, arrays, images, note, overlay)],
         words=features.describe_maps(networks, checked),
         notes=list(map(features.describe_claim, checked)),
     )
@@ -168,6 +172,16 @@ def paint_features(plan: FigurePlan, drawing: Drawing, files: Files) -> list[Pic
         },
     )
     return [maps, numbers]
+
+
+def say_sizes(networks: Sequence[features.Shown], arrays: features.Arrays) -> str:
+    """At which input size the features were extracted, if not all networks took the same."""
+    if "sizes" not in arrays or len(set(arrays["sizes"].tolist())) == 1:
+        return ""
+    sizes = dict(zip((network.title for network in networks), arrays["sizes"].tolist(), strict=True))
+    largest = max(sizes.values())
+    bound = ", ".join(f"{title} at its own {size}" for title, size in sizes.items() if size < largest)
+    return f". Extracted at {largest} pixels, position tables interpolated; {bound}"
 
 
 def shown_networks(plan: FigurePlan, drawing: Drawing) -> list[features.Shown]:

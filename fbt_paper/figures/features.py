@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Array]
 
+OVERLAY = 0.6
+"""How much of an image a map laid over it covers."""
 STAGES = (1, 2, 3, 4)
 GROUPS = (1, 2, 3)
 HEADER = ("network", "family", "quantity", "stage", "value")
@@ -62,8 +64,13 @@ def normalise(picture: Array) -> Array:
     return (picture - low) / (high - low) if high > low else np.zeros_like(picture)
 
 
-def draw_features(networks: Sequence[Shown], arrays: Arrays, images: Sequence[int], note: str) -> Figure:
-    """One row per network; per image its four stages, then three channel groups of the final feature."""
+def draw_features(
+    networks: Sequence[Shown], arrays: Arrays, images: Sequence[int], note: str, overlay: bool = False
+) -> Figure:
+    """One row per network; per image its four stages, then three channel groups of the final feature.
+
+    `overlay` lays each map over its image.
+    """
     across = len(images) * (1 + len(STAGES) + len(GROUPS))
     cell = (PAGE_WIDTH - 0.9) / (across + 0.4 * len(images))
     figure = new_figure((PAGE_WIDTH, cell * len(networks) * 1.08 + 0.55))
@@ -75,20 +82,43 @@ def draw_features(networks: Sequence[Shown], arrays: Arrays, images: Sequence[in
         for j, image in enumerate(images):
             start = j * (len(STAGES) + len(GROUPS) + 3)
             axes = [figure.add_subplot(grid[i, start + k]) for k in range(9) if k != 5]
-            _draw_row(axes, network, arrays, image, top=i == 0, first=j == 0)
+            _draw_row(axes, network, arrays, image, top=i == 0, first=j == 0, overlay=overlay)
     figure.supxlabel(fit_note(note, PAGE_WIDTH), fontsize=6, x=0.01, ha="left")
     return figure
 
 
+def _show(axis: Axes, picture: Array, below: Array | None) -> None:
+    """A map, smoothly enlarged (its positions are no squares of the image); laid over the image if given."""
+    if picture.ndim == 3:
+        axis.imshow(picture, aspect="equal")
+        return
+    height, width = picture.shape if below is None else below.shape[:2]
+    if below is not None:
+        axis.imshow(below.mean(axis=2), cmap="gray", aspect="equal")
+    axis.imshow(
+        picture,
+        aspect="equal",
+        interpolation="bicubic",
+        extent=(-0.5, width - 0.5, height - 0.5, -0.5),
+        alpha=1.0 if below is None else OVERLAY,
+    )
+
+
 def _draw_row(
-    axes: Sequence[Axes], network: Shown, arrays: Arrays, image: int, top: bool, first: bool
+    axes: Sequence[Axes],
+    network: Shown,
+    arrays: Arrays,
+    image: int,
+    top: bool,
+    first: bool,
+    overlay: bool,
 ) -> None:
     pictures = [arrays["images"][image]]
     pictures += [normalise(arrays[f"{network.key}.stage{stage}"][image]) for stage in STAGES]
     pictures += [normalise(arrays[f"{network.key}.groups"][image, group - 1]) for group in GROUPS]
     titles = ["image", *(f"S{stage}" for stage in STAGES), *(f"G{group}" for group in GROUPS)]
     for axis, picture, title in zip(axes, pictures, titles, strict=True):
-        axis.imshow(picture, aspect="equal")
+        _show(axis, picture, arrays["images"][image] if overlay and title != "image" else None)
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
         if top:

@@ -185,7 +185,7 @@ class FigurePlan:
         if isinstance(figure, FeaturesFigure):
             for network, run in zip(figure.networks, drawing.runs, strict=True):
                 arguments += ["--network", f"{network.architecture}={run}"]
-            arguments += ["--show", *map(str, figure.images)]
+            arguments += ["--positions", str(figure.positions), "--show", *map(str, figure.images)]
             return shlex.join(["stages", *arguments])
         return shlex.join(["similarity", "--run", drawing.runs[0], *arguments])
 

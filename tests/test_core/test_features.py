@@ -95,6 +95,28 @@ def test_shapes_of_all_arrays(stages):
     ]  # the coarser of the two, stage by stage
 
 
+def test_images_are_enlarged_until_every_last_stage_has_enough_positions(runs):
+    """Swin's and ViT's tables are interpolated; an MLP-Mixer is bound to its size and keeps it."""
+    folder, ids = runs
+    mixer = write_untrained(folder, spec_of(tiny_network("mixer_b16"))).id
+    networks = {"resnet18": ids["resnet18"], "vit_s": ids["vit_s"], "mixer_b16": mixer}
+    arrays = features.measure_stages(networks, folder, [0], 8, SETTINGS, positions=7)
+    assert arrays["sizes"].tolist() == [224, 224, 64]
+    assert arrays["resnet18.stage4"].shape == (1, 7, 7) and arrays["vit_s.stage4"].shape == (1, 14, 14)
+    assert arrays["mixer_b16.stage4"].shape == (1, 4, 4)
+    assert arrays["grids"].tolist() == [[4, 4]] * 4 and arrays["images"].shape == (1, 64, 64, 3)
+
+
+def test_the_enlarged_network_has_the_weights_of_the_trained_one(runs):
+    folder, ids = runs
+    spec = features.read_spec(folder, ids["resnet18"])
+    own = features.load_trained(spec, folder, SETTINGS)
+    larger = features.enlarge(own, spec, 224)
+    image = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        assert torch.equal(own.network(image), larger.network(image))
+
+
 def test_values_are_where_they_can_be(stages):
     for key in ("resnet18", "vit_s"):
         assert np.all((stages[f"{key}.entropy"] > 0) & (stages[f"{key}.entropy"] <= 1))

@@ -192,7 +192,10 @@ def write_costs(path: Path, rows: tuple[str, ...], blocks: tuple[str, ...]) -> N
 def write_scale(flow: Any, keys: tuple[str, ...] = ()) -> None:
     """Results for tables of a Flow (all of `snakemake all`): runs that are done, and the cost count."""
     tables = [flow.plan.tables[key] for key in keys or flow.plan.all_tables]
-    runs = flow.plan.needed(run for table in tables for run in table.runs)
+    shown = [run for table in tables for run in table.runs]
+    # Gains are over the same student without a teacher, which the comparison and the page ask for.
+    scratch = [run for run in map(flow.plan.scratch_of, shown) if run]
+    runs = dict.fromkeys([*flow.plan.needed(shown), *scratch])
     for index, run in enumerate(runs):
         write_run(Path(flow.runs), flow.spec(run), top1=60.0 + index % 30)
     for table in tables:

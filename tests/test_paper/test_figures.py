@@ -21,7 +21,7 @@ from matplotlib.text import Text
 from fbt_core.methods.registry import method_facts, method_names
 from fbt_paper.config.load import CONFIG_FOLDER, ConfigError, load
 from fbt_paper.figures import curves, dots, draw, features, similarity, taxonomy
-from fbt_paper.figures.canvas import PAGE_WIDTH, new_panels, save_pdf, save_png, styled
+from fbt_paper.figures.canvas import PAGE_WIDTH, new_panels, remove_note, save_pdf, save_png, styled
 from fbt_paper.plan.figures import FigurePlan
 from fbt_paper.plan.targets import Flow
 from fbt_paper.tables.frame import collect
@@ -341,6 +341,27 @@ def test_a_new_method_appears_by_itself(tmp_path):
 def test_feature_maps_are_drawn_from_0_to_1():
     assert features.normalise(np.array([[2.0, 4.0], [3.0, 2.0]])).tolist() == [[0.0, 1.0], [0.5, 0.0]]
     assert features.normalise(np.full((2, 2), 7.0)).tolist() == [[0.0, 0.0], [0.0, 0.0]]
+
+
+def test_a_figure_for_a_paper_is_serif_and_leaves_its_caption_to_the_paper():
+    for name in ("accuracy", "features", "numbers", "similarity", "dots"):
+        with styled("paper"):
+            figure = FIGURES[name]()
+            remove_note(figure)
+            texts = [text for text in figure.findobj(Text) if text.get_text().strip()]
+            assert {text.get_family()[0] for text in texts} == {"serif"}
+        assert not any("scale smoke" in text.get_text() for text in texts)
+
+
+def test_maps_are_laid_over_their_image_and_enlarged_smoothly():
+    arrays = made_up_arrays(1)
+    with styled():
+        figure = features.draw_features(SHOWN, arrays, [0], NOTE, overlay=True)
+        image, stage1, *_ = [axes for axes in figure.axes if axes.images]
+    assert len(image.images) == 1 and len(stage1.images) == 2
+    below, above = stage1.images
+    assert np.allclose(below.get_array(), arrays["images"][0].mean(axis=2))
+    assert above.get_interpolation() == "bicubic" and above.get_extent() == below.get_extent()
 
 
 def test_drawn_maps_are_the_extracted_ones():

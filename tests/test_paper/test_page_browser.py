@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -358,3 +359,129 @@ def test_pictures_are_drawn(page):
     page.execute_script("for (const i of document.images) i.loading = 'eager'")
     drawn = "return [...document.images].every((image) => image.complete && image.naturalWidth > 0)"
     WebDriverWait(page, 5).until(lambda _: page.execute_script(drawn))
+
+
+# ---------------------------------------------------------------- evidence, search, grids
+
+
+def test_the_evidence_card_counts_whose_each_setting_is(page):
+    open_cell(page, "table2/fbt/swin_t__resnet18")
+    card = page.find_element(By.ID, "runs-body")
+    (summary,) = [s for s in card.find_elements(By.TAG_NAME, "summary") if "settings:" in s.text]
+    total, *counts = map(int, re.findall(r"\d+", summary.text))
+    assert sum(counts) == total > 26
+    press(page, summary)
+    rows = card.find_elements(By.CSS_SELECTOR, ".settings tbody tr")
+    assert len(rows) == total
+    kinds = [row.find_element(By.CSS_SELECTOR, ".kind").text for row in rows]
+    assert kinds.count("our assumption") == counts[2]
+    text = " ".join(row.text for row in rows)
+    assert "direction symmetric our assumption open: mean of both ways" in text
+    steps = [step.text for step in card.find_elements(By.CSS_SELECTOR, ".chain li")]
+    assert steps == ["Swin-T", "fused model", "ResNet18"]
+    assert "gain over scratch" in card.text and "its teacher" in card.text
+
+
+def test_assistants_and_phases_are_in_the_chain(page):
+    chains = {}
+    for row in ("a", "d"):
+        open_cell(page, f"table3/{row}/top1")
+        chains[row] = [step.text for step in page.find_elements(By.CSS_SELECTOR, ".chain li")]
+        page.find_element(By.ID, "close").click()
+    assert chains["a"] == ["Swin-T", "ResNet34", "ResNet18"]
+    assert chains["d"] == ["Swin-T", "ResNet18", "next phase: ResNet34", "ResNet18"]
+
+
+def test_a_card_gives_link_latex_command_and_weights(page):
+    open_cell(page, "table4/mse_final/top1")
+    page.execute_script(
+        "window.copied = []; Object.defineProperty(navigator, 'clipboard', {configurable: true,"
+        " value: {writeText: async (text) => { window.copied.push(text); }}})"
+    )
+    for button in page.find_elements(By.CSS_SELECTOR, "dialog [data-text]"):
+        press(page, button)
+    link, latex, command, weights = page.execute_script("return window.copied")
+    assert link.endswith("index.html#cell=table4/mse_final/top1") and r"$\pm$" in latex
+    assert command.startswith("rm -r ") and "snakemake" in command
+    assert weights.endswith("/weights.safetensors")
+    dots = page.find_element(By.CSS_SELECTOR, "svg.seeds").find_elements(By.TAG_NAME, "circle")
+    assert len(dots) == 3
+
+
+def test_a_curve_gives_its_value_where_the_pointer_is(page):
+    open_cell(page, "table4/mse_final/top1")
+    chart = page.find_element(By.CSS_SELECTOR, "dialog .curves svg")
+    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", chart)
+    ActionChains(page).move_to_element(chart).perform()
+    readout = page.find_element(By.CSS_SELECTOR, "dialog .readout").text
+    assert re.fullmatch(r"seed [012], epoch 2: [\d.]+", readout)
+
+
+def test_the_search_leads_to_a_row(page):
+    page.find_element(By.ID, "search").send_keys("infonce pooling")
+    (hit,) = page.find_elements(By.CSS_SELECTOR, "#hits button")
+    assert "Table 4" in hit.text
+    hit.click()
+    focused = page.switch_to.active_element
+    assert focused.get_attribute("data-id") == "table4/infonce_final_pooled/top1"
+    page.find_element(By.ID, "search").clear()
+    page.find_element(By.ID, "search").send_keys("nothing like it")
+    assert page.find_elements(By.CSS_SELECTOR, "#hits button") == []
+
+
+def test_the_page_keeps_its_height_while_it_is_read(page):
+    height = "return document.documentElement.scrollHeight"
+    before = page.execute_script(height)
+    page.execute_script("scrollTo(0, document.documentElement.scrollHeight)")
+    page.execute_script("for (const image of document.images) image.loading = 'eager'")
+    drawn = "return [...document.images].every((image) => image.complete)"
+    WebDriverWait(page, 5).until(lambda _: page.execute_script(drawn))
+    assert page.execute_script(height) == before
+
+
+@pytest.fixture(scope="module")
+def grid_address(tmp_path_factory: pytest.TempPathFactory) -> str:
+    flow = write_results(tmp_path_factory.mktemp("grid"), "grid")
+    return write_page(flow, "grid", write_pixels(FigurePlan(flow), "grid")).as_uri()
+
+
+def test_a_grid_fits_the_screen_and_its_switch_colours_gains(browser, grid_address):
+    set_viewport(browser, 1280, 900)
+    try:
+        browser.get(grid_address)
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 1280
+        right = "return document.querySelector('#cifar100 .matrix').getBoundingClientRect().right"
+        assert browser.execute_script(right) <= 1280
+        Select(browser.find_element(By.CSS_SELECTOR, "#cifar100 [data-measure]")).select_by_value("gain")
+        script = (
+            "return [...document.querySelectorAll('#cifar100 tbody tr:not(.closing) td')]"
+            ".map((td) => [td.dataset.gain, td.innerText.trim(), td.style.backgroundColor])"
+        )
+        cells = [cell for cell in browser.execute_script(script) if cell[0]]
+        assert len(cells) > 100 and all(float(gain) == float(text) for gain, text, _ in cells)
+        assert all(("--below" in colour) == (float(gain) < 0) for gain, _, colour in cells)
+        heads = browser.find_elements(By.CSS_SELECTOR, "#curves_cifar100 .curves figure")
+        assert len(heads) == 12 and "others in grey" in heads[0].text
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def accessibility_problems(page: webdriver.Chrome) -> list[str]:
+    """What axe finds on the page as it is now."""
+    axe = pytest.importorskip("axe_core_python")
+    page.execute_script((Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
+    script = (
+        "const done = arguments[0]; axe.run().then((found) => "
+        "done(found.violations.map((v) => `${v.id} ${v.nodes[0].html}`)))"
+    )
+    return page.execute_async_script(script)
+
+
+def test_axe_finds_nothing(page, grid_address):
+    assert accessibility_problems(page) == []
+    open_cell(page, "table2/fbt/swin_t__resnet18")
+    for summary in page.find_elements(By.CSS_SELECTOR, "dialog summary"):
+        page.execute_script("arguments[0].parentElement.open = true", summary)
+    assert accessibility_problems(page) == []
+    page.get(grid_address)
+    assert accessibility_problems(page) == []
