@@ -155,7 +155,9 @@ class FigurePlan:
         """A digest of everything that a page shows besides results and figures."""
         tables, flow = self.tables(page), self.flow
         settings = [flow.scale, flow.config.main.recipes, flow.changes, self.drawn(page)]
-        return digest(renderer("page"), flow.shows(tables), settings)
+        # A cell's evidence names its networks and the source of each setting.
+        evidence = [flow.config.recipes, flow.config.methods, flow.config.architectures]
+        return digest(renderer("page"), flow.shows(tables), settings, evidence)
 
     def files(self, page: str, rules: Any) -> list[str]:
         """All files of a page's figures: what the rules `plot_<kind>` say, with the drawings' names."""
