@@ -118,7 +118,7 @@ def measure_stages(
 
 def needed_size(staged: StagedModel, size: int, positions: int) -> int:
     """The image size at which the last stage has so many positions a side; `size` if it has them already."""
-    return size * max(1, -(-positions // min(staged.shapes[-1].grid)))
+    return max(size, -(-size * positions // min(staged.shapes[-1].grid)))
 
 
 def enlarge(staged: StagedModel, spec: RunSpec, size: int) -> StagedModel | None:
