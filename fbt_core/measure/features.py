@@ -95,13 +95,13 @@ def measure_stages(
     """
     specs = {key: read_spec(runs, run) for key, run in networks.items()}
     trained = {key: load_trained(spec, runs, settings) for key, spec in specs.items()}
-    own = {key: spec.dataset.image_size for key, spec in specs.items()}
+    trained_at = {key: spec.dataset.image_size for key, spec in specs.items()}
     # One size for all: a feature of a larger image is another feature.
-    size = max(needed_size(trained[key], own[key], positions) for key in specs)
+    size = max(needed_size(trained[key], trained_at[key], positions) for key in specs)
     sizes = {}
     for key, spec in specs.items():
-        larger = enlarge(trained[key], spec, size) if size > own[key] else None
-        trained[key], sizes[key] = (trained[key], own[key]) if larger is None else (larger, size)
+        larger = enlarge(trained[key], spec, size) if size > trained_at[key] else None
+        trained[key], sizes[key] = (trained[key], trained_at[key]) if larger is None else (larger, size)
     grids = common_grids(trained.values())
     arrays: Arrays = {"grids": np.array(grids), "sizes": np.array([sizes[key] for key in specs])}
     for key, spec in specs.items():

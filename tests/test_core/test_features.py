@@ -110,11 +110,11 @@ def test_images_are_enlarged_until_every_last_stage_has_enough_positions(runs):
 def test_the_enlarged_network_has_the_weights_of_the_trained_one(runs):
     folder, ids = runs
     spec = features.read_spec(folder, ids["resnet18"])
-    own = features.load_trained(spec, folder, SETTINGS)
-    larger = features.enlarge(own, spec, 224)
+    trained = features.load_trained(spec, folder, SETTINGS)
+    larger = features.enlarge(trained, spec, 224)
     image = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
-        assert torch.equal(own.network(image), larger.network(image))
+        assert torch.equal(trained.network(image), larger.network(image))
 
 
 def test_values_are_where_they_can_be(stages):
