@@ -54,9 +54,19 @@ def check_accumulation(method: Method, recipe: RecipeSpec, accumulation: int) ->
     raise UserError(what, where="gradient_accumulation", hint=hint)
 
 
+EAGER = ("fcfd",)
+"""Methods that torch.compile cannot help: FCFD's paths differ at each step, and each set of them would be
+compiled anew, up to torch's limit."""
+
+
 def wrap(method: Method, settings: ExecutionSettings, group: Group) -> Callable[..., dict[str, Any]]:
     """What a step calls: the method itself, inside DDP if there are several processes."""
     if group.world > 1:
         devices = [group.device.index] if group.device.type == "cuda" else None
         method.prepare_distributed(devices)
-    return torch.compile(method) if settings.compile else method
+    return torch.compile(method) if compiles(method.name, settings) else method
+
+
+def compiles(method: str, settings: ExecutionSettings) -> bool:
+    """Whether steps of this method are compiled."""
+    return settings.compile and method not in EAGER

@@ -2,6 +2,8 @@
 
 A file is torch's own format followed by a mark and the sha256 of all before it, so a cut or damaged file is
 recognised whatever happened to it; `torch.load(path, weights_only=True)` reads it as it is.
+
+Training stands still only while the state is copied to main memory: a thread writes it (`Writer`).
 """
 
 from __future__ import annotations
@@ -11,12 +13,14 @@ import hashlib
 import io
 import os
 import random
+import threading
 import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fbt_core.distributed import Group, Vote
 from fbt_core.errors import CheckpointError, NonFiniteLoss
@@ -65,6 +69,55 @@ def _write(file: BinaryIO, content: dict[str, Any]) -> None:
     hashing = _Hashing(file)
     torch.save(content, hashing)
     file.write(MARK + hashing.hash.digest())
+
+
+class Writer:
+    """Writes checkpoints of one run while it trains on: one at a time, the next one waits for it.
+
+    So at most one copy of the state lies in main memory. What goes wrong is raised in the training thread, by
+    `check` at its next step at the latest.
+    """
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def start(self, folder: Path, spec: RunSpec, state: dict[str, Any]) -> None:
+        """Copy the state as it is now and begin to write it, once the checkpoint before is written."""
+        self.finish()
+        copied = snapshot(state)
+        self._thread = threading.Thread(target=self._write, args=(folder, spec, copied), name="checkpoint")
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Wait until the checkpoint is written; raises what went wrong."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def check(self) -> None:
+        """Raise what went wrong so far, without waiting."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _write(self, folder: Path, spec: RunSpec, state: dict[str, Any]) -> None:
+        try:
+            save(folder, spec, state)
+        except BaseException as error:  # an error of a thread would be printed and forgotten
+            self._error = error
+
+
+def snapshot(state: Any) -> Any:
+    """A copy in main memory that later steps do not change: tensors and what holds them."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {name: snapshot(value) for name, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(snapshot(value) for value in state)
+    return state
 
 
 def check_finite(state: dict[str, Any], where: str, step: int) -> None:

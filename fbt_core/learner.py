@@ -58,6 +58,7 @@ class Learner:
         self.state, self.gpus = State(), gpus_counted(group)
         self.report = Report(spec, settings, group, folder, steps)
         self.saved, self.checkpoint_asked = time.monotonic(), False
+        self.writer = checkpoint.Writer()
         self._results: list[dict[str, Any]] = []
 
     # -- learning ------------------------------------------------------------------------------------------
@@ -80,6 +81,7 @@ class Learner:
 
     def update(self) -> None:
         """One update of the weights from the gradients of all parts."""
+        self.writer.check()
         self.state.losses.add(self._results)
         self._results = []
         self.state.step += 1
@@ -203,15 +205,17 @@ class Learner:
         """Whether the recipe's last epoch is over."""
         return self.state.epoch == self.spec.recipe.epochs
 
-    def save(self) -> None:
-        """Write a checkpoint (rank 0 does) if losses and weights are finite."""
+    def save(self, finish: bool) -> None:
+        """Write a checkpoint (rank 0 does) if losses and weights are finite; `finish`: wait for the file."""
         self.read_losses()
         self.state.count_time(self.gpus)
         content = self.state_dict()
         where = f"{self.spec.id}, epoch {self.state.epoch + 1}"
         checkpoint.check_finite(content, where, self.state.step)
         if self.group.first:
-            checkpoint.save(self.folder.path, self.spec, content)
+            self.writer.start(self.folder.path, self.spec, content)
+        if finish:
+            self.writer.finish()
         self.saved, self.checkpoint_asked = time.monotonic(), False
 
     def resume(self, vote: Vote) -> None:

@@ -156,10 +156,12 @@ class EpochLearner(Learner):
         """At every epoch's end, and never before it."""
         return self.state.step == 0
 
-    def save(self) -> None:
-        """Write a checkpoint if an epoch has just ended."""
+    def save(self, finish: bool) -> None:
+        """Write a checkpoint if an epoch has just ended; else only wait for the one before, if asked."""
         if self.state.step == 0:
-            super().save()
+            super().save(finish)
+        elif finish:
+            self.writer.finish()
 
 
 class OwnFolder(RunFolder):

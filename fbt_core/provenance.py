@@ -89,6 +89,14 @@ def _allows_tf32(backend: Any) -> bool | None:
         return None
 
 
+def compile_fallbacks() -> int | None:
+    """How often torch.compile left a part of a step uncompiled in this process; None if it was not used."""
+    counters = torch._dynamo.utils.counters if "torch._dynamo.utils" in sys.modules else {}
+    if not counters.get("stats", {}).get("unique_graphs"):
+        return None
+    return sum(counters["graph_break"].values()) + sum(counters["unimplemented"].values())
+
+
 def device_name(device: torch.device) -> str:
     """The GPU's name, or the processor's."""
     if device.type == "cuda":

@@ -8,9 +8,19 @@ from typing import Any
 import torch
 
 from fbt_core import distributed
+from fbt_core.batch_division import compiles
 from fbt_core.display import Display
 from fbt_core.distributed import Group
-from fbt_core.provenance import device_name, git_state, job, kernels, now, peak_memory_mb, versions
+from fbt_core.provenance import (
+    compile_fallbacks,
+    device_name,
+    git_state,
+    job,
+    kernels,
+    now,
+    peak_memory_mb,
+    versions,
+)
 from fbt_core.run_folder import RunFolder
 from fbt_core.spec import ExecutionSettings, RunSpec
 from fbt_core.state import State
@@ -140,7 +150,8 @@ class Report:
             "workers": self.settings.workers,
             "gradient_accumulation": self.settings.gradient_accumulation,
             "channels_last": self.settings.channels_last,
-            "compile": self.settings.compile,
+            "compile": compiles(self.spec.method.name, self.settings),
+            "compile_fallbacks": compile_fallbacks(),
             **kernels(self.group.device),
             "cuda_visible_devices": distributed.visible_devices(),
             **job(),

@@ -91,7 +91,7 @@ def train_to_the_end(
         for learner in learners:
             learner.finish_epoch(stream, teacher, between=lambda: stop_if_voted(learners, vote, stop))
         if vote.from_first(any(learner.finished or learner.checkpoint_due for learner in learners)):
-            save(learners, vote)
+            save(learners, vote, finish=learners[0].finished)
         for learner in learners:
             learner.folder.write_history(learner.state.history)
         act_on(learners, vote.ask(wanted(learners, stop)), vote)
@@ -225,17 +225,18 @@ def act_on(learners: Sequence[Learner], agreed: int, vote: Vote) -> None:
     """Save what the processes agreed to save, and leave if one of them was asked to."""
     if agreed == Vote.NOTHING:
         return
-    save(learners, vote)
+    save(learners, vote, finish=agreed >= Vote.STOP)
     if agreed >= Vote.STOP:  # the same command continues the run
         name, state = signal.Signals(agreed - Vote.STOP).name, learners[0].state
         raise Interrupted(f"{name}: state saved at epoch {state.epoch + 1}, step {state.step}")
 
 
-def save(learners: Sequence[Learner], vote: Vote) -> None:
-    """Write the checkpoints; no process goes on before they are there."""
+def save(learners: Sequence[Learner], vote: Vote, finish: bool) -> None:
+    """Write the checkpoints beside the training; with `finish` no process goes on before they are there."""
     for learner in learners:
-        learner.save()
-    vote.wait()
+        learner.save(finish)
+    if finish:
+        vote.wait()
 
 
 def stop_if_voted(learners: Sequence[Learner], vote: Vote, stop: StopRequest) -> None:

@@ -8,7 +8,7 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -390,6 +390,19 @@ def check_cluster_command(options: Options) -> int:
     return int(cluster.main(["--profile", str(options.profile), "--scale", options.scale or "paper"]))
 
 
+def check_machine_command(options: Options) -> int:
+    """What this machine offers the plan: GPUs, precisions, cores, disk, loading, memory of each training."""
+    from fbt_paper.plan.resources import read_resources
+    from fbt_paper.plan.speeds import speeds_for
+    from fbt_paper.status.checks import show_checks
+    from fbt_paper.status.machine import check_machine
+
+    options.scale = options.scale or "paper"
+    flow = open_flow(options, read_resources(options.profile))
+    speeds = speeds_for(Path(flow.results), options.gpu, flow.threads, None)
+    return show_checks(check_machine(flow, speeds), f"snakemake --profile {options.profile.name}")
+
+
 def bench_command(options: Options) -> int:
     """Measure a training step and the loaders on this machine, about two minutes; `fbt plan` uses it."""
     from fbt_paper.status.bench import bench, choose_run
@@ -407,9 +420,9 @@ def bench_command(options: Options) -> int:
 # ---------------------------------------------------------------- what several commands do
 
 
-def open_flow(options: Options) -> Flow:
-    """The plan for the scale and settings given on the command line."""
-    settings: dict[str, Any] = json.loads(options.given)
+def open_flow(options: Options, more: Mapping[str, Any] | None = None) -> Flow:
+    """The plan for the scale and settings given on the command line, and `more` of a profile's."""
+    settings: dict[str, Any] = {**json.loads(options.given), **(more or {})}
     # Those behind the command come last, so that they win over those before it.
     for text in [*options.set, *options.set_here]:
         key, equals, value = text.partition("=")
@@ -665,6 +678,9 @@ def _add_machine_commands(commands: Any) -> None:
     init.add_argument("folder", type=Path, metavar="FOLDER")
     cluster = _add(commands, "check-cluster", check_cluster_command, "fbt check-cluster")
     cluster.add_argument("--profile", type=Path, default=Path("profiles/slurm"), metavar="FOLDER")
+    machine = _add(commands, "check-machine", check_machine_command, "fbt check-machine")
+    machine.add_argument("--profile", type=Path, default=Path("profiles/workstation"), metavar="FOLDER")
+    machine.add_argument("--gpu", default="a100", metavar="KIND", help=GPU_HELP)
     bench = _add(commands, "bench", bench_command, "fbt bench --method kd --seconds 10")
     bench.add_argument("--pair", default="swin_t__resnet18", metavar="TEACHER__STUDENT")
     bench.add_argument("--method", default="fbt", metavar="METHOD")

@@ -69,6 +69,9 @@ class ReviewKD(Method):
     """
 
     def build_extras(self) -> dict[str, nn.Module]:
+        # A tensor: torch.compile would compile anew for each value of a Python number.
+        self.register_buffer("review_weight", torch.zeros(()), persistent=False)
+        self.start_epoch(0)
         pairs = zip(LEVELS, self._widths(self.student), self._widths(self.teacher), strict=True)
         width = self.settings.width
         if self.settings.features == "before_relu":
@@ -79,13 +82,18 @@ class ReviewKD(Method):
             for name, student, teacher in pairs
         }
 
+    def start_epoch(self, epoch: int) -> None:
+        """The review's weight in this epoch."""
+        super().start_epoch(epoch)
+        ramp = self.ramp(self.settings.ramp_epochs, self.settings.ramp_start)
+        self.review_weight.fill_(self.settings.review_weight * ramp)
+
     def terms(self, student: StagedOutput, teacher: StagedOutput, batch: Batch) -> Terms:
         terms = {"labels": self.settings.label_weight * self.label_loss(student.logits, batch)}
-        weight = self.settings.review_weight * self.ramp(self.settings.ramp_epochs, self.settings.ramp_start)
         reviewed = self._review(self._maps(student, self.student.shapes))
         for name, feature_map in self._maps(teacher, self.teacher.shapes).items():
             pair = _to_common_grid(reviewed[name], feature_map)
-            terms[name] = weight * hierarchical_context(*pair)
+            terms[name] = self.review_weight * hierarchical_context(*pair)
         return terms
 
     def _widths(self, staged: nn.Module) -> list[int]:

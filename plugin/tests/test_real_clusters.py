@@ -86,6 +86,24 @@ def test_cluster_that_knows_gres_only(cluster: Cluster, make_workflow: Callable[
     assert "--gres=gpu:2" in Path(work.entries()["work"]["submission"]).read_text()
 
 
+def test_a_slurm_that_refuses_an_option_for_gpus(
+    start_cluster: Callable[..., Cluster], make_workflow: Callable[..., Workflow]
+) -> None:
+    """select/cons_res (as linear) refuses --gpus-per-task; none of Slurm 22.05 refuses --gpus-per-node."""
+    cluster, rule = start_cluster(select="cons_res"), "echo $CUDA_VISIBLE_DEVICES > {output}"
+    refused = make_workflow(cluster, settings={"gpu_option": "gpus-per-task"})
+    refused.write(SIMPLE.format(resources="runtime=5, gpu=1", command=rule))
+    controller = refused.call()
+    assert controller.process.returncode == 1
+    assert "unsupported by configured SelectType plugin" in controller.text
+    assert not cluster.states(), "nothing was submitted"
+    for option in ("auto", "gres"):
+        work = make_workflow(cluster, settings={"gpu_option": option})
+        work.write(SIMPLE.format(resources="runtime=5, gpu=1", command=rule))
+        work.call().finish()
+        assert (work.folder / "out.txt").read_text() == "0\n"
+
+
 def test_two_clusters_and_one_folder(
     start_cluster: Callable[..., Cluster], make_workflow: Callable[..., Workflow]
 ) -> None:

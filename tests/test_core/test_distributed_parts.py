@@ -22,8 +22,10 @@ from fbt_core.learner import Learner
 from fbt_core.normalisation import set_normalisation_batch
 from fbt_core.spec import ExecutionSettings
 from tests.test_core.engine_runs import (
+    EVERYTHING,
     PLAIN,
     arguments,
+    at_step,
     in_child,
     make_spec,
     measured,
@@ -301,6 +303,29 @@ def test_no_process_leaves_before_the_checkpoint_is_written(root, tmp_path):
         75,
     ]
     assert ended == [True, True]
+
+
+@pytest.mark.parametrize(("began", "goes_on"), [(1, 2), (2, 1)])
+def test_another_number_of_processes_changes_a_run_by_rounding_alone(began, goes_on, root, tmp_path):
+    """Promised in config/README.md: same batches and draws; sums in another order."""
+    spec = make_spec(EVERYTHING, recipe__epochs=4)
+    command = arguments(spec, tmp_path / "changed", root)
+
+    def stop_in_second_epoch(rank: int) -> None:
+        if rank == began - 1:
+            at_step(8, lambda: os.kill(os.getpid(), signal.SIGUSR2))()
+
+    assert run_together(command, began, stop_in_second_epoch) == [75] * began
+    assert run_together(command, goes_on) == [0] * goes_on
+    for world in (began, goes_on):
+        undisturbed = tmp_path / str(world)
+        assert run_together(arguments(spec, undisturbed, root), world) == [0] * world
+        for changed, whole in zip(
+            measured(tmp_path / "changed", spec), measured(undisturbed, spec), strict=True
+        ):
+            assert changed[:2] == whole[:2]
+            assert changed[2] == pytest.approx(whole[2], rel=2e-3), "the loss is another one, not rounded"
+            assert changed[4] == pytest.approx(whole[4], abs=100 / 30 + 1e-9)
 
 
 def saved(runs, spec) -> bool:

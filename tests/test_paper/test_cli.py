@@ -16,13 +16,13 @@ from fbt_paper.plan.bill import estimate, read_macs
 from fbt_paper.plan.runs import plan
 from fbt_paper.plan.show import leaves
 from fbt_paper.plan.targets import Flow
-from fbt_paper.status import bench, cluster
+from fbt_paper.status import bench, cluster, machine
 from tests.test_paper.config_copy import ARCHITECTURES, ConfigCopy
 from tests.test_paper.page_results import write_results
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = ["plan", "spec", "recipe", "check-data", "check-cluster", "fetch-weights", "status", "show"]
-COMMANDS += ["diff", "build-table", "compare", "bench"]
+COMMANDS += ["diff", "build-table", "compare", "check-machine", "bench"]
 
 
 @pytest.fixture(autouse=True)
@@ -58,12 +58,13 @@ def example_of(command: str, capsys) -> list[str]:
 
 @pytest.mark.parametrize("command", [*COMMANDS, "draw", "build-page", "collect-results"])
 def test_every_example_runs(command, capsys, tmp_path, monkeypatch):
-    """On made-up results of the whole smoke scale; only the cluster is not asked, nothing is measured."""
+    """On made-up results of the whole smoke scale; only cluster and machine are not asked."""
     arguments = [text.replace("png=", f"png={tmp_path}/") for text in example_of(command, capsys)]
     flow = write_results(tmp_path)
     monkeypatch.setattr(cli, "Flow", lambda settings, folder: Flow(settings) if settings else flow)
     monkeypatch.setattr(cluster, "main", lambda options: 0)
     monkeypatch.setattr(bench, "bench", lambda flow, spec, options: ["measured"])
+    monkeypatch.setattr(machine, "check_machine", lambda flow, speeds: [])
     assert main(arguments) == 0
     assert capsys.readouterr().out or command == "check-cluster"
 
