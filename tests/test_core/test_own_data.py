@@ -199,7 +199,10 @@ REFUSED = {
     "no classes": ({"classes": None}, "classes: the train loader's dataset lists none; state classes="),
     "unknown method": ({"method": "fbtt"}, "there is no method 'fbtt'.*did you mean 'fbt'"),
     "unknown parameter": ({"parameters": {"temperatures": 2.0}}, "unknown parameter of kd.*'temperature'"),
-    "wrong parameter": ({"parameters": {"temperature": "hot"}}, "parameters of kd: must be a number"),
+    "wrong parameter": (
+        {"parameters": {"temperature": "hot"}},
+        "parameters of method 'kd': temperature: must be a number",
+    ),
     "unknown recipe": ({"like": "cifar"}, "there are no recipes for 'cifar'.*did you mean 'cifar100'"),
     "too long a warm-up": ({"recipe": {}, "epochs": 1}, "warmup_epochs, 3, is more than epochs, 1"),
     "unknown key": ({"recipe": {"epoch": 3}}, "recipe: epoch: Extra inputs"),
