@@ -137,7 +137,7 @@ def test_three_lines_with_two_timm_networks():
 def test_every_method_trains_on_a_loader(method):
     train, test = loaders(numbered=True, size=64)
     teacher = None if method == "scratch" else small(img_size=64)
-    parameters = {"negatives": 2} if method == "crd" else None
+    parameters = {"crd": {"negatives": 2}, "ldrld": {"selected": 3}}.get(method)
     result = distil("test_resnet", teacher, train, test, method=method, classes=CLASSES,
                     parameters=parameters, settings=SETTINGS, **SHORT)  # fmt: skip
     assert len(result.history) == 1
