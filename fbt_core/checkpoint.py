@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import io
 import os
+import pickle
 import random
 import threading
 import time
@@ -198,7 +199,15 @@ def _read(path: Path) -> dict[str, Any]:
     if len(content) <= TRAILER or trailer != MARK + hashlib.sha256(body).digest():
         raise _DamagedError(f"is truncated or damaged ({len(content):,} bytes, wrong sha256)")
     # A full unpickle would run whatever code the file names: tensors and plain values are enough.
-    return torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError):
+        state = None
+    if not isinstance(state, dict):
+        what = "refused: it is no checkpoint of this engine, or asks for more than tensors and plain values"
+        hint = "nothing in it was run; delete it to start this run again from its first epoch"
+        raise CheckpointError(what, where=str(path), hint=hint)
+    return state
 
 
 def newest(folder: RunFolder, spec: RunSpec, group: Group, vote: Vote) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fbt_core import checkpoint, distributed, running_statistics
 from fbt_core.batch_division import wrap
 from fbt_core.distributed import Group, Vote
-from fbt_core.errors import NonFiniteLoss
+from fbt_core.errors import CheckpointError, NonFiniteLoss
 from fbt_core.loss_log import LossLog
 from fbt_core.methods.base import Batch, Method
 from fbt_core.normalisation import set_normalisation_batch
@@ -223,6 +223,7 @@ class Learner:
         content = checkpoint.newest(self.folder, self.spec, self.group, vote)
         if content is not None:
             self.load_state_dict(content)
+            self.check_teacher(content.get("origin") or {})
             self.state.resumed_at.append(now())
             self.folder.note(f"resumed at epoch {self.state.epoch + 1}, step {self.state.step}")
             self.folder.write_history(self.state.history)
@@ -241,6 +242,7 @@ class Learner:
             "statistics": running_statistics.of_processes(self.with_statistics),
             "optimisation": self.optimisation.state_dict(),
             "random": checkpoint.random_state(),
+            "origin": self.origin,
         }
 
     def load_state_dict(self, content: dict[str, Any]) -> None:
@@ -251,6 +253,16 @@ class Learner:
             self.ema.load_state_dict(content["ema"])
         self.optimisation.load_state_dict(content["optimisation"])
         checkpoint.restore_random_state(content["random"])
+
+    def check_teacher(self, noted: dict[str, str | None]) -> None:
+        """Refuse to go on with a teacher that was trained again since; what was noted first stays noted."""
+        began, now_there = (origin.get("teacher_weights_sha256") for origin in (noted, self.origin))
+        # A run whose last epoch is over reads its teacher no more: it is published with what it has read.
+        if began and now_there and began != now_there and not self.finished:
+            what = f"its teacher has other weights ({now_there[:10]}) than when it began ({began[:10]})"
+            hint = "delete the run's folder to train it anew, or bring the teacher's former weights back"
+            raise CheckpointError(what, where=self.spec.id, hint=hint)
+        self.origin = {**self.origin, **noted} if self.folder.writes else {}
 
     @property
     def ema(self) -> nn.Module | None:

@@ -3,6 +3,7 @@
 python -m fbt_core.weights fetch swin_tiny_patch4_window7_224.ms_in1k    (once, on a machine with internet)
 python -m fbt_core.weights convert model_best.pth.tar teacher.safetensors    (a training script's checkpoint)
 python -m fbt_core.weights sha256 teacher.safetensors    (for teacher_files in config/config.yaml)
+python -m fbt_core.weights check SHA256=teacher.safetensors    (as the workflow does before it trains)
 """
 
 from __future__ import annotations
@@ -223,6 +224,11 @@ def convert(source: Path, target: Path) -> str:
     return f"{wrapper}: {len(state)} tensors\n{file_sha256(target)}  {target}"
 
 
+def check_file(sha256: str, path: str) -> None:
+    """Refuse a weights file that is missing, has another sha256 or holds more than tensors: UserError."""
+    _from_file(sha256, nn.Identity(), WeightSources(Path(), {sha256: path}))
+
+
 def file_sha256(path: Path) -> str:
     """The sha256 (hex) of a file, read in pieces."""
     try:
@@ -263,7 +269,11 @@ def main(arguments: list[str] | None = None) -> int:
     converting = actions.add_parser("convert", help="write a checkpoint's weights alone, as .safetensors")
     converting.add_argument("source", type=Path, metavar="IN", help="e.g. timm's model_best.pth.tar")
     converting.add_argument("target", type=Path, metavar="OUT", help="a name that ends with .safetensors")
+    checking = actions.add_parser("check", help="whether files have this sha256 and hold tensors alone")
+    checking.add_argument("files", nargs="+", metavar="SHA256=FILE")
     chosen = parser.parse_args(arguments)
+    if chosen.action == "check":
+        return _check(chosen.files)
     try:
         if chosen.action == "convert":
             print(convert(chosen.source, chosen.target))
@@ -274,6 +284,19 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def _check(files: list[str]) -> int:
+    """An error line for each file that no run could read."""
+    faults = 0
+    for file in files:
+        sha256, _, path = file.partition("=")
+        try:
+            check_file(sha256, path)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            faults = error.exit_code
+    return faults
 
 
 def _fetched(tag: str) -> str:

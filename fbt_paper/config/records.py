@@ -223,7 +223,7 @@ class DatasetEntry(Strict):
 class Pretrained(Strict):
     """timm's weights of an architecture and the normalisation they expect."""
 
-    tag: TimmName
+    tag: NetworkName
     mean: Triple
     std: Triple
     expected_top1: float | None = Field(

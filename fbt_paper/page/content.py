@@ -22,6 +22,7 @@ from fbt_paper.config.records import AccuracyTable
 from fbt_paper.page.evidence import KINDS, describe_sources
 from fbt_paper.page.grid import group_columns, is_matrix, summarise
 from fbt_paper.plan.figures import FigurePlan
+from fbt_paper.plan.on_disk import is_finished
 from fbt_paper.plan.runs import Plan
 from fbt_paper.plan.targets import Flow
 from fbt_paper.tables.frame import TableResults, rows_of
@@ -264,9 +265,10 @@ def describe_page(
     """
     shown = FigurePlan(flow).tables(page)
     results = collect_tables(flow, shown if unfinished is None else ready_tables(flow, shown), unfinished)
-    runs = {
-        run: describe_run(Path(flow.runs), run, flow.plan.runs[run]) for run in list_runs(results, flow.plan)
-    }
+    folder = Path(flow.runs)
+    # A teacher that was deleted after its students had finished is not trained for the page.
+    listed = [run for run in list_runs(results, flow.plan) if unfinished or is_finished(folder, run)]
+    runs = {run: describe_run(folder, run, flow.plan.runs[run]) for run in listed}
     tables = [describe_table(flow, table) for table in results]
     return {
         "title": "FBT: measured and printed" if page == "index" else "FBT: the grids, measured and printed",

@@ -172,6 +172,10 @@ class FigurePlan:
         """The files of a rule as `fbt draw` takes them, quoted for a shell."""
         return shlex.join(f"{key}={file}" for key, file in files.items())
 
+    def results(self, name: str) -> list[str]:
+        """Results of a drawing's runs."""
+        return [f"{self.flow.runs}/{run}/metrics.json" for run in self.drawings[name].runs]
+
     def weights(self, name: str) -> list[str]:
         """What an extraction reads: results and weights of its runs, and of their teachers."""
         runs = self.drawings[name].runs

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +19,7 @@ from fbt_paper.config.load import CONFIG_FOLDER, Config, load, read_yaml
 from fbt_paper.config.problems import Collector, ConfigError, Problem
 from fbt_paper.config.records import CostTable
 from fbt_paper.plan.frozen import Runs, shell_quoted, threads_of
+from fbt_paper.plan.on_disk import awaited, outdated
 from fbt_paper.plan.resources import TABLE_KEY, Amount, TrainingResources, check_resources
 from fbt_paper.plan.runs import Plan, plan
 from fbt_paper.plan.shown import digest, renderer, table_shows
@@ -66,6 +69,7 @@ class Flow(Runs):
         """Refuse what no job could train (ConfigError), then freeze the specs of all runs about to train."""
         runs = [job.wildcards.run for job in jobs if job.rule.name == "train"]
         self.check_data(runs)
+        self.check_weights_files(runs)
         self.freeze(self.plan.runs[run] for run in self.plan.needed(runs))
 
     def check_data(self, runs: Iterable[str]) -> None:
@@ -75,16 +79,34 @@ class Flow(Runs):
             collect.try_(find_root, self.config, dataset)
         collect.finish()
 
+    def check_weights_files(self, runs: Iterable[str]) -> None:
+        """Raise ConfigError if a file of `teacher_files` that runs read is missing, changed or refused."""
+        specs = [self.spec(run) for run in runs]
+        weights = [network.weights for spec in specs for network in (spec.teacher, spec.student) if network]
+        named = dict.fromkeys(name.removeprefix("file:") for name in weights if name.startswith("file:"))
+        if not named:
+            return
+        files = [f"{sha256}={self.execution.weight_files[sha256]}" for sha256 in named]
+        # A process of its own: fbt_paper never imports torch.
+        command = [sys.executable, "-m", "fbt_core.weights", "check", *files]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            faults = [line.removeprefix("error: ") for line in done.stderr.splitlines() if line.strip()]
+            raise ConfigError(Problem("config/config.yaml", "teacher_files", fault) for fault in faults)
+
     # ------------------------------------------------------------ files
 
     def results_of(self, tables: Iterable[str], needed: bool = False) -> list[str]:
-        """Results that these tables show; with `needed` those of teachers and earlier phases as well."""
+        """Results that these tables show; with `needed` those of teachers and earlier phases as well.
+
+        But for those that were deleted after all that read them had finished.
+        """
         for table in tables:
             if table not in self.plan.tables:
                 raise UserError(f"there is no table '{table}'", given=table, choices=self.plan.tables)
         runs = [run for table in tables for run in self.plan.tables[table].runs]
         counted = [table for table in tables if self.plan.tables[table].kind == "cost"]
-        chosen = self.plan.needed(runs) if needed else dict.fromkeys(runs)
+        chosen = awaited(self.plan, runs, Path(self.runs)) if needed else dict.fromkeys(runs)
         files = [f"{self.runs}/{run}/metrics.json" for run in chosen]
         return [*files, *(f"{self.results}/costs/{table}.json" for table in counted)]
 
@@ -103,6 +125,18 @@ class Flow(Runs):
     def _priorities(self) -> dict[str, int]:
         tables = sorted(self.plan.tables.values(), key=lambda table: table.priority)
         return {run: table.priority for table in tables for run in self.plan.needed(table.runs)}
+
+    def standing(self, files: Iterable[str]) -> str:
+        """A digest of what is wrong with results, empty if nothing is; as a rule's param it remakes a file.
+
+        Snakemake itself does not make a file again because a result that it shows was deleted, nor because
+        the teacher of a run was trained again.
+        """
+        files = list(files)
+        runs = [Path(file).parent.name for file in files if file.startswith(f"{self.runs}/")]
+        missing = [file for file in files if not Path(file).exists()]
+        changed = list(outdated(self.plan, dict.fromkeys(runs), Path(self.runs)))
+        return digest(missing, changed) if missing or changed else ""
 
     def counted(self, table: str) -> str:
         """A digest of what a cost table's counts follow from: its pairs, their networks, size and blocks."""

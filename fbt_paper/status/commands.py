@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from fbt_core.spec import ID_PATTERN
 from fbt_paper.config.load import CONFIG_FOLDER
 from fbt_paper.plan.figures import FigurePlan
 from fbt_paper.plan.names import name_cells, run_names
+from fbt_paper.plan.on_disk import awaited, describe_outdated
 from fbt_paper.plan.runs import Plan
 from fbt_paper.plan.targets import Flow
 from fbt_paper.status import show
@@ -41,16 +43,20 @@ def show_status(
 
     Exit code 1 if a run has failed, so that scripts can ask.
     """
-    tables, title = choose_tables(flow.plan, names), f"scale {flow.scale}, {results_folder(flow)}"
+    planned, title = choose_tables(flow.plan, names), f"scale {flow.scale}, {results_folder(flow)}"
     if not names:
         # `snakemake` trains these too: without them all tables could be done while it still goes on.
-        tables |= figure_runs(flow, tables)
-    each_run, called = each_run or bool(names), run_names(flow.plan)
+        planned |= figure_runs(flow, planned)
+    each_run, called, folder = each_run or bool(names), run_names(flow.plan), Path(flow.runs)
 
     def look() -> Overview:
         # Read anew at each look, like the runs: with --watch, jobs start and end meanwhile.
         jobs = newest_jobs(JOURNAL)
-        return observe_tables(Path(flow.runs), tables, flow.plan.runs, jobs, datetime.now(UTC), called)
+        # Not those that were deleted after all that read them had finished: nothing waits for them.
+        tables = {name: awaited(flow.plan, runs, folder) for name, runs in planned.items()}
+        overview = observe_tables(folder, tables, flow.plan.runs, jobs, datetime.now(UTC), called)
+        every = dict.fromkeys(run for runs in tables.values() for run in runs)
+        return replace(overview, warnings=describe_outdated(flow.plan, every, folder))
 
     if as_json:
         overview = look()
@@ -75,20 +81,20 @@ def results_folder(flow: Flow) -> str:
 
 
 def choose_tables(plan: Plan, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Tables and the runs each needs (teachers, earlier phases too); without names: those of `all`."""
+    """Tables and the runs each shows; without names: those of `all`."""
     unknown = [name for name in names if name not in plan.tables]
     if unknown:
         raise UserError(f"unknown table '{unknown[0]}'", given=unknown[0], choices=plan.tables)
     chosen = names or [name for name in plan.all_tables if plan.tables[name].runs]
-    return {name: plan.needed(plan.tables[name].runs) for name in chosen}
+    return {name: plan.tables[name].runs for name in chosen}
 
 
 def figure_runs(flow: Flow, tables: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
     """Runs that only figures need, as one more group; empty if the tables have them all."""
     figures = FigurePlan(flow)
-    needed = flow.plan.needed(run for name in figures.drawn("index") for run in figures.drawings[name].runs)
-    shown = {run for runs in tables.values() for run in runs}
-    rest = tuple(run for run in needed if run not in shown)
+    drawn = [run for name in figures.drawn("index") for run in figures.drawings[name].runs]
+    shown = flow.plan.needed(run for runs in tables.values() for run in runs)
+    rest = tuple(dict.fromkeys(run for run in drawn if run not in shown))
     return {"figures": rest} if rest else {}
 
 
@@ -119,6 +125,7 @@ def as_values(overview: Overview) -> dict[str, Any]:
         "totals": dict(overview.totals),
         "gpu_hours": overview.gpu_hours,
         "expected_end": end.isoformat() if end else None,
+        "warnings": list(overview.warnings),
     }
 
 

@@ -23,6 +23,8 @@ class Overview:
     totals: Mapping[str, int]
     gpu_hours: float
     expected_end: datetime | None
+    warnings: Sequence[str] = ()
+    """Runs that were trained again after others had read their weights."""
 
 
 def observe_tables(

@@ -104,7 +104,10 @@ def total_lines(overview: Overview, width: int) -> list[Text]:
     totals = f"{sum(overview.totals.values())} runs: {counts or 'none planned'}"
     if overview.gpu_hours:
         totals += f"; {overview.gpu_hours:,.1f} GPU hours used"
-    return [*fold(totals, width, style="bold"), *fold(end_sentence(overview), width)]
+    lines = [*fold(totals, width, style="bold"), *fold(end_sentence(overview), width)]
+    for warning in overview.warnings:
+        lines += fold(f"Warning: {warning}.", width, style="yellow")
+    return lines
 
 
 def end_sentence(overview: Overview) -> str:

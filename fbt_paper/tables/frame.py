@@ -19,6 +19,7 @@ import pandas as pd
 
 from fbt_paper.config.load import Config, ConfigError, Problem
 from fbt_paper.config.records import AccuracyTable, ReferenceRow
+from fbt_paper.plan.on_disk import describe_outdated
 from fbt_paper.plan.runs import Cell as PlannedCell
 from fbt_paper.plan.runs import Plan, table_label
 from fbt_paper.tables.reference import independent_numbers, printed_numbers
@@ -86,6 +87,7 @@ class TableResults:
     score: str = "best"
     leads: Mapping[Cell, str] = field(default_factory=dict)
     """Cells that lead their pair or are tied with the best (fbt_paper/tables/leads.py)."""
+    outdated: Sequence[str] = ()
 
     @cached_property
     def cells(self) -> pd.DataFrame:
@@ -97,8 +99,8 @@ class TableResults:
 
     @property
     def warnings(self) -> list[str]:
-        """One warning for each revision, library version or device that differs within the table."""
-        return list(mixed(self.frame))
+        """One warning for each revision, library version, device or teacher's weights that differ."""
+        return [*mixed(self.frame), *self.outdated]
 
     @property
     def remarks(self) -> list[str]:
@@ -218,6 +220,7 @@ def collect(
         columns=columns,
         frame=frame,
         score=config.main.score,
+        outdated=describe_outdated(plan, plan.tables[key].runs, runs),
     )
 
 

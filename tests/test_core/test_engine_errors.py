@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import io
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from fbt_core import checkpoint
@@ -21,10 +25,12 @@ from fbt_core.methods.base import Method
 from fbt_core.optimisation import Optimisation
 from tests.test_core.engine_runs import (
     EVERYTHING,
+    KD,
     arguments,
     at_step,
     in_child,
     make_spec,
+    network,
     weights_of,
     write_images,
 )
@@ -99,6 +105,56 @@ def test_checkpoint_of_another_spec_is_refused(stopped, root, capfd):
     (stopped / SPEC.id).rename(stopped / other.id)
     assert in_child(arguments(other, stopped, root)) == 1
     one_line(capfd, "checkpoint of another run", SPEC.id, other.id)
+
+
+class Malicious:
+    """What a full unpickle would run: it makes a folder."""
+
+    def __reduce__(self):
+        return os.mkdir, ("a-checkpoint-was-run",)
+
+
+@pytest.mark.parametrize("content", [Malicious(), [1, 2], b"no torch file"])
+def test_a_malicious_or_foreign_checkpoint_is_one_line_and_nothing_of_it_is_run(
+    stopped, root, capfd, monkeypatch, content
+):
+    """The digest at a file's end is no signature: whoever can write the file can write that as well."""
+    monkeypatch.chdir(stopped)
+    path, body = stopped / SPEC.id / "last.pt", io.BytesIO()
+    body.write(content) if isinstance(content, bytes) else torch.save(content, body)
+    written = body.getvalue() + checkpoint.MARK + hashlib.sha256(body.getvalue()).digest()
+    path.write_bytes(written)
+    assert in_child(arguments(SPEC, stopped, root)) == 1
+    one_line(capfd, str(path), "refused: it is no checkpoint of this engine", "was run; delete it")
+    assert path.read_bytes() == written and not Path("a-checkpoint-was-run").exists()
+    assert_no_result(stopped)
+
+
+def test_a_teacher_that_was_trained_again_since_a_run_began_is_refused(root, tmp_path, capfd):
+    """Going on with it would be a run that two teachers taught. What a finished run has read stays noted."""
+    spec = make_spec(
+        method={"name": "kd", "parameters": KD, "revision": 1}, teacher=network(weights=f"run:{SPEC.id}")
+    )
+    assert in_child(arguments(SPEC, tmp_path, root)) == 0
+    stop = at_step(8, lambda: os.kill(os.getpid(), signal.SIGUSR2))
+    assert in_child(arguments(spec, tmp_path, root), stop) == 75
+    teacher = tmp_path / SPEC.id / "weights.safetensors"
+    first = teacher.read_bytes()
+    state = {name: tensor + 1 for name, tensor in safetensors.torch.load(first).items()}
+    teacher.write_bytes(safetensors.torch.save(state))
+    assert in_child(arguments(spec, tmp_path, root)) == 1
+    one_line(capfd, "its teacher has other weights", "delete the run's folder")
+
+    teacher.write_bytes(first)
+    assert in_child(arguments(spec, tmp_path, root)) == 0
+    metrics = tmp_path / spec.id / "metrics.json"
+    read = json.loads(metrics.read_text())["teacher_weights_sha256"]
+    metrics.unlink()
+    teacher.write_bytes(safetensors.torch.save(state))
+    assert in_child(arguments(spec, tmp_path, root)) == 0
+    assert (
+        json.loads(metrics.read_text())["teacher_weights_sha256"] == read == hashlib.sha256(first).hexdigest()
+    )
 
 
 def test_checkpoint_of_another_version_of_the_engine_is_one_line(stopped, root, capfd, monkeypatch):
@@ -325,8 +381,6 @@ def test_paper_scale_without_cuda_names_the_setting(root, tmp_path, capfd, monke
 
 
 def test_missing_teacher_run_is_named(root, tmp_path, capfd):
-    from tests.test_core.engine_runs import KD, network
-
     method = {"name": "kd", "parameters": KD, "revision": 1}
     spec = make_spec(method=method, teacher=network(weights=f"run:{SPEC.id}"))
     assert in_child(arguments(spec, tmp_path, root)) == 1

@@ -1,13 +1,16 @@
 """Which runs the tables need: sharing, chains, teachers, and what an addition adds."""
 
+import hashlib
 import json
 import re
 import subprocess
 import sys
+from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
 from fbt_core.spec import parse_spec
 from fbt_paper.config.load import load
@@ -355,6 +358,46 @@ def test_weights_of_your_own_take_the_place_of_the_fine_tune_run(copy):
     assert teacher.weights == f"file:{sha}"
     assert teacher.mean == load().datasets["cifar100"].mean
     assert copy.plan().runs.keys() == plan(load()).runs.keys()
+
+
+def save_teacher(path: Path, content: object) -> str:
+    """A file of tensors, or of anything; its sha256."""
+    torch.save(content, path)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_teachers_file_that_no_run_could_read_is_refused_before_the_first_job(copy, tmp_path):
+    """Missing, changed since its sha256 was noted, a training script's pickle: a line each, in one call."""
+    pickled = save_teacher(tmp_path / "pickled.pth.tar", {"args": Namespace(lr=1)})
+    sha256 = save_teacher(tmp_path / "good.pt", {"weight": torch.zeros(1)})
+    entries = {"swin_t": ("missing.pt", "ab" * 32), "mixer_b16": ("good.pt", "cd" * 32)}
+    entries["convnext_t"] = ("pickled.pth.tar", pickled)
+    with pytest.raises(ConfigError) as error:
+        check_teachers(copy, tmp_path, entries)
+    said = [str(problem) for problem in error.value.problems]
+    assert len(said) == 3 and all(line.startswith("config/config.yaml: teacher_files: ") for line in said)
+    for words in (
+        ("missing.pt: weights file is missing",),
+        ("good.pt: sha256 is", f"expected {'cd' * 32}"),
+        ("pickled.pth.tar: refused", "fbt_core.weights convert"),
+    ):
+        assert any(all(word in line for word in words) for line in said), said
+    check_teachers(copy, tmp_path, {"swin_t": ("good.pt", sha256)})
+
+
+def check_teachers(copy: ConfigCopy, folder: Path, files: dict[str, tuple[str, str]]) -> None:
+    """What `snakemake` asks of these teachers before its first job."""
+    entries = {key: {"path": str(folder / name), "sha256": sha256} for key, (name, sha256) in files.items()}
+    flow = Flow({"scale": "paper", "teacher_files": {"cifar100": entries}}, copy.folder)
+    flow.check_weights_files(flow.plan.runs)
+
+
+def test_weights_that_timm_does_not_have_are_refused(copy):
+    copy.replace("architectures.yaml", "tag: resnet50.a1_in1k", "tag: resnet50.a9_in1k")
+    (problem,) = copy.problems()
+    where = "config/architectures.yaml: resnet50.pretrained.tag"
+    assert problem.startswith(f"{where}: timm has no 'resnet50.a9_in1k'")
+    assert "valid: " in problem and "resnet50.a1_in1k" in problem
 
 
 def test_weights_of_your_own_may_expect_their_own_normalisation(copy):

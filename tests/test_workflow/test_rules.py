@@ -132,6 +132,66 @@ def test_a_deleted_result_is_made_again_and_a_deleted_teachers_weights_are_not(c
     assert copy.planned(*TARGETS, result)["train"] >= 2
 
 
+def test_a_table_asked_for_by_name_trains_a_run_that_was_deleted(copy):
+    """Then nothing is left to do: that something was missing is not remembered."""
+    shutil.rmtree(copy.folder / "results/smoke/runs" / PLAN.tables["table5"].runs[0])
+    assert copy.planned(TARGETS[1]) == {"train": 1, "build_table": 1}
+    assert copy.snakemake("--cores", "2", TARGETS[1]).returncode == 0
+    assert "Nothing to be done" in copy.snakemake("--cores", "2", TARGETS[1]).stdout
+
+
+def test_every_rule_that_shows_results_asks_how_they_stand():
+    """But for figures that are drawn from extracted arrays, or from no results."""
+    text = "".join(path.read_text() for path in sorted((ROOT / "workflow/rules").glob("*.smk")))
+    rules = {rule.split(":")[0]: rule for rule in text.split("\nrule ")[1:]}
+    shown = {name for name, rule in rules.items() if " shows=" in rule}
+    asking = {name for name, rule in rules.items() if " standing=" in rule}
+    assert shown - asking == {"plot_taxonomy", "plot_features", "plot_similarity"}
+    assert asking - shown == {"extract_features"}
+
+
+def fbt(copy: WorkflowCopy, *arguments: str) -> str:
+    """What `fbt` prints in this folder."""
+    command = [sys.executable, "-m", "fbt_paper.cli", *arguments]
+    done = subprocess.run(command, cwd=copy.folder, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def test_a_teacher_trained_again_with_other_weights_is_named_wherever_its_students_are_shown(copy):
+    student = PLAN.tables["table5"].cells["vit_block", "swin_t__resnet18"].runs[0]
+    (teacher,) = PLAN.runs[student].needed_runs()
+    warning = f"{teacher} was trained again and has other weights now than those that"
+    assert warning not in fbt(copy, "status", "table5")
+
+    # The teacher alone is trained, under its id; none of its students.
+    shutil.rmtree(copy.folder / "results/smoke/runs" / teacher)
+    before = copy.trained()
+    target = f"results/smoke/runs/{teacher}/metrics.json"
+    assert copy.snakemake("--cores", "2", target, OTHER_WEIGHTS="!").returncode == 0
+    assert copy.trained() == [*before, teacher]
+
+    said = " ".join(fbt(copy, "status", "table5").split())
+    assert warning in said and student in said.partition(warning)[2]
+    assert copy.snakemake("--cores", "2", TARGETS[1]).returncode == 0
+    assert warning in (copy.folder / TARGETS[1]).read_text().replace("\\_", "_")
+    assert copy.trained() == [*before, teacher]
+    assert "Nothing to be done" in copy.snakemake("--cores", "2", TARGETS[1]).stdout
+
+
+def test_a_deleted_teacher_whose_students_are_finished_is_awaited_by_nobody(copy):
+    """`fbt status` and Snakemake say the same."""
+    (teacher,) = PLAN.runs[PLAN.tables["table5"].runs[0]].needed_runs()
+    shutil.rmtree(copy.folder / "results/smoke/runs" / teacher)
+    assert "Nothing to be done" in copy.snakemake("--cores", "2", *TARGETS).stdout
+    said = fbt(copy, "status", "table5")
+    assert "All done." in said and "waiting" not in said
+
+    # Of a student that is deleted as well both are trained.
+    student = PLAN.tables["table5"].runs[0]
+    shutil.rmtree(copy.folder / "results/smoke/runs" / student)
+    assert "2 waiting" in fbt(copy, "status", "table5")
+
+
 def test_a_failing_run_is_told_and_the_others_go_on(tmp_path):
     copy = WorkflowCopy.make(tmp_path / "failing")
     failing = PLAN.tables["table5"].cells["vit_block", "swin_t__resnet18"].runs[0]

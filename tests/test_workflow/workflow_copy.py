@@ -34,11 +34,15 @@ for needed in spec.needed_runs():
     digests[needed] = hashlib.sha256((runs / needed / "weights.safetensors").read_bytes()).hexdigest()
 folder = runs / spec.id
 folder.mkdir(parents=True, exist_ok=True)
-(folder / "weights.safetensors").write_text(spec.id)
+weights = spec.id + os.environ.get("OTHER_WEIGHTS", "")
+(folder / "weights.safetensors").write_text(weights)
 (folder / "read.json").write_text(json.dumps(digests))
 top1 = 60 + int(spec.id[-4:], 16) % 200 / 10
 score = {"epoch": 1, "top1": top1, "top5": 99.0}
 metrics = {"run": spec.id, "spec": spec.model_dump(mode="json"), "best": score, "last": score, "history": []}
+metrics["weights_sha256"] = hashlib.sha256(weights.encode()).hexdigest()
+for network, key in ((spec.teacher, "teacher_weights_sha256"), (spec.student, "initial_weights_sha256")):
+    metrics[key] = digests.get(network.weights.removeprefix("run:")) if network else None
 (folder / "metrics.json").write_text(json.dumps(metrics))
 with (runs / "trained.txt").open("a") as file:
     file.write(spec.id + "\\n")

@@ -27,5 +27,6 @@ rule judge_claims:
         f"{FLOW.results}/logs/{{claims}}.log",
     params:
         shows=lambda wildcards: CLAIMS.shows(wildcards.claims),
+        standing=lambda wildcards: FLOW.standing(CLAIMS.inputs(wildcards.claims)),
     shell:
         f"{FLOW.fbt} judge-claims {{wildcards.claims:q}} 2>&1 | tee {{log:q}}"

@@ -36,6 +36,7 @@ rule extract_features:
         **FLOW.training_resources,
     params:
         arguments=lambda wildcards: FIGURES.extraction(wildcards.figure),
+        standing=lambda wildcards: FLOW.standing(FIGURES.results(wildcards.figure)),
     shell:
         f"{FLOW.python} -m fbt_core.measure.features {{params.arguments}} --settings {FLOW.settings}"
         " --output {output:q} 2>&1 | tee {log:q}"
@@ -171,6 +172,7 @@ rule plot_curves:
     params:
         files=lambda wildcards, output: FIGURES.arguments(output),
         shows=lambda wildcards: FIGURES.shows(wildcards.figure),
+        standing=lambda wildcards: FLOW.standing(FIGURES.results(wildcards.figure)),
     shell:
         f"{FLOW.fbt} draw {{wildcards.figure:q}} {{params.files}} 2>&1 | tee {{log:q}}"
 
@@ -224,6 +226,9 @@ rule build_page:
         ],
         claims=lambda wildcards, input: [f"--claims={file}" for file in input.claims],
         shows=lambda wildcards: FIGURES.page_shows(wildcards.page),
+        standing=lambda wildcards: FLOW.standing(
+            FLOW.results_of(FIGURES.tables(wildcards.page), needed=True)
+        ),
     shell:
         f"{FLOW.fbt} build-page {{wildcards.page:q}} --figures {{params.about:q}} {{params.claims:q}}"
         " 2>&1 | tee {log:q}"

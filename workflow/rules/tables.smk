@@ -1,5 +1,6 @@
 # From results to tables. Table 6 is counted, not trained.
 # `shows` is a digest of what a file shows besides results (fbt_paper/plan/shown.py): it is made again when that changes.
+# `standing` is not empty if results were deleted or read weights that are gone: it is made again then as well.
 
 
 localrules:
@@ -34,6 +35,9 @@ rule collect_results:
         f"{FLOW.results}/logs/collect_results.log",
     params:
         shows=FLOW.shows(FLOW.plan.all_tables),
+        standing=lambda wildcards: FLOW.standing(
+            FLOW.with_scratch(FLOW.plan.all_tables)
+        ),
     shell:
         f"{FLOW.fbt} collect-results --out {{output:q}} 2>&1 | tee {{log:q}}"
 
@@ -54,6 +58,7 @@ rule build_table:
         f"{FLOW.results}/logs/build_table/{{table}}.log",
     params:
         shows=lambda wildcards: FLOW.shows([wildcards.table]),
+        standing=lambda wildcards: FLOW.standing(FLOW.results_of([wildcards.table])),
     shell:
         f"{FLOW.fbt} build-table {{wildcards.table:q}} 2>&1 | tee {{log:q}}"
 
@@ -67,6 +72,9 @@ rule compare_with_paper:
         f"{FLOW.results}/logs/{{comparison}}.log",
     params:
         shows=lambda wildcards: FLOW.shows(FLOW.compared(wildcards.comparison)),
+        standing=lambda wildcards: FLOW.standing(
+            FLOW.with_scratch(FLOW.compared(wildcards.comparison))
+        ),
     shell:
         f"{FLOW.fbt} compare {{wildcards.comparison:q}} --out {{output:q}} 2>&1 | tee {{log:q}}"
 

@@ -4,6 +4,8 @@
 onstart:
     # Not in a dry run: stops before the first training if it lacks something, then writes the specs of all trainings.
     FLOW.prepare(workflow.dag.needrun_jobs())
+    # Params were compared at planning; those that follow from results are read again when the file is made.
+    workflow.persistence._params.cache_clear()
 
 
 localrules:
