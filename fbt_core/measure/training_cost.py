@@ -4,7 +4,7 @@ Measured, not estimated: the full-size networks do one real step of two images o
 same on any device), and every matrix product and convolution is counted. Not counted, because cheap: norms,
 activations, element-wise losses, the optimiser.
 
-    python -m fbt_core.measure.training_cost --out FILE.json      # 21 pairs x 7 methods: about 10 minutes
+    python -m fbt_core.measure.training_cost --out FILE.json      # 21 pairs x 8 methods: about 12 minutes
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from fbt_core.teacher import Teacher
 
 IMAGE_SIZE, CLASSES, TRAIN_IMAGES = 224, 1000, 5000
 BATCH = 2  # the least that BatchNorm takes
-MEASURED = ("kd", "fitnet", "ofa", "reviewkd", "simkd", "fbt")
+MEASURED = ("kd", "fitnet", "ofa", "reviewkd", "simkd", "fbt", "pat")
 """Counted as they are. Every other method but FCFD compares logits or pooled vectors only and costs what KD
 costs (within 0.1 %; CRD's products with its memory banks, 4 * width * training images, come on top)."""
 FCFD_PATHS = 6  # it switches networks after stage 1, 2 or 3, in either direction

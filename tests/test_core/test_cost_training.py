@@ -42,7 +42,7 @@ def test_kd_costs_three_passes_of_the_student_and_one_of_the_teacher(committed, 
         assert 0.95 * formula(pair) < macs <= formula(pair), pair
 
 
-@pytest.mark.parametrize("method", ["ofa", "fbt", "fcfd", "reviewkd", "simkd", "fitnet"])
+@pytest.mark.parametrize("method", ["ofa", "fbt", "fcfd", "reviewkd", "simkd", "fitnet", "pat"])
 def test_methods_with_extra_modules_cost_more_than_kd(committed, method):
     assert all(macs > committed["kd"][pair] for pair, macs in committed[method].items())
 

@@ -24,6 +24,8 @@ VARIANTS = {
     "crd": {},
     "ofa": {},
     "lowpass": {},
+    "ldrld": {},
+    "srd": {},
     "fbt": {},
     "fitnet": {"features": "final_pooled", "loss": "infonce"},
 }
@@ -32,7 +34,7 @@ DRAWS_ITS_OWN = {"crd"}  # each process draws its own negatives
 
 def make(name):
     labels = torch.arange(IMAGES) % 10
-    method = make_method(name, PAIR, labels=labels, **VARIANTS[name])
+    method = make_method(name, PAIR, labels=labels, **VARIANTS.get(name, {}))
     for network in (method.student, method.teacher):
         make_head_speak(network)
     return method
@@ -60,8 +62,18 @@ def work(rank, folder, port):
         results[name] = gradients_of(method, part)
         if name == "crd":
             results["banks"] = {key: value.clone() for key, value in method.extras.named_buffers()}
+    results["gap"] = share_gaps(Batch(whole.images[half], whole.target[half], whole.indices[half]))
     torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()
+
+
+def share_gaps(part):
+    """PAT's gap of the first stage: its own, the state, what another method takes of it."""
+    method, resumed = make("pat"), make("pat")
+    run_step(method, part)
+    state = method.extras["gap1"].get_extra_state()
+    resumed.extras["gap1"].set_extra_state(state)
+    return method.extras["gap1"].rows, state, resumed.extras["gap1"].rows
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +92,13 @@ def test_gradients_are_those_of_the_whole_batch(halves, name):
     expected = gradients_of(make(name), make_batch(6))
     for half in halves:
         torch.testing.assert_close(half[name], expected, rtol=2e-3, atol=2e-5)
+
+
+def test_the_gaps_of_all_processes_are_in_the_state_and_each_takes_its_own(halves):
+    (first, state, _), (second, same, _) = (half["gap"] for half in halves)
+    assert torch.equal(state, same) and torch.equal(state, torch.cat((first, second)))
+    assert not torch.equal(first, second)
+    assert all(torch.equal(half["gap"][0], half["gap"][2]) for half in halves)
 
 
 def test_the_banks_of_all_processes_stay_equal_and_hold_every_image(halves):

@@ -20,12 +20,12 @@ from matplotlib.text import Text
 
 from fbt_core.methods.registry import method_facts, method_names
 from fbt_paper.config.load import CONFIG_FOLDER, ConfigError, load
-from fbt_paper.figures import curves, dots, draw, features, similarity, taxonomy
+from fbt_paper.figures import curves, dots, draw, features, similarity, sweeps, taxonomy
 from fbt_paper.figures.canvas import PAGE_WIDTH, new_panels, remove_note, save_pdf, save_png, styled
 from fbt_paper.plan.figures import FigurePlan
 from fbt_paper.plan.targets import Flow
 from fbt_paper.tables.frame import collect
-from tests.test_paper.made_up_results import make_history
+from tests.test_paper.made_up_results import make_history, write_scale
 from tests.test_paper.page_results import figure_files, write_results
 
 LONG = [
@@ -423,6 +423,30 @@ def test_gaps_are_drawn_where_numbers_can_be_compared_and_agree_with_the_table(t
     assert float(row["gap"]) == pytest.approx(cell.gap, abs=1e-3)
     assert row["seeds"] == "1"
     assert "mean gap (ours minus paper)" in files["about"].read_text()
+
+
+def test_a_sweep_is_drawn_from_the_scores_of_its_rows(tmp_path):
+    flow = Flow({})
+    flow.results, flow.runs = os.fspath(tmp_path), os.fspath(tmp_path / "runs")
+    write_scale(flow, ["sensitivity"])
+    plan = FigurePlan(flow)
+    files = {key: tmp_path / f"sweep.{key}" for key in ("pdf", "png", "csv")}
+    assert draw.draw(plan, "sweeps_sensitivity", files) == list(files.values())
+    table = collect(plan.flow.config, plan.flow.plan, "sensitivity", Path(plan.flow.runs))
+    lines = list(csv.DictReader(files["csv"].open()))
+    assert [line["value"] for line in lines] == [value for value in ("1", "1.25", "1.5", "2") for _ in "01"]
+    scores = [float(line["score"]) for line in lines]
+    assert scores == pytest.approx(list(table.frame.score), abs=1e-3)
+
+
+def test_values_that_are_no_numbers_stand_side_by_side():
+    scores = pd.DataFrame({"column": "Pair", "value": ["vit", "swin"], "seed": 0, "score": [70.0, 72.0]})
+    with styled():
+        figure = sweeps.draw_sweep(scores, "block", "L2G")
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["vit", "swin"]
+    assert list(axes.lines[0].get_xdata()) == [0, 1]
+    assert sweeps.describe_sweep(scores, "block") == "Pair, block vit: 70.00 %; Pair, block swin: 72.00 %."
 
 
 def test_only_the_files_asked_for_are_drawn(plan, tmp_path):
