@@ -62,8 +62,9 @@ def plan_command(options: Options) -> int:
     # Imported by each command for itself: planning must not wait for pandas and matplotlib.
     from fbt_paper.config.problems import Collector
     from fbt_paper.plan.claims import ClaimPlan
+    from fbt_paper.plan.decisions import Decisions, render_cells, render_decisions
     from fbt_paper.plan.figures import FigurePlan
-    from fbt_paper.plan.show import render_plan, render_runs
+    from fbt_paper.plan.show import align, render_plan, render_runs
     from fbt_paper.plan.speeds import speeds_for
 
     # Figures and claims look up runs and cells in the plan; what they do not find is reported here.
@@ -79,7 +80,12 @@ def plan_command(options: Options) -> int:
     else:
         cores = options.cores_per_gpu or flow.threads
         speeds = speeds_for(Path(flow.results), options.gpu, cores, options.tflops)
-        print(render_plan(flow.plan, tables, speeds))
+        asked = Decisions(options.gpus, options.budget, options.price)
+        if options.cells:
+            print(align(render_cells(flow, tables, speeds, asked)))
+        else:
+            print(render_plan(flow.plan, tables, speeds))
+            print(render_decisions(flow, tables, speeds, asked))
     return 0
 
 
@@ -551,7 +557,13 @@ def _add_plan_commands(commands: Any) -> None:
     plan.add_argument(
         "--runs", action="store_true", help="list the run ids instead, in an order they can be run"
     )
+    plan.add_argument("--cells", action="store_true", help="list the cells instead: runs and hours left")
     plan.add_argument("--gpu", default="a100", metavar="KIND", help=GPU_HELP)
+    plan.add_argument("--gpus", type=_above_zero, metavar="N", help="days on so many GPUs at a time")
+    plan.add_argument(
+        "--budget", type=_above_zero, metavar="HOURS", help="which claims so many GPU hours let one judge"
+    )
+    plan.add_argument("--price", type=_above_zero, metavar="P", help="of one GPU hour, in any currency")
     plan.add_argument(
         "--tflops", type=_above_zero, help="TFLOP/s that one GPU sustains, whatever the precision"
     )
