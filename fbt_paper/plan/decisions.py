@@ -78,9 +78,9 @@ def on_the_wall(plan: Plan, hours: Mapping[str, Range], gpus: float) -> str:
     for run in plan.needed(hours):
         # A run starts when the last of those it needs has ended; finished ones take no time.
         needed = [ends[name] for name in plan.runs[run].needed_runs()]
-        own = hours.get(run, (0.0, 0.0))
+        itself = hours.get(run, (0.0, 0.0))
         starts = [max((end[side] for end in needed), default=0.0) for side in (0, 1)]
-        ends[run] = (starts[0] + own[0], starts[1] + own[1])
+        ends[run] = (starts[0] + itself[0], starts[1] + itself[1])
     whole = total(hours.values())
     days = [max(max(end[side] for end in ends.values()), whole[side] / gpus) / 24 for side in (0, 1)]
     return f"On {gpus:g} GPUs at a time: {_range((days[0], days[1]))} days, without waiting in a queue."
