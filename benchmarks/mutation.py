@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CORE, PAPER = "tests/test_core", "tests/test_paper"
 ENGINE = (f"{CORE}/test_engine_steps.py", f"{CORE}/test_engine_state.py", f"{CORE}/test_engine_recipes.py")
 GROUPS = {
-    "statistics": (["fbt_paper/claims/statistics.py"], [f"{PAPER}/test_statistics.py"]),
+    "statistics": (["fbt_paper/tables/statistics.py"], [f"{PAPER}/test_statistics.py"]),
     "ids": (
         ["fbt_core/spec.py", "fbt_paper/plan/run_spec.py"],
         [f"{PAPER}/test_ids.py", f"{PAPER}/test_plan.py", f"{PAPER}/test_config.py"],

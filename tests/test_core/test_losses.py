@@ -12,6 +12,7 @@ from scipy.special import softmax
 from fbt_core.losses.contrast import info_nce
 from fbt_core.losses.labels import cross_entropy, target_class
 from fbt_core.losses.logits import kl_divergence, ofa_loss
+from fbt_core.losses.numerics import unit_rows
 from fbt_core.methods.cc import kernel_congruence, neighbour_congruence
 from fbt_core.methods.crd import noise_contrast
 from fbt_core.methods.dist import class_relation, image_relation, pearson_distance
@@ -373,3 +374,8 @@ def test_autocast_does_not_reach_into_a_loss(name):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = ALL_LOSSES[name](student.float(), teacher.float())
     assert inside.item() == pytest.approx(exact.item(), rel=1e-4)
+
+
+def test_a_row_of_zeros_stays_zero():
+    rows = unit_rows(torch.tensor([[0.0, 0.0], [3.0, 4.0]]))
+    assert rows.tolist() == [[0.0, 0.0], pytest.approx([0.6, 0.8])]

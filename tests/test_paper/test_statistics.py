@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from fbt_paper.tables.statistics import (
+    Estimate,
     binomial_error,
     difference,
     estimate,
@@ -118,3 +119,65 @@ def test_more_seeds_and_images_tell_smaller_differences():
     many = smallest_difference(5, 4_000, 0.5, 0.15)
     assert single > five > many > 0
     assert single == pytest.approx((1.962 + 0.842) * math.sqrt(100**2 * 0.15 / 1_000), rel=0.01)
+
+
+def test_one_seed_varies_by_its_images_alone():
+    # d = 1, 2, 6: mean 3, variance (4 + 1 + 9) / 2 = 7
+    measured = estimate(np.array([[1.0, 2.0, 6.0]]))
+    assert measured.error == pytest.approx(math.sqrt(7 / 3))
+    assert (measured.mean, measured.freedom, measured.sources) == (3.0, 2, ("images",))
+
+
+def test_a_variance_is_never_less_than_that_of_either_source():
+    # Seeds differ by 4 everywhere but for a cross of -1 and +1: MS_seeds = 24, MS_images = 0, MS_rest = 1.
+    values = np.array([[0.0, 0.0, 0.0], [4.0, 5.0, 3.0]]) + np.array([[0.5, 0.0, 1.0], [0.5, 0.0, 1.0]])
+    of_seeds, of_images = values.mean(axis=1), values.mean(axis=0)
+    squares_seeds, squares_images = 3 * of_seeds.var(ddof=1), 2 * of_images.var(ddof=1)
+    rest = ((values - of_seeds[:, None] - of_images + values.mean()) ** 2).sum() / 2
+    assert squares_images < rest < squares_seeds  # so the difference of mean squares is less than MS_seeds
+    assert estimate(values).error == pytest.approx(math.sqrt(squares_seeds / 6))
+    assert estimate(values.T).error == pytest.approx(math.sqrt(squares_seeds / 6))
+
+
+def test_equal_predictions_have_an_interval_without_width():
+    same = estimate(np.zeros((3, 4)))
+    assert (same.error, same.freedom, same.interval()) == (0.0, 2.0, (0.0, 0.0))
+    assert estimate(np.ones((1, 4))).interval() == (1.0, 1.0)
+
+
+def test_an_unpaired_difference_worked_out_by_hand():
+    # Binomial variances at 50 and 80 % of 100 images: 25 and 16 points squared.
+    single = unpaired_difference([50.0], [80.0], 100)
+    assert (single.mean, single.freedom, single.sources) == (-30.0, 99, ("images",))
+    assert single.error == pytest.approx(math.sqrt(25 + 16))
+    # Over seeds the variances of the means are added, 4 / 3 and 6 / 4; the smaller side has 3 seeds.
+    several = unpaired_difference([48.0, 50.0, 52.0], [80.0, 83.0, 77.0, 80.0], 100)
+    seeds, images = 4 / 3 + 6 / 4, 25 + 16
+    assert several.mean == pytest.approx(-30.0) and several.sources == ("seeds", "images")
+    assert several.error == pytest.approx(math.sqrt(seeds + images))
+    assert several.freedom == pytest.approx((seeds + images) ** 2 / (seeds**2 / 2 + images**2 / 99))
+
+
+def test_unpaired_cells_without_any_variance():
+    same = unpaired_difference([100.0, 100.0, 100.0], [100.0, 100.0], 10)
+    assert (same.mean, same.error, same.freedom) == (0.0, 0.0, 1.0)
+
+
+def test_the_smallest_difference_of_several_seeds_worked_out_by_hand():
+    # 100^2 x 0.02 / 2 = 100 of images and of the rest; MS_seeds = 50 x 3^2 + 100, MS_images = 3 x 100 + 100
+    seeds, images = 550.0, 400.0
+    total = seeds + images - 100
+    freedom = total**2 / (seeds**2 / 2 + images**2 / 49)
+    reach = stats.t.ppf(0.975, freedom) + stats.t.ppf(0.8, freedom)
+    assert smallest_difference(3, 50, 3.0, 0.02) == pytest.approx(reach * math.sqrt(total / 150))
+    reach = stats.t.ppf(0.975, 49) + stats.t.ppf(0.8, 49)
+    assert smallest_difference(1, 50, 3.0, 0.02) == pytest.approx(reach * math.sqrt(200 / 50))
+
+
+def test_p_values_worked_out_by_hand():
+    measured = Estimate(3.0, 2.0, 4.0, ("seeds",))
+    assert measured.p_above(1.0) == pytest.approx(stats.t.sf(1.0, 4.0))
+    assert measured.p_below(1.0) == pytest.approx(stats.t.cdf(1.0, 4.0))
+    certain = Estimate(3.0, 0.0, 4.0, ("seeds",))
+    assert (certain.p_above(2.0), certain.p_above(3.0)) == (0.0, 1.0)
+    assert (certain.p_below(4.0), certain.p_below(3.0)) == (0.0, 1.0)
