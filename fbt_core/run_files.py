@@ -18,8 +18,9 @@ PROGRESS_FILE = "progress.json"
 HISTORY_FILE = "history.jsonl"
 LOG_FILE = "log.txt"
 METRICS_FILE = "metrics.json"
-PREDICTIONS_FILE = "predictions.npz"
 WEIGHTS_FILE = "weights.safetensors"
+PREDICTIONS_FILE = "predictions.npz"
+READY_FOLDER = "ready"  # where a pack leaves metrics and weights
 TAIL_BYTES = 65536
 
 
