@@ -18,6 +18,7 @@ from fbt_core.errors import UserError
 from fbt_core.files import write_text
 from fbt_paper.config.load import CONFIG_FOLDER
 from fbt_paper.plan.frozen import timm_tags
+from fbt_paper.plan.resources import read_resources
 from fbt_paper.plan.run_spec import dataset_spec
 from fbt_paper.plan.speeds import PRECISIONS
 from fbt_paper.plan.targets import Flow
@@ -64,7 +65,7 @@ def plan_command(options: Options) -> int:
     from fbt_paper.plan.claims import ClaimPlan
     from fbt_paper.plan.decisions import Decisions, render_cells, render_decisions
     from fbt_paper.plan.figures import FigurePlan
-    from fbt_paper.plan.show import align, render_plan, render_runs
+    from fbt_paper.plan.show import align, render_packs, render_plan, render_runs
     from fbt_paper.plan.speeds import speeds_for
 
     # Figures and claims look up runs and cells in the plan; what they do not find is reported here.
@@ -84,7 +85,8 @@ def plan_command(options: Options) -> int:
         if options.cells:
             print(align(render_cells(flow, tables, speeds, asked)))
         else:
-            print(render_plan(flow.plan, tables, speeds))
+            packs = render_packs(flow, tables, speeds)
+            print(render_plan(flow.plan, tables, speeds), packs, sep="\n")
             print(render_decisions(flow, tables, speeds, asked))
     return 0
 
@@ -442,6 +444,8 @@ def open_flow(options: Options, more: Mapping[str, Any] | None = None) -> Flow:
             raise UserError("the value is not YAML", where=f"--set {text}", hint=hint) from None
     if options.scale:
         settings["scale"] = options.scale
+    if options.profile:
+        settings.update(read_resources(options.profile))
     return Flow(settings, config_folder(options.config))
 
 
@@ -494,7 +498,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(scale=None, config=None, set=[], set_here=[])
+    parser.set_defaults(scale=None, config=None, profile=None, set=[], set_here=[])
     _add_settings(parser, "set")
     parser.add_argument("--given", default="{}", help=argparse.SUPPRESS)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
@@ -569,6 +573,9 @@ def _add_plan_commands(commands: Any) -> None:
     )
     plan.add_argument(
         "--cores-per-gpu", type=_above_zero, help="cores that load images for one GPU (default: `workers`)"
+    )
+    plan.add_argument(
+        "--profile", type=Path, metavar="FOLDER", help="the profile whose resources.yaml says GPUs and packs"
     )
     spec = _add(commands, "spec", spec_command, f"fbt spec {CELL}")
     spec.add_argument("run", metavar="RUN", help=RUN_HELP)

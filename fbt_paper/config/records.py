@@ -40,6 +40,7 @@ from fbt_paper.config.timm_names import is_unknown, near_names
 Score = Literal["best", "last", "ema"]
 RecipeRole = Literal["cnn", "msa", "mlp", "teacher"]
 Seed = Annotated[int, Field(ge=0)]
+Pack = Annotated[int, Field(ge=1)] | Literal["auto"]
 TimmName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.]*(:[A-Za-z_][A-Za-z0-9_]*)?$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
@@ -134,6 +135,10 @@ class Execution(Strict):
     log_steps: int = Field(ge=1)
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = Field(
         description="where the numbers of each epoch go besides the run's own files"
+    )
+    pack: Pack = Field(
+        default=1,
+        description="runs that train together, with one pass of their teacher; auto: what fits a GPU",
     )
 
     @model_validator(mode="before")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,12 @@ def read_macs(path: Path = COSTS_FILE) -> dict[str, int]:
     return {name: int(entry["macs"]) for name, entry in content.items()}
 
 
+def read_parameters(path: Path = COSTS_FILE) -> dict[str, int]:
+    """Parameters of the full-size networks by architecture, from the same file."""
+    content = read_counts(path, "fbt_core.measure.cost networks")
+    return {name: int(entry["parameters"]) for name, entry in content.items()}
+
+
 def read_training_macs(path: Path = TRAINING_FILE) -> dict[str, dict[str, int]]:
     """MACs of one training image at 224 px by method and pair, from `fbt_core.measure.training_cost`."""
     return read_counts(path, "fbt_core.measure.training_cost")
@@ -104,6 +110,22 @@ def estimate(
 def _cost_of(run: RunSpec, flops: float) -> Cost:
     images = run.recipe.epochs * run.dataset.train_images + run.recipe.tests * run.dataset.test_images
     return Cost(flops, run.recipe.precision, images, kind_of_loading(run))
+
+
+def in_packs(
+    packs: Iterable[Sequence[RunSpec]], macs: Mapping[str, int], training: Mapping[str, Mapping[str, int]]
+) -> Bill:
+    """The bill of runs that train in these packs (of one run: alone), without the uncounted.
+
+    All runs of a pack pay one pass of their teacher per training image, and for loading each image once.
+    """
+    costs = []
+    for pack in packs:
+        flops = sum(_run_flops(run, macs, training) for run in pack)
+        for run in [run for run in pack if run.teacher][1:]:
+            flops -= run.recipe.epochs * run.dataset.train_images * _flops(run.teacher, run, macs)
+        costs.append(_cost_of(pack[0], flops))
+    return Bill(tuple(costs), ())
 
 
 def _run_flops(run: RunSpec, macs: Mapping[str, int], training: Mapping[str, Mapping[str, int]]) -> float:

@@ -11,15 +11,16 @@ import itertools
 import json
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from fbt_core.files import make_folder, write_bytes, write_json
 from fbt_core.spec import ExecutionSettings, RunSpec, check_frozen
 from fbt_paper.config.problems import ConfigError, Problem
+from fbt_paper.plan.packs import PackFiles
 from fbt_paper.plan.resources import TrainingResources
 
 M = TypeVar("M", bound=BaseModel)
@@ -29,6 +30,9 @@ RUN_RESULTS = ("metrics.json", "weights.safetensors")
 class Runs:
     """The runs of one scale as files under results/<scale>/, and what their trainings get."""
 
+    dag: Callable[[], Any] = staticmethod(lambda: None)
+    """Snakemake's jobs, if it has planned them; set by the rules."""
+
     def __init__(self, scale: str, execution: ExecutionSettings, resources: TrainingResources) -> None:
         self.scale, self.execution, self.resources = scale, execution, resources
         self.results = f"results/{scale}"
@@ -36,6 +40,7 @@ class Runs:
         self.specs = f"{self.results}/specs"
         self.settings_file = f"{self.results}/execution.json"
         self.resources_file = f"{self.results}/resources.json"
+        self.packs = PackFiles(f"{self.results}/packs")
 
     def spec(self, run: str) -> RunSpec:
         """A run's frozen spec; raises ConfigError if its file is missing or holds another run."""
@@ -78,6 +83,35 @@ class Runs:
         results = [file for needed in spec.needed_runs() for file in self.run_files(needed)]
         return [*results, *(f"{self.results}/weights/{tag}.txt" for tag in timm_tags([spec]))]
 
+    # ------------------------------------------------------------ packs
+
+    def members(self, pack: str) -> tuple[str, ...]:
+        """The runs that a pack trains, as they were when its job was submitted."""
+        return self.packs.runs(pack)
+
+    @property
+    def published(self) -> str:
+        """A wildcard constraint that fits the runs that are published, and those alone."""
+        return "none"  # the job of a training trains
+
+    def marker_of(self, run: str) -> list[str]:
+        """What a run that is published waits for: the marker of its pack."""
+        return []
+
+    def specs_of_pack(self, pack: str) -> str:
+        """The frozen specs of a pack's runs, as arguments of the engine."""
+        return " ".join(f"--spec {self.specs}/{run}.json" for run in self.members(pack))
+
+    def needed_by_pack(self, pack: str) -> list[str]:
+        """What a pack waits for: all that its runs need."""
+        return list(dict.fromkeys(file for run in self.members(pack) for file in self.needed_files(run)))
+
+    def resources_of_pack(self, pack: str) -> dict[str, int]:
+        """What the job of a pack gets."""
+        return self.resources.of_pack([self.spec(run) for run in self.members(pack)])
+
+    # ------------------------------------------------------------ specs
+
     def spec_json(self, run: str) -> str:
         """A run's spec without unset fields, so that a new one retrains nothing: what Snakemake compares."""
         content = self.spec(run).model_dump(mode="json", exclude_defaults=True)
@@ -95,13 +129,28 @@ class Runs:
         write_json(Path(self.resources_file), self.resources.model_dump(mode="json"))
 
 
+class Members:
+    """The runs of a pack as a text that is made when it is read.
+
+    Snakemake makes a job's params before it knows which jobs the target needs, and a dry run makes them once.
+    """
+
+    def __init__(self, runs: Runs, pack: str) -> None:
+        self.runs, self.pack = runs, pack
+
+    def __str__(self) -> str:
+        return " ".join(self.runs.members(self.pack))
+
+    __repr__ = __str__
+
+
 def threads_of(execution: ExecutionSettings) -> int:
     """CPU threads of one training: those set, else enough for the loader processes."""
     return execution.threads or max(4, execution.workers)
 
 
 def is_training_job(arguments: Sequence[str]) -> bool:
-    """Whether these are the arguments of a Snakemake process that is a training's job on a node.
+    """Whether these are the arguments of a Snakemake process that is a training's or a pack's job on a node.
 
     Rules are read before Snakemake says which job it is for, so its command line is asked:
     `--target-jobs train:run=... --allowed-rules ... --mode remote`.
@@ -112,7 +161,7 @@ def is_training_job(arguments: Sequence[str]) -> bool:
     # The option takes several jobs and ends at the next option.
     targets = list(itertools.takewhile(lambda word: not word.startswith("-"), after))
     # A group of jobs may hold other rules as well, and those need the whole plan.
-    return all(target.startswith("train:") for target in targets)
+    return all(target.startswith(("train:", "pack:")) for target in targets)
 
 
 def runs_of_job(scale: str) -> Runs:

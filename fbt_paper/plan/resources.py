@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,14 @@ from pydantic import Field
 from fbt_core.spec import Key, RunSpec, Strict
 from fbt_paper.config.load import read_yaml, validate
 from fbt_paper.config.problems import ConfigError, unknown
+from fbt_paper.config.records import Pack
 
 TABLE_KEY = "training_resources"
 TABLE_FILE = "resources.yaml"
+MEMORY_SHARE = 0.1
+"""Main memory that each further run of a pack takes, as a share of what it would get alone (assumed)."""
+SIGNAL_SECONDS, SAVING_SECONDS = 90, 30
+"""How long before its time limit a pack is asked to save: a step, and each run's checkpoint (assumed)."""
 
 
 class Amount(Strict):
@@ -23,6 +28,7 @@ class Amount(Strict):
     hours: float = Field(gt=0)
     memory: float = Field(gt=0, description="GB")
     cpus: int = Field(ge=1)
+    pack: Pack | None = Field(default=None, description="instead of config.yaml's `execution.pack`")
 
     def as_resources(self) -> dict[str, int]:
         """The amount as Snakemake's resources: MB and minutes."""
@@ -49,11 +55,29 @@ class TrainingResources(Strict):
     datasets: dict[Key, FamilyAmounts]
     otherwise: Amount = Field(description="for data sets without lines of their own")
 
-    def of(self, spec: RunSpec) -> dict[str, int]:
-        """Snakemake's resources of a run."""
+    gpu_memory: float | None = Field(
+        default=None, gt=0, description="GB of one GPU; packs of `auto` are filled up to a share of it"
+    )
+
+    def amount(self, spec: RunSpec) -> Amount:
+        """What the training of a run gets."""
         families = self.datasets.get(spec.dataset.name)
         amount: Amount = getattr(families, spec.student.family) if families else self.otherwise
-        return amount.as_resources()
+        return amount
+
+    def of(self, spec: RunSpec) -> dict[str, int]:
+        """Snakemake's resources of a run."""
+        return self.amount(spec).as_resources()
+
+    def of_pack(self, specs: Sequence[RunSpec]) -> dict[str, int]:
+        """Snakemake's resources of a pack: those of its largest run, memory and time to save for all."""
+        each = [self.of(spec) for spec in specs]
+        most = {name: max(resources[name] for resources in each) for name in each[0]}
+        # They share loaders and libraries, and keep a copy of their own of what they save (docs/packs.md).
+        most["mem_mb"] += round(MEMORY_SHARE * sum(sorted(resources["mem_mb"] for resources in each)[:-1]))
+        # At a time limit the runs save one after the other, and then make room together.
+        most["signal_seconds"] = SIGNAL_SECONDS + SAVING_SECONDS * len(specs)
+        return most
 
 
 def check_resources(content: Any, datasets: Collection[str], file: str = TABLE_FILE) -> TrainingResources:

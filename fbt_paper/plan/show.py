@@ -8,13 +8,16 @@ from typing import Any
 
 from fbt_core.spec import RecipeSpec
 from fbt_paper.config.load import Config
-from fbt_paper.plan.bill import Bill, estimate, read_macs, read_training_macs
+from fbt_paper.plan.bill import Bill, estimate, in_packs, read_macs, read_training_macs
 from fbt_paper.plan.names import run_names
+from fbt_paper.plan.packs import compose
 from fbt_paper.plan.run_spec import find_recipe
 from fbt_paper.plan.runs import Plan
 from fbt_paper.plan.speeds import Speeds
+from fbt_paper.plan.targets import Flow
 
 BillCounter = Callable[[Iterable[str]], Bill]
+USUAL_PACK = 8
 HEAD = ("table", "cells", "runs", "of these shared", "teachers, phases", "PFLOPs", "GPU hours", "to")
 
 
@@ -82,6 +85,33 @@ def _notes(plan: Plan, tables: Sequence[str], bill: Bill, speeds: Speeds) -> lis
             "fbt_paper/plan/data/network_costs.json` counts them."
         )
     return notes
+
+
+def render_packs(flow: Flow, tables: Sequence[str], speeds: Speeds) -> str:
+    """What the runs of these tables cost in packs, of the sizes that the settings state, else of eight."""
+    plan = flow.plan
+    every = plan.needed(run for key in tables for run in plan.tables[key].runs)
+    specs = {run: plan.runs[run] for run in every}
+    if any(flow.pack_size(spec) != 1 for spec in specs.values()):
+        title, packs = "In packs", compose(specs, every, flow.kind, flow.fits)
+    else:
+        # What packs would save is shown to whoever has none: nothing else says so.
+        title = f"In packs of up to {USUAL_PACK} runs (not set: `execution: pack`; docs/packs.md)"
+        packs = compose(specs, every, flow.kind, lambda runs: len(runs) <= USUAL_PACK)
+    packed = {run for pack in packs for run in pack}
+    jobs = [[specs[run] for run in pack] for pack in (*packs, *([run] for run in every if run not in packed))]
+    text = f"{title}:\n{len(packs)} packs and {len(jobs) - len(packs)} runs alone"
+    if not packs or not plan.size.is_full_size:
+        return f"{text}."
+    separate, bill = _bill_counter(plan)(every), in_packs(jobs, read_macs(), read_training_macs())
+    least, most = bill.gpu_hours(speeds)
+    kept = max(sum(flow.state_gb(spec) or 0.0 for spec in job) for job in jobs)
+    return (
+        f"{text}; a teacher looks at each image once for all runs of a pack:\n"
+        f"{bill.pflops:,.0f} PFLOPs, {bill.pflops / separate.pflops:.2f} of the above; {least:,.0f} to "
+        f"{most:,.0f} GPU hours.\n"
+        f"Weights, gradients and optimisers of a pack keep up to {kept:.1f} GB of each GPU."
+    )
 
 
 def render_runs(plan: Plan, tables: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,13 @@ from fbt_core.spec import ExecutionSettings, RunSpec, TeacherFacts
 from fbt_paper.config.data_roots import find_root
 from fbt_paper.config.load import CONFIG_FOLDER, Config, load, read_yaml
 from fbt_paper.config.problems import Collector, ConfigError, Problem
-from fbt_paper.config.records import CostTable
+from fbt_paper.config.records import CostTable, Pack
+from fbt_paper.plan.bill import read_parameters
 from fbt_paper.plan.frozen import Runs, shell_quoted, threads_of
 from fbt_paper.plan.on_disk import awaited, outdated
-from fbt_paper.plan.resources import TABLE_KEY, Amount, TrainingResources, check_resources
+from fbt_paper.plan.pack_memory import fits_memory, state_gb
+from fbt_paper.plan.packs import Packing, find_packing
+from fbt_paper.plan.resources import TABLE_FILE, TABLE_KEY, Amount, TrainingResources, check_resources
 from fbt_paper.plan.runs import Plan, plan
 from fbt_paper.plan.shown import digest, renderer, table_shows
 
@@ -41,6 +44,7 @@ class Flow(Runs):
         else:
             table = check_resources(resources, self.config.datasets)
         super().__init__(self.plan.scale, execution_settings(self.config), table)
+        self._submitted: dict[str, tuple[str, ...]] = {}
 
     @property
     def fbt(self) -> str:
@@ -66,11 +70,19 @@ class Flow(Runs):
     # ------------------------------------------------------------ before the first job
 
     def prepare(self, jobs: Iterable[Any]) -> None:
-        """Refuse what no job could train (ConfigError), then freeze the specs of all runs about to train."""
-        runs = [job.wildcards.run for job in jobs if job.rule.name == "train"]
+        """Refuse what no job could train (ConfigError), then freeze the specs of all runs about to train.
+
+        From here on the packs of these jobs are what the job on a node will find: they are written down.
+        """
+        jobs = list(jobs)
+        runs = [job.wildcards.run for job in jobs if job.rule.name in ("train", "publish")]
         self.check_data(runs)
         self.check_weights_files(runs)
         self.freeze(self.plan.runs[run] for run in self.plan.needed(runs))
+        packs = [job.wildcards.pack for job in jobs if job.rule.name == "pack"]
+        self._submitted = {pack: self.members(pack) for pack in packs}
+        for pack in self._submitted.keys() - self.packing.running:
+            self.packs.record(pack, self._submitted[pack])
 
     def check_data(self, runs: Iterable[str]) -> None:
         """Raise ConfigError, naming the settings to fill in, if runs lack their dataset."""
@@ -93,6 +105,65 @@ class Flow(Runs):
         if done.returncode:
             faults = [line.removeprefix("error: ") for line in done.stderr.splitlines() if line.strip()]
             raise ConfigError(Problem("config/config.yaml", "teacher_files", fault) for fault in faults)
+
+    # ------------------------------------------------------------ packs
+
+    @cached_property
+    def packing(self) -> Packing:
+        """Which runs are trained together, from what is on disk when this is asked first."""
+        first = self.plan.needed(
+            run for table in self.plan.all_tables for run in self.plan.tables[table].runs
+        )
+        # Runs that `snakemake` trains without a target come first: a pack of theirs has no others in it.
+        order = {run: self.plan.runs[run] for run in (*first, *self.plan.runs)}
+        return find_packing(order, self.packs, Path(self.runs), self.kind, self.fits)
+
+    def kind(self, spec: RunSpec) -> object:
+        """What runs of a pack have in common beside what they learn from: their GPUs, their number."""
+        return self.resources.amount(spec).gpus, self.pack_size(spec)
+
+    def pack_size(self, spec: RunSpec) -> Pack:
+        """How many runs may train together with this one: what the profile says, else config.yaml."""
+        return self.resources.amount(spec).pack or self.config.main.execution.pack
+
+    def fits(self, specs: Sequence[RunSpec]) -> bool:
+        """Whether so many runs may train together; raises ConfigError if that cannot be said."""
+        size = self.pack_size(specs[0])
+        if size != "auto":
+            return len(specs) <= size
+        if self.resources.gpu_memory is None:
+            message = "auto needs to know how much memory a GPU has, and no profile says it; state it (GB)"
+            raise ConfigError([Problem(f"profile's {TABLE_FILE}", f"{TABLE_KEY}.gpu_memory", message)])
+        return fits_memory([self.state_gb(spec) for spec in specs], self.resources.gpu_memory)
+
+    def state_gb(self, spec: RunSpec) -> float | None:
+        """GB that a run keeps on each of its GPUs from step to step; None if that was not counted."""
+        gpus, facts = self.resources.amount(spec).gpus, self.config.methods[spec.method.name]
+        return state_gb(spec, gpus, facts, self._parameters)
+
+    @cached_property
+    def _parameters(self) -> dict[str, int]:
+        return read_parameters()
+
+    def members(self, pack: str) -> tuple[str, ...]:
+        """The runs that a pack trains: of those that are planned in it, the ones that the target asks for."""
+        if pack in self._submitted:
+            return self._submitted[pack]
+        planned = self.packing.packs.get(pack) or super().members(pack)
+        if (dag := self.dag()) is None or pack in self.packing.running:
+            return planned
+        # Those that have ended as well: a dry run counts a job as ended before it shows the next.
+        planned_jobs = dag.needrun_jobs(exclude_finished=False)
+        wanted = {job.wildcards.run for job in planned_jobs if job.rule.name == "publish"}
+        return tuple(run for run in planned if run in wanted) or planned
+
+    @property
+    def published(self) -> str:
+        return "|".join(self.packing.published) or "none"
+
+    def marker_of(self, run: str) -> list[str]:
+        pack = self.packing.pack_of(run)
+        return [] if pack is None or run in self.packing.ready else [self.packs.marker(pack)]
 
     # ------------------------------------------------------------ files
 
@@ -120,6 +191,10 @@ class Flow(Runs):
     def priority(self, run: str) -> int:
         """How early a run's job starts: the highest priority of the tables that need it."""
         return self._priorities.get(run, 0)
+
+    def priority_of_pack(self, pack: str) -> int:
+        """How early a pack's job starts: as early as the first of its runs would."""
+        return max(map(self.priority, self.members(pack)), default=0)
 
     @cached_property
     def _priorities(self) -> dict[str, int]:
@@ -208,7 +283,7 @@ def execution_settings(config: Config) -> ExecutionSettings:
     """How the engine executes runs: config.yaml's section, the scale's, data roots, weight files."""
     main, trainings = config.main, config.scale.trainings
     files = [weights for dataset in main.teacher_files.values() for weights in dataset.values()]
-    execution = main.execution.model_dump()
+    execution = main.execution.model_dump(exclude={"pack"})
     if trainings.workers is not None:
         execution["workers"] = trainings.workers
     return ExecutionSettings(

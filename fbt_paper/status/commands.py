@@ -20,6 +20,7 @@ from fbt_paper.config.load import CONFIG_FOLDER
 from fbt_paper.plan.figures import FigurePlan
 from fbt_paper.plan.names import name_cells, run_names
 from fbt_paper.plan.on_disk import awaited, describe_outdated
+from fbt_paper.plan.packs import JOURNAL
 from fbt_paper.plan.runs import Plan
 from fbt_paper.plan.targets import Flow
 from fbt_paper.status import show
@@ -28,7 +29,6 @@ from fbt_paper.status.overview import Overview, observe_tables
 from fbt_paper.status.show_status import render_overview
 
 WIDTH_OF_A_FILE = 180
-JOURNAL = Path(".snakemake/submitit")
 HOME = CONFIG_FOLDER.absolute().parent
 
 

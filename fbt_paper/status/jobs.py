@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fbt_paper.plan.packs import PackFiles
+
 if TYPE_CHECKING:
     from snakemake_executor_plugin_submitit.journal import JournalEntry
 
@@ -53,12 +55,19 @@ def newest_jobs(folder: Path) -> dict[str, Job]:
     except ImportError:  # the executor is a distribution of its own
         return {}
     # The journal's order is that of submission, so the newest job of a run replaces the older ones.
-    trainings = {entry.wildcards["run"]: entry for entry in read_jobs(folder) if "run" in entry.wildcards}
-    return {run: as_job(entry) for run, entry in trainings.items()}
+    newest = {run: (entry, runs) for entry in read_jobs(folder) for runs in [runs_of(entry)] for run in runs}
+    return {run: as_job(entry, len(runs)) for run, (entry, runs) in newest.items()}
 
 
-def as_job(entry: JournalEntry) -> Job:
-    """What the status of a run needs of a job."""
+def runs_of(entry: JournalEntry) -> tuple[str, ...]:
+    """The runs that a job trains: its own, or those of its pack, which lie beside the pack's marker."""
+    if "pack" in entry.wildcards and entry.outputs:
+        return PackFiles(str(Path(entry.outputs[0]).parent)).runs(entry.wildcards["pack"])
+    return (entry.wildcards["run"],) if "run" in entry.wildcards else ()
+
+
+def as_job(entry: JournalEntry, runs: int = 1) -> Job:
+    """What the status of a run needs of a job that trains so many; each has its share of the job's hours."""
     logs = [path for path in (entry.error_log, entry.log) if path]
     # An empty log explains nothing: errors first, then output, whichever holds something.
     written = [path for path in logs if Path(path).is_file() and Path(path).stat().st_size]
@@ -71,7 +80,7 @@ def as_job(entry: JournalEntry) -> Job:
         restarts=entry.restarts,
         log=next(iter([*written, *logs]), ""),
         queue_wait_s=entry.queue_wait_s,
-        gpu_hours=entry.gpu_hours,
+        gpu_hours=entry.gpu_hours / runs,
         peak_memory_mb=entry.peak_memory_mb or 0.0,
         begun=max(times, default=None),
         ended=entry.ended,

@@ -18,8 +18,9 @@ from fbt_core.errors import UserError
 from fbt_core.run_files import METRICS_FILE, read_tail
 from fbt_paper.plan.figures import FigurePlan
 from fbt_paper.plan.names import name_cells, run_names
+from fbt_paper.plan.packs import JOURNAL
 from fbt_paper.plan.targets import Flow
-from fbt_paper.status.commands import JOURNAL, new_console, results_folder
+from fbt_paper.status.commands import new_console, results_folder
 from fbt_paper.status.jobs import newest_jobs
 from fbt_paper.status.overview import Overview, observe_tables
 from fbt_paper.status.show import find_runs

@@ -7,6 +7,7 @@ A run's state follows from the first line of this table that fits (STATE_TABLE s
     evidence                                                             state
     -------------------------------------------------------------------  -----------
     metrics.json is there                                                done
+    a pack has left its results to be published                          queued
     its job runs, and started after the run last wrote                   running
     its job is in the queue, submitted or requeued after that            queued
     the run wrote that it failed                                         failed
@@ -41,6 +42,7 @@ from fbt_core.run_files import (
     read_tail,
 )
 from fbt_core.spec import RunSpec
+from fbt_paper.plan.packs import is_ready
 from fbt_paper.status.jobs import Job
 
 STATES = ("running", "silent", "interrupted", "failed", "queued", "waiting", "done")
@@ -163,6 +165,7 @@ def missing_note(evidence: Evidence) -> str:
 
 STATE_TABLE: tuple[tuple[Callable[[Evidence], bool], str, Callable[[Evidence], str]], ...] = (
     (lambda e: e.metrics is not None, "done", lambda e: ""),
+    (lambda e: is_ready(e.folder), "queued", lambda e: "trained; snakemake publishes it"),
     (lambda e: e.job_is_newer and not e.job_waits, "running", starting_note),
     (lambda e: e.job_is_newer, "queued", queue_note),
     (lambda e: e.written_state == "failed", "failed", lambda e: str(e.progress.get("error") or "")),

@@ -6,12 +6,11 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
+from fbt_paper.plan.packs import JOURNAL
 from fbt_paper.plan.runs import Plan
 from fbt_paper.status.jobs import newest_jobs
 from fbt_paper.status.overview import observe_tables
 from fbt_paper.status.states import RunStatus, format_duration
-
-JOURNAL = Path(".snakemake/submitit")
 
 
 def describe_unfinished(plan: Plan, folder: Path, runs: Iterable[str]) -> dict[str, str]:

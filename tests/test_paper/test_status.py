@@ -14,7 +14,8 @@ from rich.console import Console
 
 from fbt_core.errors import UserError
 from fbt_core.run_files import read_history, read_json, read_tail
-from fbt_paper.status import show
+from fbt_paper.plan.packs import PackFiles
+from fbt_paper.status import show, states
 from fbt_paper.status.jobs import Job, newest_jobs
 from fbt_paper.status.overview import Overview, observe_tables
 from fbt_paper.status.show_status import render_overview
@@ -420,6 +421,29 @@ def test_journal_gives_the_newest_job_of_a_run(tmp_path):
         "Resources",
         2,
     )
+
+
+def test_the_job_of_a_pack_is_the_job_of_each_of_its_runs(tmp_path):
+    """Known by the pack's marker, beside which its runs are written; each has its share of the hours."""
+    files = PackFiles(str(tmp_path / "packs"))
+    files.record("0a", ["r", "s"])
+    pack = {"rule": "pack", "wildcards": {"pack": "0a"}, "outputs": [files.marker("0a")]}
+    write_entry(tmp_path, "r", state="FAILED", submitted=2.0)
+    write_entry(tmp_path, "0a", state="RUNNING", submitted=5.0, gpu_hours=3.0, **pack)
+    write_entry(tmp_path, "0b", state="RUNNING", submitted=6.0, **{**pack, "wildcards": {"pack": "0b"}})
+    jobs = newest_jobs(tmp_path)
+    assert {run: (job.state, job.gpu_hours) for run, job in jobs.items()} == {
+        "r": ("RUNNING", 1.5), "s": ("RUNNING", 1.5),
+    }  # fmt: skip
+
+
+def test_results_of_a_pack_wait_to_be_published(tmp_path):
+    folder = tmp_path / "r" / "ready"
+    folder.mkdir(parents=True)
+    for name in ("metrics.json", "weights.safetensors"):
+        (folder / name).write_text("{}")
+    status = states.observe_run(tmp_path / "r", None, None, lambda run: False, NOW)
+    assert (status.state, status.note) == ("queued", "trained; snakemake publishes it")
 
 
 def test_the_jobs_own_record_beats_a_journal_nobody_keeps(tmp_path):

@@ -18,34 +18,53 @@ RUN = '''\
 import argparse, hashlib, json, os, sys
 from pathlib import Path
 
+from fbt_core.packs import Ending, check_together, write_marker
 from fbt_core.spec import ExecutionSettings, parse_spec
 
 parser = argparse.ArgumentParser()
-for name in ("--spec", "--settings", "--runs"):
-    parser.add_argument(name, required=True)
+parser.add_argument("--spec", required=True, action="append")
+parser.add_argument("--settings", required=True)
+parser.add_argument("--runs", required=True)
+parser.add_argument("--pack")
 options = parser.parse_args()
-spec, runs = parse_spec(Path(options.spec).read_text()), Path(options.runs)
-assert spec.id == Path(options.spec).stem
+runs, endings = Path(options.runs), {}
 ExecutionSettings.model_validate_json(Path(options.settings).read_text())
-if spec.id == os.environ.get("FAILING_RUN"):
-    sys.exit("error: this run is meant to fail")
-digests = {}
-for needed in spec.needed_runs():
-    digests[needed] = hashlib.sha256((runs / needed / "weights.safetensors").read_bytes()).hexdigest()
-folder = runs / spec.id
-folder.mkdir(parents=True, exist_ok=True)
-weights = spec.id + os.environ.get("OTHER_WEIGHTS", "")
-(folder / "weights.safetensors").write_text(weights)
-(folder / "read.json").write_text(json.dumps(digests))
-top1 = 60 + int(spec.id[-4:], 16) % 200 / 10
-score = {"epoch": 1, "top1": top1, "top5": 99.0}
-metrics = {"run": spec.id, "spec": spec.model_dump(mode="json"), "best": score, "last": score, "history": []}
-metrics["weights_sha256"] = hashlib.sha256(weights.encode()).hexdigest()
-for network, key in ((spec.teacher, "teacher_weights_sha256"), (spec.student, "initial_weights_sha256")):
-    metrics[key] = digests.get(network.weights.removeprefix("run:")) if network else None
-(folder / "metrics.json").write_text(json.dumps(metrics))
-with (runs / "trained.txt").open("a") as file:
-    file.write(spec.id + "\\n")
+specs = [parse_spec(Path(path).read_text()) for path in options.spec]
+assert [spec.id for spec in specs] == [Path(path).stem for path in options.spec]
+check_together(specs)
+if os.environ.get("KILLED_PACKS") and options.pack:
+    sys.exit("killed")
+for spec in specs:
+    folder = runs / spec.id
+    if (folder / "metrics.json").exists():
+        endings[spec.id] = Ending("complete")
+        continue
+    if spec.id == os.environ.get("FAILING_RUN"):
+        endings[spec.id] = Ending("failed", "this run is meant to fail")
+        continue
+    digests = {}
+    for needed in spec.needed_runs():
+        digests[needed] = hashlib.sha256((runs / needed / "weights.safetensors").read_bytes()).hexdigest()
+    results = folder / "ready" if options.pack else folder
+    results.mkdir(parents=True, exist_ok=True)
+    weights = spec.id + os.environ.get("OTHER_WEIGHTS", "")
+    (results / "weights.safetensors").write_text(weights)
+    (folder / "read.json").write_text(json.dumps(digests))
+    top1 = 60 + int(spec.id[-4:], 16) % 200 / 10
+    score = {"epoch": 1, "top1": top1, "top5": 99.0}
+    metrics = {"run": spec.id, "spec": spec.model_dump(mode="json")}
+    metrics |= {"best": score, "last": score, "history": []}
+    metrics["weights_sha256"] = hashlib.sha256(weights.encode()).hexdigest()
+    for network, key in ((spec.teacher, "teacher_weights_sha256"), (spec.student, "initial_weights_sha256")):
+        metrics[key] = digests.get(network.weights.removeprefix("run:")) if network else None
+    (results / "metrics.json").write_text(json.dumps(metrics))
+    endings[spec.id] = Ending("ready")
+    with (runs / "trained.txt").open("a") as file:
+        file.write(spec.id + "\\n")
+if options.pack:
+    write_marker(Path(options.pack), endings)
+elif errors := [ending.error for ending in endings.values() if ending.error]:
+    sys.exit(f"error: {errors[0]}")
 '''
 
 COST = '''\

@@ -3,14 +3,16 @@
 import sys
 from pathlib import Path
 
-from fbt_paper.plan.frozen import is_training_job, runs_of_job
+from fbt_paper.plan.frozen import Members, is_training_job, runs_of_job
 from fbt_paper.plan.targets import Flow
 
 TRAINING_JOB = workflow.remote_exec and is_training_job(sys.argv)
 FLOW = runs_of_job(config["scale"]) if TRAINING_JOB else Flow(config, Path("config"))
+FLOW.dag = lambda: workflow.dag
 
 
 wildcard_constraints:
     run="[a-z0-9_]+(-[a-z0-9_]+)*-[0-9a-f]{10}",
+    pack="[0-9a-f]{10}",
     table="[a-z][a-z0-9_]*",
     comparison="comparison|comparison_grid",

@@ -10,6 +10,11 @@ onstart:
 
 localrules:
     fetch_weights,
+    publish,
+
+
+# A run that a pack trains, or has trained, is published; every other run trains alone.
+ruleorder: publish > train
 
 
 rule fetch_weights:
@@ -45,3 +50,50 @@ rule train:
     shell:
         f"{FLOW.python} -m fbt_core.launch {{resources.gpu}} --spec {FLOW.specs}/{{wildcards.run}}.json"
         f" --settings {FLOW.settings_file} --runs {FLOW.runs} 2>&1 | tee {{log:q}}"
+
+
+rule pack:
+    # Its runs' results are no outputs: Snakemake would delete all of them if one run failed. It ends well
+    # whatever becomes of a run, and the marker says how each ended.
+    input:
+        ancient(lambda wildcards: FLOW.needed_by_pack(wildcards.pack)),
+    output:
+        FLOW.packs.marker("{pack}"),
+    log:
+        f"{FLOW.results}/logs/pack/{{pack}}.log",
+    priority: lambda wildcards: 0 if TRAINING_JOB else FLOW.priority_of_pack(wildcards.pack)
+    threads: FLOW.threads
+    resources:
+        gpu=lambda wildcards: FLOW.resources_of_pack(wildcards.pack)["gpu"],
+        mem_mb=lambda wildcards: FLOW.resources_of_pack(wildcards.pack)["mem_mb"],
+        runtime=lambda wildcards: FLOW.resources_of_pack(wildcards.pack)["runtime"],
+        cpus=lambda wildcards: FLOW.resources_of_pack(wildcards.pack)["cpus"],
+        signal_seconds=lambda wildcards: FLOW.resources_of_pack(wildcards.pack)[
+            "signal_seconds"
+        ],
+    params:
+        members=lambda wildcards: Members(FLOW, wildcards.pack),
+        specs=lambda wildcards: FLOW.specs_of_pack(wildcards.pack),
+    message:
+        "pack {wildcards.pack} trains together: {params.members}"
+    shell:
+        f"{FLOW.python} -m fbt_core.launch {{resources.gpu}} {{params.specs}}"
+        f" --settings {FLOW.settings_file} --runs {FLOW.runs} --pack {{output:q}} 2>&1 | tee {{log:q}}"
+
+
+rule publish:
+    input:
+        lambda wildcards: FLOW.marker_of(wildcards.run),
+    output:
+        metrics=f"{FLOW.runs}/{{run}}/metrics.json",
+        weights=f"{FLOW.runs}/{{run}}/weights.safetensors",
+    log:
+        f"{FLOW.results}/logs/publish/{{run}}.log",
+    wildcard_constraints:
+        run=FLOW.published,
+    params:
+        # The same as of rule train: whichever made a result, the other does not make it again.
+        spec=lambda wildcards: FLOW.spec_json(wildcards.run),
+    shell:
+        f"{FLOW.python} -m fbt_core.publish {{wildcards.run}} --runs {FLOW.runs} --pack={{input:q}}"
+        " 2>&1 | tee {log:q}"
