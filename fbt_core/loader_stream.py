@@ -135,16 +135,10 @@ class LoaderStream:
         batch = Batch(self._images(raw.images), self._to(raw.labels), self._to(indices))
         return parts_of(batch, self.settings.gradient_accumulation)
 
-    def test(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The test images (B, 3, S, S) and labels (B,)."""
-        for item in self.test_loader:
-            batch = given(item, "test loader")
-            yield self._images(batch.images), self._to(batch.labels)
-
     @property
-    def test_rounds(self) -> int:
-        """How many batches the test images make."""
-        return len(self.test_loader)
+    def tests(self) -> LoaderTests:
+        """The test batches, as often as they are asked for."""
+        return LoaderTests(self)
 
     def test_labels(self) -> Tensor:
         """The labels of all test images, in the loader's order."""
@@ -156,3 +150,15 @@ class LoaderStream:
 
     def _to(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.group.device, non_blocking=True)
+
+
+class LoaderTests:
+    """What fbt_core.stream.TestImages is to a run's own data set: images (B, 3, S, S) and labels (B,)."""
+
+    def __init__(self, stream: LoaderStream) -> None:
+        self.stream, self.rounds = stream, len(stream.test_loader)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for item in self.stream.test_loader:
+            batch = given(item, "test loader")
+            yield self.stream._images(batch.images), self.stream._to(batch.labels)

@@ -94,10 +94,10 @@ class ProductTestLoader(ProductLoader):
         self.dataset = range(stream.spec.dataset.test_images)
 
     def __len__(self):
-        return self.stream.test_rounds
+        return self.stream.tests.rounds
 
     def __iter__(self):
-        return iter(self.stream.test())
+        return iter(self.stream.tests)
 
 
 def test_the_same_batches_end_with_the_bytes_of_the_product_s_own_run(tmp_path):
