@@ -57,8 +57,8 @@ def measure(name: str, parameters: dict, mixed: bool = False) -> dict:
 
     `mixed`: the labels are soft, as mixup makes them.
     """
-    # Without oneDNN: torch 2.14's overwrites memory on CPUs without AVX-512 in the backward pass of a 1x1
-    # convolution of stride 2 with fewer than six channels in channels_last, which only networks this small have.
+    # Without oneDNN: torch 2.14 overwrites memory with it on CPUs without AVX-512, in the backward pass of a
+    # 1x1 convolution of stride 2 with fewer than six channels in channels_last: only networks this small.
     with torch.backends.mkldnn.flags(enabled=False):
         return {
             f"{teacher}->{student}": _two_steps(name, parameters, teacher, student, mixed)
