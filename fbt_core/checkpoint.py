@@ -216,20 +216,27 @@ def newest(folder: RunFolder, spec: RunSpec, group: Group, vote: Vote) -> dict[s
     The first process chooses a file. The others read the file with the same digest: a node whose view of the
     folder is old would else continue from another step, and the run would end well with wrong numbers.
     """
-    name, state, faults = choose(folder.path, spec) if group.first else (None, None, [])
+    first_has = vote.together(lambda: choose(folder.path, spec) if group.first else None)
+    name, state, faults = first_has or (None, None, [])
     for fault in faults:
         folder.note(f"{fault}; using the checkpoint before it")
     chosen = vote.from_first((name, digest(folder.path / name)) if name else None)
-    if chosen is None or group.first:
-        return state
-    name, expected = chosen
-    path, deadline = folder.path / name, time.monotonic() + WAIT_SECONDS
+    if chosen is None:
+        return None
+    return vote.together(lambda: state if group.first else _read_the_same(folder.path, spec, group, *chosen))
+
+
+def _read_the_same(
+    folder: Path, spec: RunSpec, group: Group, name: str, expected: str | None
+) -> dict[str, Any]:
+    """The checkpoint that the first process has read, once this process's node sees it."""
+    path, deadline = folder / name, time.monotonic() + WAIT_SECONDS
     while digest(path) != expected:
         if time.monotonic() > deadline:
             what = f"process {group.rank} does not see the checkpoint that process 0 has read"
             hint = f"its node has an old view of the folder ({WAIT_SECONDS:.0f} s waited); run it again"
             raise CheckpointError(what, where=str(path), hint=hint)
-        os.listdir(folder.path)  # makes a network file system look again
+        os.listdir(folder)  # makes a network file system look again
         time.sleep(0.5)
     try:
         return read(path, spec)

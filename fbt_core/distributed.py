@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from fbt_core.errors import UserError
 from fbt_core.spec import ExecutionSettings
 from fbt_core.torchrun import TORCHRUN
+
+Result = TypeVar("Result")
 
 
 def world_size() -> int:
@@ -255,11 +258,6 @@ class Vote:
         work.wait()
         return int(ballot)
 
-    def wait(self) -> None:
-        """Wait until every process is here."""
-        if self.group is not None:
-            dist.barrier(self.group)
-
     def from_first(self, value: Any) -> Any:
         """What the first process has, on all of them."""
         if self.group is None:
@@ -267,6 +265,26 @@ class Vote:
         values = [value]
         dist.broadcast_object_list(values, src=0, group=self.group)
         return values[0]
+
+    def together(self, act: Callable[[], Result]) -> Result | None:
+        """What `act` gives on this process; a UserError that any process meets in it is raised on all.
+
+        It is met after the last exchange that `act` takes part in, or by all of them.
+        """
+        if self.group is None:
+            return act()
+        result, met = None, None
+        try:
+            result = act()
+        except UserError as error:
+            met = error
+        errors: list[str | None] = [None] * world_size()
+        dist.all_gather_object(errors, None if met is None else str(met), group=self.group)
+        if met is not None:
+            raise met
+        if reasons := [reason for reason in errors if reason is not None]:
+            raise UserError(reasons[0])
+        return result
 
     def check_equal(self, module: nn.Module, what: str) -> None:
         """Raise UserError unless parameters and buffers are the same on all processes, to the last bit."""

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
+from functools import partial
 from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fbt_core import checkpoint, distributed, running_statistics
+from fbt_core import checkpoint, running_statistics
 from fbt_core.batch_division import wrap
 from fbt_core.distributed import Group, Vote
-from fbt_core.errors import CheckpointError, NonFiniteLoss
+from fbt_core.errors import CheckpointError
 from fbt_core.loss_log import LossLog
 from fbt_core.methods.base import Batch, Method
 from fbt_core.normalisation import set_normalisation_batch
@@ -23,10 +23,11 @@ from fbt_core.optimisation import Optimisation
 from fbt_core.provenance import now
 from fbt_core.report import Report, gpus_counted
 from fbt_core.run_folder import RunFolder
+from fbt_core.scoring import Score, count_correct
 from fbt_core.spec import ExecutionSettings, RunSpec
 from fbt_core.staged.base import StagedOutput
 from fbt_core.state import State
-from fbt_core.stream import Stream, TestImages
+from fbt_core.stream import TestImages
 from fbt_core.teacher import Teacher
 from fbt_core.weights import state_sha256
 
@@ -55,16 +56,39 @@ class Learner:
         self.optimisation = Optimisation(self.trainable, spec.recipe, steps, group.device)
         self.forward: Callable[..., dict[str, Any]] = wrap(method, settings, group)
 
-        self.state, self.gpus = State(), gpus_counted(group)
+        self.state, self.gpus, self.together = State(), gpus_counted(group), 1
         self.report = Report(spec, settings, group, folder, steps)
         self.saved, self.checkpoint_asked = time.monotonic(), False
         self.writer = checkpoint.Writer()
+        self._saved_at: tuple[int, int] | None = None
         self._results: list[dict[str, Any]] = []
+        self.scores: dict[str, Score] = {}
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """The epoch and the step that the run stands before, both from 0."""
+        return self.state.epoch, self.state.step
+
+    def join(self, pack: Collection[str]) -> None:
+        """Begin, together with the runs of these ids (its own among them): from here on time counts."""
+        self.state.pack = sorted({*self.state.pack, *pack} - {self.spec.id})
+        self.state.too_large = sorted({*self.state.too_large, *self.folder.too_large})
+        self.state.clock, self.together = time.monotonic(), len(pack)
+
+    def share(self, together: int) -> None:
+        """From now on so many runs share the GPUs: the time until now is counted as before."""
+        self.count_time(training=False)
+        self.together = together
+
+    def count_time(self, training: bool = True) -> None:
+        """Count the time since the last call, on this run's share of the GPUs."""
+        self.state.count_time(self.gpus / self.together, training)
 
     # -- learning ------------------------------------------------------------------------------------------
 
     def start_epoch(self) -> None:
-        """Training mode, and the ramps of the method at the present epoch."""
+        """Training mode, and the ramps of the method at the present epoch; waiting is no training."""
+        self.count_time(training=False)
         self.method.train()
         self.method.start_epoch(self.state.epoch)
         self.report.start_epoch(self.state)
@@ -81,7 +105,8 @@ class Learner:
 
     def update(self) -> None:
         """One update of the weights from the gradients of all parts."""
-        self.writer.check()
+        if self.group.world == 1:  # else the first process alone would leave: the next save says it to all
+            self.writer.check()
         self.state.losses.add(self._results)
         self._results = []
         self.state.step += 1
@@ -90,7 +115,7 @@ class Learner:
         self.method.update_ema(step=self.state.updates)
         if self.state.step % self.settings.log_steps == 0:
             self.read_losses()
-        self.state.count_time(self.gpus)
+        self.count_time()
         self.report.progress(self.state)
 
     def read_losses(self) -> None:
@@ -100,57 +125,50 @@ class Learner:
 
     # -- the end of an epoch -------------------------------------------------------------------------------
 
-    def finish_epoch(self, stream: Stream, teacher: Teacher | None, between: Callable[[], None]) -> None:
-        """Evaluate if it is due, note the epoch, move the schedule, stand at the next epoch's first step."""
+    def start_evaluation(self, teacher: Teacher | None) -> None:
+        """The networks to score at this epoch's end, before the test images come; none if none is due."""
         self.read_losses()
-        self.state.count_time(self.gpus)
+        self.count_time()
         running_statistics.average(self.with_statistics)
-        score = ema = fused = None
-        due = self.spec.recipe.evaluates(self.state.epoch + 1)
-        if due:
-            score = self.evaluate(self.method.get_eval_model(), stream.tests, between)
-        if due and self.method.has_ema():
-            ema = self.evaluate(self.method.get_eval_model(ema=True), stream.tests, between)
-        if due and teacher is not None and self.method.has_fused_model:
-            fused = self.evaluate(FusedView(self.method, teacher), stream.tests, between)
-        self.note_epoch(score, ema, fused)
-        self.state.epoch, self.state.step = self.state.epoch + 1, 0
-        self.optimisation.schedule.step(self.state.epoch)
-        self.state.losses = LossLog(self.state.losses.latest)
+        networks: dict[str, nn.Module] = {}
+        if self.spec.recipe.evaluates(self.state.epoch + 1):
+            networks["student"] = self.method.get_eval_model()
+            if self.method.has_ema():
+                networks["ema"] = self.method.get_eval_model(ema=True)
+            if teacher is not None and self.method.has_fused_model:
+                networks["fused"] = FusedView(self.method, teacher)
+        self.scores = {name: Score(network, self.group.device) for name, network in networks.items()}
+
+    @torch.no_grad()
+    def count_batch(self, images: Tensor, labels: Tensor) -> None:
+        """Count one test batch for each of them."""
+        for score in self.scores.values():
+            score.add(*self.count_test_batch(score.network, images, labels))
 
     @torch.no_grad()
     def evaluate(self, network: nn.Module, tests: TestImages, between: Callable[[], None]) -> dict[str, Any]:
-        """Top-1 and top-5 (percent) and cross-entropy on the test split, every image counted once.
-
-        With them, as `predicted`, the class that each test image got, in the order of the split.
-        `between` is called after each batch: there the processes vote, also one whose share has ended.
-        """
-        network.eval()
-        sums = torch.zeros(4, dtype=torch.float64, device=self.group.device)
-        predicted: list[Tensor] = []
+        """The score of one more network, on test images of its own; `between` is called after each batch."""
+        score = Score(network, self.group.device)
         for _, batch in zip_longest(range(tests.rounds), tests):
             if batch is not None:
-                counts, classes = self.count_test_batch(network, *batch)
-                sums += counts
-                predicted.append(classes)
+                score.add(*self.count_test_batch(network, *batch))
             between()
-        first, fifth, loss, images = distributed.total(sums).tolist()
-        if not math.isfinite(loss):  # before such a number reaches the history or a checkpoint
-            what = f"the loss on the test images is not finite ({loss}), epoch {self.state.epoch + 1}"
-            raise NonFiniteLoss(what, self.spec.id)
-        mine = torch.cat(predicted) if predicted else sums.new_zeros(0, dtype=torch.int32)
-        return {
-            "top1": 100 * first / images,
-            "top5": 100 * fifth / images,
-            "loss": loss / images,
-            "predicted": distributed.interleave(mine, self.spec.dataset.test_images),
-        }
+        return score.read(self.spec, self.state.epoch + 1)
 
     def count_test_batch(self, network: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """What `count_correct` says of one test batch, and the predicted class of each image."""
         with self.optimisation.autocast():
             logits = network(images)
         return count_correct(logits.float(), labels), logits.argmax(1).to(torch.int32)
+
+    def finish_epoch(self) -> None:
+        """Note the epoch with its scores, move the schedule, stand at the next epoch's first step."""
+        read = {name: score.read(self.spec, self.state.epoch + 1) for name, score in self.scores.items()}
+        self.scores = {}
+        self.note_epoch(read.get("student"), read.get("ema"), read.get("fused"))
+        self.state.epoch, self.state.step = self.state.epoch + 1, 0
+        self.optimisation.schedule.step(self.state.epoch)
+        self.state.losses = LossLog(self.state.losses.latest)
 
     def note_epoch(
         self, score: dict[str, Any] | None, ema: dict[str, Any] | None, fused: dict[str, Any] | None
@@ -163,7 +181,7 @@ class Learner:
         state.epoch_seconds = 0.0
         if score is not None:
             self.keep_best(score, ema)
-        state.count_time(self.gpus, training=False)
+        self.count_time(training=False)
         self.report.end_epoch(line)
         self.report.progress(state, force=True)
 
@@ -206,9 +224,17 @@ class Learner:
         return self.state.epoch == self.spec.recipe.epochs
 
     def save(self, finish: bool) -> None:
-        """Write a checkpoint (rank 0 does) if losses and weights are finite; `finish`: wait for the file."""
+        """Write a checkpoint (rank 0 does) if losses and weights are finite; `finish`: wait for the file.
+
+        A run that stands where its last checkpoint does writes none.
+        """
+        self.saved, self.checkpoint_asked = time.monotonic(), False
+        if self._saved_at == self.position:
+            if finish:
+                self.writer.finish()
+            return
         self.read_losses()
-        self.state.count_time(self.gpus)
+        self.count_time()
         content = self.state_dict()
         where = f"{self.spec.id}, epoch {self.state.epoch + 1}"
         checkpoint.check_finite(content, where, self.state.step)
@@ -216,22 +242,26 @@ class Learner:
             self.writer.start(self.folder.path, self.spec, content)
         if finish:
             self.writer.finish()
-        self.saved, self.checkpoint_asked = time.monotonic(), False
+        self.saved, self._saved_at = time.monotonic(), self.position
 
     def resume(self, vote: Vote) -> None:
         """Continue from the newest good checkpoint, if there is one; then all processes hold the same."""
         content = checkpoint.newest(self.folder, self.spec, self.group, vote)
         if content is not None:
             self.load_state_dict(content)
-            self.check_teacher(content.get("origin") or {})
+            vote.together(partial(self.check_teacher, content.get("origin") or {}))
+            self._saved_at = self.position
             self.state.resumed_at.append(now())
             self.folder.note(f"resumed at epoch {self.state.epoch + 1}, step {self.state.step}")
-            self.folder.write_history(self.state.history)
         vote.check_equal(self.trainable, what="weights")
         if content is not None:
             # The running statistics alone differ: each process continues with those of its own images.
             running_statistics.take(self.with_statistics, content["statistics"], self.group)
-        self.state.clock = time.monotonic()
+            vote.together(self.write_history)
+
+    def write_history(self) -> None:
+        """One line for each epoch so far, in the run's folder."""
+        self.folder.write_history(self.state.history)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue exactly."""
@@ -284,7 +314,7 @@ class FusedView(nn.Module):
         self.method, self.teacher = method, teacher
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.method.fused_logits(images, self.teacher.observe(images))
+        return self.method.fused_logits(images, self.teacher.observe_for([self.method.teacher], images)[0])
 
 
 def digest_of_weights(method: Method) -> dict[str, str | None]:
@@ -296,10 +326,3 @@ def digest_of_weights(method: Method) -> dict[str, str | None]:
         "initial_weights_sha256": state_sha256(method.student.network),
         "teacher_weights_sha256": state_sha256(method.teacher.network) if method.teacher else None,
     }
-
-
-def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """Images right at first, images right among five, sum of cross-entropies, number of images."""
-    top = logits.topk(min(5, logits.shape[1])).indices == labels.unsqueeze(1)
-    loss = nn.functional.cross_entropy(logits, labels, reduction="sum").double()
-    return torch.stack([top[:, 0].sum().double(), top.sum().double(), loss, loss.new_tensor(len(labels))])

@@ -146,6 +146,8 @@ def _train(
         learner.resume(vote)
         teacher = Teacher.of(spec, network)
         train_to_the_end([learner], stream, teacher, stream.test_labels(), vote, StopRequest())
+    if folder.error:
+        raise folder.error
 
 
 class EpochLearner(Learner):

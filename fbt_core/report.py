@@ -145,6 +145,8 @@ class Report:
             "device_name": device_name(self.group.device),
             "gpus": self.group.gpus,
             "gpu_hours": round(state.gpu_seconds / 3600, 4),
+            "pack": state.pack,
+            "pack_too_large": state.too_large,
             "world_size": self.group.world,
             "threads": torch.get_num_threads(),
             "workers": self.settings.workers,

@@ -1,6 +1,10 @@
-"""One run: a spec in, metrics.json and weights.safetensors out.
+"""One run: a spec in, metrics.json and weights.safetensors out. Several specs: a pack, trained together.
 
     python -m fbt_core.run --spec JSON --settings JSON --runs results/smoke/runs
+    python -m fbt_core.run --spec JSON --spec JSON ... --settings JSON --runs results/smoke/runs --pack MARKER
+
+The runs of a pack share a stream of batches and a teacher's passes. With --pack their results wait in
+`runs/<run id>/ready/` for `python -m fbt_core.publish`, and the file MARKER says how each of them ended.
 
 Exit codes: 0 done, 1 an error the user can fix, 75 interrupted, state saved (run it again to continue).
 """
@@ -9,37 +13,57 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
 from fbt_core import distributed
 from fbt_core.errors import Interrupted, UserError
 from fbt_core.files import make_folder
+from fbt_core.packs import Ending, check_together, write_marker
 from fbt_core.spec import ExecutionSettings, RunSpec, check_frozen, parse_spec
 from fbt_core.train import StopRequest, train
 
 
-def read_arguments(arguments: list[str] | None) -> tuple[RunSpec, ExecutionSettings, Path]:
+class Command(NamedTuple):
+    """What to train, and how."""
+
+    specs: list[RunSpec]
+    settings: ExecutionSettings
+    runs: Path
+    marker: Path | None
+
+
+def read_arguments(arguments: list[str] | None) -> Command:
     """The command line, checked; every fault of a JSON text in one line."""
     parser = argparse.ArgumentParser(prog="python -m fbt_core.run", description=__doc__.splitlines()[0])
-    parser.add_argument("--spec", required=True, help="a RunSpec as JSON, or a file that holds one")
+    parser.add_argument(
+        "--spec",
+        required=True,
+        action="append",
+        help="a RunSpec as JSON, or a file that holds one; repeatable",
+    )
     parser.add_argument(
         "--settings", default="{}", help="ExecutionSettings as JSON, or a file that holds them"
     )
     parser.add_argument(
         "--runs", type=Path, required=True, help="the folder of all runs, e.g. results/smoke/runs"
     )
+    parser.add_argument("--pack", type=Path, metavar="MARKER", help="leave the results to be published")
     chosen = parser.parse_args(arguments)
     try:
-        spec = parse_spec(_text(chosen.spec))
+        specs = [parse_spec(_text(value)) for value in chosen.spec]
         settings = ExecutionSettings.model_validate_json(_text(chosen.settings))
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, fault['loc'])) or 'JSON'}: {fault['msg']}" for fault in error.errors()]
         raise UserError(", ".join(faults), where=error.title) from None
-    if not chosen.spec.lstrip().startswith("{"):
-        check_frozen(spec, Path(chosen.spec))
-    return spec, settings, chosen.runs
+    for spec, value in zip(specs, chosen.spec, strict=True):
+        if not value.lstrip().startswith("{"):
+            check_frozen(spec, Path(value))
+    check_together(specs)
+    return Command(specs, settings, chosen.runs, chosen.pack)
 
 
 def _text(value: str) -> str:
@@ -51,14 +75,27 @@ def _text(value: str) -> str:
         raise UserError(f"cannot be read: {error.strerror}", where=value[:200]) from None
 
 
+def report(endings: Mapping[str, Ending], marker: Path | None) -> int:
+    """Write the pack's marker; without one, print the errors of the runs that failed. The exit code."""
+    if marker is not None:
+        if distributed.rank() == 0:
+            write_marker(marker, endings)
+        return 0
+    errors = [(run, ending.error) for run, ending in endings.items() if ending.error]
+    for run, error in errors if distributed.rank() == 0 else []:
+        print(f"error: {run}: {error}" if len(endings) > 1 else f"error: {error}", file=sys.stderr)
+    return UserError.exit_code if errors else 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     stop = StopRequest()
     try:
         with stop.listening():
             distributed.PEERS.meet()
-            spec, settings, runs = read_arguments(arguments)
+            specs, settings, runs, marker = read_arguments(arguments)
             make_folder(runs)
-            train([spec], settings, runs, stop)
+            endings = train(specs, settings, runs, stop, to_publish=marker is not None)
+        return report(endings, marker)
     except Interrupted as error:
         if distributed.rank() == 0:
             print(f"interrupted: {error}", file=sys.stderr)
@@ -72,7 +109,6 @@ def main(arguments: list[str] | None = None) -> int:
         return UserError.exit_code
     finally:
         distributed.stop()
-    return 0
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fbt_core.errors import Interrupted, UserError
 from fbt_core.files import make_folder, remove_leftovers, write_bytes, write_json
+from fbt_core.packs import Ending
 from fbt_core.provenance import now
 from fbt_core.run_files import (
     HISTORY_FILE,
@@ -26,6 +27,7 @@ from fbt_core.run_files import (
     METRICS_FILE,
     PREDICTIONS_FILE,
     PROGRESS_FILE,
+    READY_FOLDER,
     SPEC_FILE,
     WEIGHTS_FILE,
     read_json,
@@ -37,10 +39,19 @@ PROGRESS_SECONDS = 2.0
 
 
 class RunFolder:
-    """`runs/<run id>`. With `writes` False (every process but the first) nothing is written."""
+    """`runs/<run id>`. With `writes` False (every process but the first) nothing is written.
 
-    def __init__(self, runs: Path, spec: RunSpec, writes: bool = True) -> None:
+    With `to_publish` the results are left in `ready/`, from where fbt_core.publish takes them. `error` says
+    what ended the run before its end; `label` stands before its lines on the terminal.
+    """
+
+    def __init__(
+        self, runs: Path, spec: RunSpec, writes: bool = True, to_publish: bool = False, label: str = ""
+    ) -> None:
         self.path, self.spec, self.writes = runs / spec.id, spec, writes
+        self.to_publish, self.label = to_publish, label
+        self.error: UserError | None = None
+        self.too_large: list[int] = []  # packs with this run that the memory did not hold
         self.opened = False
         self._progress_written = 0.0
         self._lock: Any = None
@@ -53,8 +64,10 @@ class RunFolder:
 
     def _prepare(self) -> None:
         make_folder(self.path)
-        self._take_lock()
+        if self._lock is None:  # a run that waited for the first half of its pack holds it
+            self._take_lock()
         remove_leftovers(self.path)
+        remove_leftovers(self.path / READY_FOLDER)
         write_json(self.path / SPEC_FILE, self.spec.model_dump(mode="json"))
 
     def _take_lock(self) -> None:
@@ -68,17 +81,47 @@ class RunFolder:
         except OSError as error:  # no locks here; a folder that cannot be written is reported below
             self.note(f"no lock: {error}")
 
+    @contextlib.contextmanager
+    def ends_alone(self, alone: bool = True) -> Iterator[None]:
+        """A user's error inside ends this run and no other (with `alone` False: it goes on to the caller)."""
+        try:
+            yield
+        except UserError as error:
+            if not alone:
+                raise
+            self.error = error
+            self.close(error)
+            if self.label and self.writes:
+                print(f"{self.label}{error}; the other runs go on", file=sys.stderr, flush=True)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is left to do: the run failed, or its results are there."""
+        return self.error is not None or self.complete or self.ready
+
+    @property
+    def ending(self) -> Ending:
+        """How the run ended."""
+        if self.error is not None:
+            return Ending("failed", str(self.error))
+        return Ending("complete" if self.complete else "ready")
+
     @property
     def complete(self) -> bool:
         """Whether both results are there: nothing is left to do."""
-        return (self.path / METRICS_FILE).exists() and (self.path / WEIGHTS_FILE).exists()
+        return _are_in(self.path)
+
+    @property
+    def ready(self) -> bool:
+        """Whether a pack left both results to be published."""
+        return _are_in(self.path / READY_FOLDER)
 
     def note(self, text: str, terminal: bool = True) -> None:
         """One line to the terminal and to log.txt; a full disk does not stop it."""
         if not self.writes:
             return
         if terminal:
-            print(text, file=sys.stderr, flush=True)
+            print(self.label + text, file=sys.stderr, flush=True)
         with contextlib.suppress(OSError), (self.path / LOG_FILE).open("a") as file:
             file.write(f"{now()} {text}\n")
 
@@ -93,7 +136,9 @@ class RunFolder:
         if not self.writes or (not force and time.monotonic() - self._progress_written < PROGRESS_SECONDS):
             return
         self._progress_written = time.monotonic()
-        write_json(self.path / PROGRESS_FILE, {**content, "updated": now(), "pid": os.getpid()})
+        # It only informs: what a full disk costs the run, the next checkpoint reports.
+        with contextlib.suppress(UserError):
+            write_json(self.path / PROGRESS_FILE, {**content, "updated": now(), "pid": os.getpid()})
 
     def change_progress(self, state: str, error: str | None = None) -> None:
         """Mark the run as interrupted or failed; never raises, it is called on the way out."""
@@ -101,14 +146,16 @@ class RunFolder:
             content = read_json(self.path / PROGRESS_FILE) or {}
             self.write_progress({**content, "state": state, "error": error}, force=True)
 
-    def close(self, error: Exception) -> None:
-        """Note why the run ends before its end; the process that met the error writes, whichever it is."""
-        if not self.opened:  # nothing was begun, or the folder is another process's
-            return
-        self.writes = True
-        self.change_progress("interrupted" if isinstance(error, Interrupted) else "failed", str(error))
-        if isinstance(error, UserError | Interrupted):
-            self.note(str(error), terminal=False)
+    def close(self, error: Exception | None = None) -> None:
+        """Let others take the folder; if the run ends before its end, note why."""
+        if self.opened and error is not None:  # else nothing was begun, or the folder is another process's
+            self.change_progress("interrupted" if isinstance(error, Interrupted) else "failed", str(error))
+            if isinstance(error, UserError | Interrupted):
+                self.note(str(error), terminal=False)
+        self.opened = False
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def publish_predictions(self, classes: Mapping[str, Tensor]) -> None:
         """Write the predicted class of every test image (best, last and EMA's epoch) and the labels.
@@ -126,10 +173,16 @@ class RunFolder:
         write_bytes(self.path / PREDICTIONS_FILE, content.getvalue())
 
     def publish(self, weights: Mapping[str, Tensor], metrics: Mapping[str, Any]) -> None:
-        """Write the declared results: weights first, metrics last, each by renaming."""
+        """Write the results: weights first, metrics last, each by renaming."""
         if not self.writes:
             return
+        folder = self.path / READY_FOLDER if self.to_publish else self.path
+        make_folder(folder)
         content = serialise(weights)
-        write_bytes(self.path / WEIGHTS_FILE, content)
+        write_bytes(folder / WEIGHTS_FILE, content)
         digest = hashlib.sha256(content).hexdigest()
-        write_json(self.path / METRICS_FILE, {**metrics, "weights_sha256": digest})
+        write_json(folder / METRICS_FILE, {**metrics, "weights_sha256": digest})
+
+
+def _are_in(folder: Path) -> bool:
+    return (folder / METRICS_FILE).exists() and (folder / WEIGHTS_FILE).exists()

@@ -20,7 +20,8 @@ class State:
 
     `epoch`: epochs finished; `step`: steps of the present epoch; `updates`: optimiser updates in all;
     `predictions`: the class of each test image at the last epoch, the best one and the EMA's best;
-    `teacher_top1`: the teacher's own, in percent, measured before the first step.
+    `teacher_top1`: the teacher's own, in percent, measured before the first step; `pack`: the runs it shared
+    the stream with; `too_large`: how many runs the memory did not hold together.
     """
 
     epoch: int = 0
@@ -38,11 +39,16 @@ class State:
     training_seconds: float = 0.0
     epoch_seconds: float = 0.0
     gpu_seconds: float = 0.0
+    pack: list[str] = field(default_factory=list)
+    too_large: list[int] = field(default_factory=list)
     losses: LossLog = field(default_factory=LossLog)
     clock: float = field(default_factory=time.monotonic)
 
-    def count_time(self, gpus: int, training: bool = True) -> None:
-        """Add the seconds since the last call to the run's total, and to the epoch's if it was training."""
+    def count_time(self, gpus: float, training: bool = True) -> None:
+        """Add the seconds since the last call to the run's total, and to the epoch's if it was training.
+
+        `gpus` are the run's share of the GPUs.
+        """
         # The wall clock may be set while a run trains; this one only goes forward.
         before, self.clock = self.clock, time.monotonic()
         self.seconds += self.clock - before

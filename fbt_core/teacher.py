@@ -1,6 +1,12 @@
-"""The frozen teacher: it looks at each batch once, for every student that learns from it."""
+"""The frozen teacher: it looks at each batch once, for every student that learns from it.
+
+A method holds a view of it (StagedModel.view): parameters shared, all else its own. What it differentiates
+through or changes is the view; what it learns from is the one pass that all of them see.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,8 +22,7 @@ Normalisation = tuple[tuple[float, float, float], tuple[float, float, float]]
 class Teacher:
     """What the training loop asks of a teacher: its features and logits for a batch, without graph.
 
-    A batch comes in the student's normalisation (`batches`), the teacher sees it in `its_own`. Methods that
-    differentiate through the teacher or run parts of it again hold the same network.
+    A batch comes in the student's normalisation (`batches`), the teacher sees it in `its_own`.
     """
 
     def __init__(
@@ -46,6 +51,21 @@ class Teacher:
     def observe(self, images: Tensor) -> StagedOutput:
         """Features and logits for images (B, 3, H, W) in the student's normalisation."""
         return self.network.features(self.normalise(images))
+
+    def serve(self, views: Sequence[StagedModel | None]) -> None:
+        """Observe from now on also what these views were asked to keep."""
+        for view in views:
+            if view is not None:
+                self.network.keep_for(view)
+
+    @torch.no_grad()
+    def observe_for(self, views: Sequence[StagedModel | None], images: Tensor) -> list[StagedOutput | None]:
+        """What each view's own pass would give for the images, from one pass; None for a run without."""
+        splits = {view.split for view in views if view is not None}
+        if not splits:
+            return [None] * len(views)
+        outputs = self.network.features_by_split(self.normalise(images), splits)
+        return [None if view is None else outputs[view.split] for view in views]
 
     def normalise(self, images: Tensor) -> Tensor:
         """The images in the teacher's normalisation; those of the batch stay as they are."""

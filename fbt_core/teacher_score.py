@@ -23,7 +23,8 @@ def note_teacher(
     The teacher sees the images in its own crop and normalisation, whatever its students' batches have.
     `between` is called after each batch, as in `Learner.evaluate`.
     """
-    waiting = [learner for learner in learners if learner.state.teacher_top1 is None]
+    taught = [learner for learner in learners if learner.spec.teacher is not None]
+    waiting = [learner for learner in taught if learner.state.teacher_top1 is None]
     if network is None or not waiting:
         return
     first = waiting[0]

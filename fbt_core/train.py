@@ -8,13 +8,17 @@ of one.
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from itertools import zip_longest
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fbt_core import distributed
 from fbt_core.batch_division import check_accumulation, check_batch
@@ -29,6 +33,8 @@ from fbt_core.learner import Learner
 from fbt_core.methods.base import Context, Method
 from fbt_core.methods.registry import build_method
 from fbt_core.optimisation import autocast
+from fbt_core.packs import Ending
+from fbt_core.publish import publish
 from fbt_core.run_folder import RunFolder
 from fbt_core.spec import ExecutionSettings, NetworkSpec, RunSpec
 from fbt_core.staged import StagedModel, build_network, stage
@@ -38,78 +44,148 @@ from fbt_core.teacher_score import note_teacher
 from fbt_core.weights import WeightSources, load_weights
 
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+Module = TypeVar("Module", bound=nn.Module)
 BUILD = 0  # the stream of random numbers that initial weights come from
 
 
-def train(specs: Sequence[RunSpec], settings: ExecutionSettings, runs: Path, stop: StopRequest) -> None:
-    """Train runs to their end, or to where a signal stops them; a complete run is left alone."""
+def train(
+    specs: Sequence[RunSpec],
+    settings: ExecutionSettings,
+    runs: Path,
+    stop: StopRequest,
+    to_publish: bool = False,
+) -> dict[str, Ending]:
+    """Train runs to their end, or to where a signal stops them; how each ended, by run id.
+
+    A complete run is left alone. What goes wrong for one run ends that run alone; an error of what all share
+    ends all, and is raised. With `to_publish` results are left for fbt_core.publish.
+    """
     # torchrun may have started several processes: together they are one training, and the first writes.
     group = distributed.start(settings)
-    folders = [RunFolder(runs, spec, writes=group.first) for spec in specs]
+    labels = [f"{spec.id}: " if len(specs) > 1 else "" for spec in specs]
+    folders = [
+        RunFolder(runs, spec, group.first, to_publish, label)
+        for spec, label in zip(specs, labels, strict=True)
+    ]
     with explaining_loaders(), reporting_errors(folders, group):
-        # Every refusal that needs no network comes before the minutes that building one takes.
-        for spec in specs:
-            check_batch(spec.recipe, group, settings.gradient_accumulation)
+        # All runs at once; halves of them, one after the other, if the memory does not hold them together.
+        packs = [folders]
+        while packs:
+            packs[:1] = train_or_divide(packs[0], settings, runs, group, stop)
+    return {folder.spec.id: folder.ending for folder in folders}
 
-        # One stream of batches: they follow from seed, epoch and step alone.
-        splits = load_splits(specs[0].dataset, settings.data_roots)
-        stream = Stream(specs[0], settings, splits, group)
 
-        # One teacher: it is frozen, and observes each batch once, whoever learns from it.
-        network = make_teacher(specs[0], settings, runs)
+def train_or_divide(
+    folders: list[RunFolder], settings: ExecutionSettings, runs: Path, group: Group, stop: StopRequest
+) -> list[list[RunFolder]]:
+    """Train these runs together; if the memory does not hold them, the halves to train instead."""
+    try:
+        train_together(folders, settings, runs, group, stop)
+        return []
+    except torch.OutOfMemoryError as error:
+        # One process may run out of memory while others wait for it in an exchange: there it ends all.
+        if group.world > 1:
+            raise
+        full = distributed.explain(error)
+    gc.collect()
+    torch.cuda.empty_cache()
+    going = [folder for folder in folders if not folder.ended]
+    if len(going) == 1:
+        with going[0].ends_alone():
+            raise full
+        return []
+    first, second = going[: (len(going) + 1) // 2], going[(len(going) + 1) // 2 :]
+    going[0].note(f"the memory does not hold {len(going)} runs: {len(first)} go on, then {len(second)}")
+    for folder in going:
+        folder.too_large.append(len(going))
+    return [first, second]
 
-        # One learner a run: student, method, optimiser, state and folder.
-        vote = Vote()
-        learners = []
-        for spec, folder in zip(specs, folders, strict=True):
-            method = to_device(make_method(spec, settings, runs, splits[0], network), settings, group)
-            check_accumulation(method, spec.recipe, settings.gradient_accumulation)
-            if open_folder(folder, splits[0], vote):
-                learners.append(Learner(spec, settings, group, method, folder))
-        teacher = Teacher.of(specs[0], network)
 
-        # A run that was interrupted goes on where it was: same weights, same batches, same draws.
-        for learner in learners:
-            learner.resume(vote)
-        note_teacher(learners, network, splits[1], lambda: stop_if_voted(learners, vote, stop))
+def train_together(
+    folders: Sequence[RunFolder], settings: ExecutionSettings, runs: Path, group: Group, stop: StopRequest
+) -> None:
+    """Train runs on one stream of batches with one teacher: the whole procedure."""
+    vote = Vote()
+    folders = leave_out_complete(folders, vote)
+    if not folders:
+        return
 
-        train_to_the_end(learners, stream, teacher, splits[1].labels, vote, stop)
+    # Every refusal that needs no network comes before the minutes that building one takes.
+    specs = [folder.spec for folder in folders]
+    check_batch(specs[0].recipe, group, settings.gradient_accumulation)
+
+    # One stream of batches: they follow from seed, epoch and step alone.
+    splits = load_splits(specs[0].dataset, settings.data_roots)
+    stream = Stream(specs[0], settings, splits, group)
+
+    # One teacher: it is frozen, and observes each batch once, whoever learns from it.
+    taught = next((spec for spec in specs if spec.teacher), specs[0])
+    network = make_teacher(taught, settings, runs)
+
+    # One learner a run: student, method with a view of the teacher, optimiser, state and folder. A run that
+    # was interrupted goes on where it was: same weights, same batches, same draws.
+    learners = make_learners(folders, settings, runs, splits[0], network, group, vote)
+    teacher = Teacher.of(taught, network)
+    if teacher:
+        teacher.serve([learner.method.teacher for learner in learners])
+    note_teacher(learners, network, splits[1], lambda: stop_if_voted(learners, vote, stop))
+
+    train_to_the_end(learners, stream, teacher, splits[1].labels, vote, stop)
 
 
 def train_to_the_end(
-    learners: Sequence[Learner],
+    learners: list[Learner],
     stream: Stream,
     teacher: Teacher | None,
     test_labels: Tensor,
     vote: Vote,
     stop: StopRequest,
 ) -> None:
-    """Train learners that stand where they were left, and publish them."""
-    # Epochs of steps. After each step and each epoch the processes agree whether to save or to stop.
-    while learners and not learners[0].finished:
-        train_epoch(learners, stream, teacher, vote, stop)
-        for learner in learners:
-            learner.finish_epoch(stream, teacher, between=lambda: stop_if_voted(learners, vote, stop))
-        if vote.from_first(any(learner.finished or learner.checkpoint_due for learner in learners)):
-            save(learners, vote, finish=learners[0].finished)
-        for learner in learners:
-            learner.folder.write_history(learner.state.history)
-        act_on(learners, vote.ask(wanted(learners, stop)), vote)
+    """Train learners that stand where they were left, and publish them; each that ends leaves the list."""
+    # Epochs of steps, from where the run stands that is furthest behind; those ahead wait. After each step
+    # and each epoch the processes agree whether to save or to stop. A result that exists is complete.
+    publish_finished(learners, test_labels, vote)
+    while learners:
+        position = min(learner.position for learner in learners)
+        train_epoch(learners, stream, teacher, position, vote, stop)
+        finish_epoch(learners, stream, teacher, position[0], vote, stop)
+        publish_finished(learners, test_labels, vote)
 
-    # A result that exists is complete: metrics come last.
-    for learner in learners:
-        learner.publish(test_labels)
+
+def leave_out_complete(folders: Sequence[RunFolder], vote: Vote) -> list[RunFolder]:
+    """The runs that are not complete, which the first process decides for all."""
+    going = []
+    complete = vote.from_first([folder.complete or folder.ready for folder in folders])
+    for folder, is_complete in zip(folders, complete, strict=True):
+        if not is_complete:
+            going.append(folder)
+            continue
+        folder.note(f"{folder.spec.id} is complete; delete its folder to train it again")
+        if folder.writes and folder.ready and not folder.complete and not folder.to_publish:
+            with folder.ends_alone():
+                publish(folder.path)
+    return going
 
 
 def train_epoch(
-    learners: Sequence[Learner], stream: Stream, teacher: Teacher | None, vote: Vote, stop: StopRequest
+    learners: list[Learner],
+    stream: Stream,
+    teacher: Teacher | None,
+    position: tuple[int, int],
+    vote: Vote,
+    stop: StopRequest,
 ) -> None:
-    """The remaining steps of the present epoch."""
-    state = learners[0].state
+    """The steps of an epoch from a position on; a run that fails leaves."""
+    epoch, first_step = position
     for learner in learners:
-        learner.start_epoch()
-    for key, raw in stream.training(state.epoch, state.step):
-        train_step(learners, stream, teacher, key, raw)
+        if learner.state.epoch == epoch:
+            learner.start_epoch()
+    for key, raw in stream.training(epoch, first_step):
+        present = [learner for learner in learners if learner.position == (key.epoch, key.step)]
+        if not present:  # those that were behind have failed: the others are further on
+            return
+        train_step(present, stream, teacher, key, raw)
+        leave_out_ended(learners)
         act_on(learners, vote.ask(wanted(learners, stop)), vote)
 
 
@@ -118,37 +194,141 @@ def train_step(
 ) -> None:
     """One step: the teacher observes the batch, every run learns from it and updates its weights."""
     parts = stream.parts(key, raw)
+    views = [learner.method.teacher for learner in learners]
     # Each run draws what it would draw alone: its draws go on where those of the batch ended.
     several = len(learners) > 1
     draws = [random_state() if several else {}] * len(learners)
+    # Several processes exchange gradients in a step: an error that one of them meets there ends all.
+    alone = stream.group.world == 1
     for part in parts:
         with autocast(stream.spec.recipe, stream.group.device):
-            seen = teacher.observe(part.images) if teacher else None
+            seen = teacher.observe_for(views, part.images) if teacher else [None] * len(learners)
         for number, learner in enumerate(learners):
+            if learner.folder.error:
+                continue
             if several:
                 restore_random_state(draws[number])
-            learner.learn(part, seen)
+            with learner.folder.ends_alone(alone):
+                learner.learn(part, seen[number])
             if several:
                 draws[number] = random_state()
     for learner in learners:
-        learner.update()
+        if not learner.folder.error:
+            with learner.folder.ends_alone():
+                learner.update()
+
+
+def finish_epoch(
+    learners: list[Learner],
+    stream: Stream,
+    teacher: Teacher | None,
+    epoch: int,
+    vote: Vote,
+    stop: StopRequest,
+) -> None:
+    """Evaluate the runs that stand at the end of this epoch, note it, and save if it is time."""
+    ending = [learner for learner in learners if learner.position == (epoch, stream.order.steps)]
+    if not ending:
+        return
+    for learner in ending:
+        with learner.folder.ends_alone():
+            learner.start_evaluation(teacher)
+    tested = [learner for learner in ending if learner.scores]
+    # A process whose share of the test images has ended still votes.
+    for _, batch in zip_longest(range(stream.tests.rounds), stream.tests) if tested else []:
+        for learner in tested if batch is not None else []:
+            learner.count_batch(*batch)
+        stop_if_voted(learners, vote, stop)
+    for learner in ending:
+        if not learner.folder.error:
+            with learner.folder.ends_alone():
+                learner.finish_epoch()
+    leave_out_ended(learners)
+    if vote.from_first(any(learner.finished or learner.checkpoint_due for learner in learners)):
+        save(learners, vote, finish=any(learner.finished for learner in learners))
+    for learner in learners:
+        with learner.folder.ends_alone():
+            vote.together(learner.write_history)
+    leave_out_ended(learners)
+    act_on(learners, vote.ask(wanted(learners, stop)), vote)
+
+
+def publish_finished(learners: list[Learner], test_labels: Tensor, vote: Vote) -> None:
+    """Publish the runs whose last epoch is over; they leave."""
+    for learner in learners:
+        if learner.finished:
+            with learner.folder.ends_alone():
+                vote.together(partial(learner.publish, test_labels))
+                learner.folder.close()
+    leave_out_ended(learners)
+
+
+def leave_out_ended(learners: list[Learner]) -> None:
+    """Take out the runs that failed or were published; the others share the time from now on."""
+    going = [learner for learner in learners if learner.folder.opened]
+    if len(going) < len(learners):
+        for learner in going:
+            learner.share(len(going))
+        learners[:] = going
 
 
 # ---------------------------------------------------------------- building
 
 
 def make_teacher(spec: RunSpec, settings: ExecutionSettings, runs: Path) -> StagedModel | None:
-    """The teacher's network with its weights, in stages; None if the run has no teacher."""
-    return None if spec.teacher is None else make_network(spec.teacher, spec, settings, runs)
+    """The teacher's network with its weights, frozen, in stages; None if the run has no teacher."""
+    return None if spec.teacher is None else make_network(spec.teacher, spec, settings, runs).freeze()
+
+
+def make_learners(
+    folders: Sequence[RunFolder],
+    settings: ExecutionSettings,
+    runs: Path,
+    split: Split,
+    teacher: StagedModel | None,
+    group: Group,
+    vote: Vote,
+) -> list[Learner]:
+    """The runs in training, each where it was left; what stops one on a process stops it on all.
+
+    All networks are built in main memory, whatever they look at while they are, and then moved.
+    """
+    methods = {}
+    for folder in folders:
+        with folder.ends_alone():
+            vote.together(partial(open_folder, folder, split))
+            method = vote.together(partial(make_method, folder.spec, settings, runs, split, teacher))
+            check_accumulation(method, folder.spec.recipe, settings.gradient_accumulation)
+            methods[folder] = method
+    if teacher is not None:
+        to_device(teacher, settings, group)
+    learners = []
+    for folder, method in methods.items():
+        with folder.ends_alone():
+            to_device(method, settings, group)
+            learner = vote.together(partial(Learner, folder.spec, settings, group, method, folder))
+            learner.resume(vote)
+            learners.append(learner)
+    for learner in learners:
+        learner.join([other.spec.id for other in learners])
+    return learners
+
+
+def open_folder(folder: RunFolder, training_images: Split) -> None:
+    """Take a run's folder, and warn of a data set that looks broken."""
+    folder.open()
+    if folder.writes and (problem := blank_images(training_images)):
+        folder.note(f"warning: {folder.spec.dataset.name}, training images: {problem}")
 
 
 def make_method(
     spec: RunSpec, settings: ExecutionSettings, runs: Path, split: Split, teacher: StagedModel | None
 ) -> Method:
-    """Student and method around a teacher; their random weights follow from the run's seed."""
+    """Student and method around a view of a teacher; their random weights follow from the run's seed."""
     student = make_network(spec.student, spec, settings, runs, in_training=True)
+    view = None if teacher is None else teacher.view(split_of_blocks(spec))
     seed_everything(spec.seed, BUILD, 1)
-    return build_method(spec.method, student, teacher, Context.of(spec, split.labels))
+    return build_method(spec.method, student, view, Context.of(spec, split.labels))
 
 
 def make_network(
@@ -158,24 +338,18 @@ def make_network(
     seed_everything(spec.seed, BUILD, 0)
     built = build_network(network, spec.dataset.classes, spec.dataset.image_size)
     load_weights(built, network, WeightSources(runs, settings.weight_files), new_head=in_training)
-    return stage(built, spec.dataset.image_size, str(spec.method.parameters.get("split", "even")))
+    return stage(built, spec.dataset.image_size, split_of_blocks(spec))
 
 
-def to_device(method: Method, settings: ExecutionSettings, group: Group) -> Method:
-    """Student, teacher and what the method adds, on this process's device in the chosen memory format."""
-    method = method.to(group.device)
-    return method.to(memory_format=torch.channels_last) if settings.channels_last else method
+def split_of_blocks(spec: RunSpec) -> str:
+    """How the method deals the blocks of networks without stages of their own."""
+    return str(spec.method.parameters.get("split", "even"))
 
 
-def open_folder(folder: RunFolder, training_images: Split, vote: Vote) -> bool:
-    """Take a run's folder; False if the run is complete, which the first process decides for all."""
-    folder.open()
-    if vote.from_first(folder.complete):
-        folder.note(f"{folder.spec.id} is complete; delete its folder to train it again")
-        return False
-    if folder.writes and (problem := blank_images(training_images)):
-        folder.note(f"warning: {folder.spec.dataset.name}, training images: {problem}")
-    return True
+def to_device(module: Module, settings: ExecutionSettings, group: Group) -> Module:
+    """A network, or a method with all it holds, on this process's device in the chosen memory format."""
+    module = module.to(group.device)
+    return module.to(memory_format=torch.channels_last) if settings.channels_last else module
 
 
 # ---------------------------------------------------------------- saving and stopping
@@ -221,25 +395,25 @@ def wanted(learners: Sequence[Learner], stop: StopRequest) -> int:
     return Vote.SAVE
 
 
-def act_on(learners: Sequence[Learner], agreed: int, vote: Vote) -> None:
+def act_on(learners: list[Learner], agreed: int, vote: Vote) -> None:
     """Save what the processes agreed to save, and leave if one of them was asked to."""
     if agreed == Vote.NOTHING:
         return
     save(learners, vote, finish=agreed >= Vote.STOP)
-    if agreed >= Vote.STOP:  # the same command continues the run
-        name, state = signal.Signals(agreed - Vote.STOP).name, learners[0].state
-        raise Interrupted(f"{name}: state saved at epoch {state.epoch + 1}, step {state.step}")
+    if agreed >= Vote.STOP and learners:  # the same command continues the run
+        name, (epoch, step) = signal.Signals(agreed - Vote.STOP).name, min(run.position for run in learners)
+        raise Interrupted(f"{name}: state saved at epoch {epoch + 1}, step {step}")
 
 
-def save(learners: Sequence[Learner], vote: Vote, finish: bool) -> None:
+def save(learners: list[Learner], vote: Vote, finish: bool) -> None:
     """Write the checkpoints beside the training; with `finish` no process goes on before they are there."""
     for learner in learners:
-        learner.save(finish)
-    if finish:
-        vote.wait()
+        with learner.folder.ends_alone():
+            vote.together(partial(learner.save, finish))
+    leave_out_ended(learners)
 
 
-def stop_if_voted(learners: Sequence[Learner], vote: Vote, stop: StopRequest) -> None:
+def stop_if_voted(learners: list[Learner], vote: Vote, stop: StopRequest) -> None:
     """Between the batches of an evaluation only a signal counts; a checkpoint waits for the epoch's end."""
     agreed = vote.ask(wanted(learners, stop))
     if agreed >= Vote.STOP:
@@ -255,5 +429,6 @@ def reporting_errors(folders: Sequence[RunFolder], group: Group) -> Iterator[Non
         reason = distributed.explain(error)
         if group.first if isinstance(reason, Interrupted) else distributed.PEERS.first_to_fail():
             for folder in folders:
+                folder.writes = True
                 folder.close(reason)
         raise

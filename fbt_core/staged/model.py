@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Literal
 
 import torch
@@ -38,26 +39,23 @@ class StagedModel(nn.Module):
     def __init__(self, network: nn.Module, parts: Parts, image: Tensor, split: str) -> None:
         super().__init__()
         self.network = network
-        self.image_size, self.split = image.shape[-1], split
+        self.image_size = image.shape[-1]
         self._parts, self._frozen = parts, False
-        self._last_relus: tuple[str | None, ...] = ()
+        self._last_relus: dict[str, tuple[str | None, ...]] = {}
         self._keeps_stem = False
-        self._measure(image)
+        self._measure(image, split)
 
-    def _measure(self, image: Tensor) -> None:
+    def _measure(self, image: Tensor, split: str) -> None:
         """Derive ends of stages, shapes and widths from one image, and check the cut against the network."""
         x = self._parts.stem.run(self.network, image)
-        shapes = [shape_of(x, self._parts)]
-        entries = []
+        self._piece_shapes = [shape_of(x, self._parts)]
+        self._piece_entries = []
         for piece in self._parts.body:
             opened = piece.opening(self.network, x) if piece.opening else x
-            entries.append(shape_of(opened, self._parts))
+            self._piece_entries.append(shape_of(opened, self._parts))
             x = piece.run(self.network, x)
-            shapes.append(shape_of(x, self._parts))
-        self._ends = deal([shape.grid for shape in shapes[1:]], self.split)
-        self.stem_shape, *stage_shapes = (shapes[end] for end in self._ends)
-        self.shapes = tuple(stage_shapes)  # type: ignore[assignment]
-        self.entries = tuple(entries[end] for end in self._ends[:STAGES])  # type: ignore[assignment]
+            self._piece_shapes.append(shape_of(x, self._parts))
+        self._deal(split)
         normed = self.norm(x)
         self._skipped, self._averaged = _pooling(normed, self.shapes[-1])
         self.width = self.pool(normed).shape[1]
@@ -66,6 +64,25 @@ class StagedModel(nn.Module):
             raise UnknownStructure("the stages one after the other do not give the network's own output")
         self.classes = logits.shape[-1]
         self.classifier_width = _classifier_width(self.network, normed, logits)
+
+    def _deal(self, split: str) -> None:
+        """Choose where the stem and the stages end."""
+        self.split, self._ends = split, self._ends_of(split)
+        self.stem_shape, *stage_shapes = (self._piece_shapes[end] for end in self._ends)
+        self.shapes = tuple(stage_shapes)  # type: ignore[assignment]
+        self.entries = tuple(self._piece_entries[end] for end in self._ends[:STAGES])  # type: ignore[assignment]
+
+    def _ends_of(self, split: str) -> tuple[int, ...]:
+        return deal([shape.grid for shape in self._piece_shapes[1:]], split)
+
+    def view(self, split: str) -> StagedModel:
+        """The same parameters in modules and buffers of its own, dealt by its own split.
+
+        What is done to it (statistics, modes, hooks, other BatchNorms) shows nowhere else.
+        """
+        twin = copy.deepcopy(self, {id(parameter): parameter for parameter in self.parameters()})
+        twin._deal(split)
+        return twin
 
     def freeze(self) -> StagedModel:
         """Eval mode for good (train() changes nothing) and no gradient for any parameter; returns itself."""
@@ -83,23 +100,49 @@ class StagedModel(nn.Module):
 
     def features(self, x: Tensor) -> StagedOutput:
         """All four stage features, the pooled feature and the logits of one pass."""
-        stem = self.stem(x)
-        stages = self.run(stem)
-        normed = self.norm(stages[-1])
-        output = StagedOutput(stages, self.pool(normed), self.head(normed), normed)
-        output.stem = stem if self._keeps_stem else None
-        if self._last_relus:
-            pairs = zip(self._last_relus, stages, strict=True)
-            output.preactivations = [self._recorded(relu) if relu else feature for relu, feature in pairs]
-        return output
+        return self.features_by_split(x, {self.split})[self.split]
+
+    def features_by_split(self, x: Tensor, splits: Collection[str]) -> dict[str, StagedOutput]:
+        """What `features` gives for each way to deal the blocks, all from one pass."""
+        ends = {split: self._ends_of(split) for split in splits}
+        x, start = self.stem(x), self._ends[0]  # where the stem ends, no split changes
+        passed = {start: x}
+        for end in sorted({end for cut in ends.values() for end in cut[1:]}):
+            x = passed[end] = self._run_pieces(x, start, end)
+            start = end
+        normed = self.norm(x)
+        pooled, logits = self.pool(normed), self.head(normed)
+        outputs = {}
+        for split, (start, *stages) in ends.items():
+            outputs[split] = StagedOutput([passed[end] for end in stages], pooled, logits, normed)
+            outputs[split].stem = passed[start] if self._keeps_stem else None
+        self._add_preactivations(outputs)
+        return outputs
+
+    def _add_preactivations(self, outputs: dict[str, StagedOutput]) -> None:
+        """What the last ReLUs took in this pass, for the splits that are to keep it."""
+        chosen = {split: self._last_relus[split] for split in outputs if split in self._last_relus}
+        recorded = {relu: self._recorded(relu) for relus in chosen.values() for relu in relus if relu}
+        for split, relus in chosen.items():
+            pairs = zip(relus, outputs[split].stages, strict=True)
+            outputs[split].preactivations = [recorded[relu] if relu else feature for relu, feature in pairs]
 
     def keep_preactivations(self) -> None:
         """From now on `features` also gives what a stage is before its last ReLU, if it ends in one."""
-        if self._last_relus:
-            return
-        with dry_run(self.network, self.image_size) as image:
-            self._last_relus = find_last_relus(self.network, self.stages, self.stem(image))
-        for relu in filter(None, self._last_relus):
+        if self.split not in self._last_relus:
+            with dry_run(self.network, self.image_size) as image:
+                relus = find_last_relus(self.network, self.stages, self.stem(image))
+            self._keep({self.split: relus})
+
+    def keep_for(self, view: StagedModel) -> None:
+        """From now on give what a view of this network was asked to keep."""
+        self._keep(view._last_relus)
+        self._keeps_stem = self._keeps_stem or view._keeps_stem
+
+    def _keep(self, last_relus: dict[str, tuple[str | None, ...]]) -> None:
+        hooked = {relu for relus in self._last_relus.values() for relu in relus}
+        self._last_relus.update(last_relus)
+        for relu in {relu for relus in last_relus.values() for relu in relus if relu} - hooked:
             self.network.get_submodule(relu).register_forward_pre_hook(record_input)
 
     def keep_stem(self) -> None:

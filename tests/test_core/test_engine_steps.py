@@ -75,8 +75,8 @@ def watch_third_step(record: Path):
             torch.nn.functional.one_hot = one_hot
             with Waiting() as waiting:
                 step(learners, stream, teacher, key, raw)
-            network = learners[0].method.teacher
-            mine = [call[1:] for call in calls if call[0] == id(network)]
+            network = teacher.network if teacher else None
+            mine = [call[1:] for call in calls if call[0] in (id(network), id(learners[0].method.teacher))]
             ends = network._ends if network else ()
             early = [list(pair) for pair in zip(ends[:3], ends[1:4], strict=True)] if network else []
             record.write_text(json.dumps({"waits": waiting.record, "teacher": mine, "early": early}))

@@ -312,3 +312,40 @@ def test_features_before_the_last_relu(architecture, rectified):
             if ends_in_relu:
                 assert torch.equal(before.clamp(min=0, max=after.max().item()), after)
         output.preactivations[3].sum().backward()  # the copy that was kept belongs to the graph
+
+
+def test_one_pass_serves_every_way_to_deal_the_blocks():
+    network = timm.create_model("test_vit", num_classes=4, img_size=32, depth=12).eval()
+    staged, images = stage(network, 32, "even"), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        outputs = staged.features_by_split(images, {"even", "ofa"})
+        expected = {split: staged.view(split).features(images) for split in outputs}
+    for split, output in outputs.items():
+        assert len(output.stages) == len(expected[split].stages) == 4
+        assert all(map(torch.equal, output.stages, expected[split].stages))
+        assert torch.equal(output.logits, expected[split].logits)
+    assert not torch.equal(outputs["even"].stages[0], outputs["ofa"].stages[0])
+
+
+def test_what_is_done_to_a_view_shows_nowhere_else():
+    """A method may replace its BatchNorms, move their statistics and hook its ReLUs."""
+    staged, images = (
+        stage(timm.create_model("test_resnet", num_classes=4), 32).freeze(),
+        torch.randn(2, 3, 32, 32),
+    )
+    with torch.no_grad():
+        before = staged.features(images)
+        view = staged.view("even")
+        assert all(
+            ours is theirs for ours, theirs in zip(view.parameters(), staged.parameters(), strict=True)
+        )
+        assert not {*map(id, view.modules())} & {*map(id, staged.modules())}
+        view.keep_preactivations()
+        for norm in (module for module in view.modules() if isinstance(module, nn.BatchNorm2d)):
+            norm.train()
+            norm.forward = nn.Identity().forward
+            norm.running_mean += 1
+        view.network.layer4 = nn.Identity()
+        after = staged.features(images)
+    assert all(map(torch.equal, before.stages, after.stages)) and after.preactivations is None
+    assert not any(module._forward_pre_hooks or module.training for module in staged.modules())
