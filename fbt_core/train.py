@@ -105,17 +105,17 @@ def train_together(
     folders: Sequence[RunFolder], settings: ExecutionSettings, runs: Path, group: Group, stop: StopRequest
 ) -> None:
     """Train runs on one stream of batches with one teacher: the whole procedure."""
+    # Every refusal that needs no other process comes first: a process that waits for one that has failed
+    # would wait for a long time. Then the minutes that building networks takes.
+    check_batch(folders[0].spec.recipe, group, settings.gradient_accumulation)
+    splits = load_splits(folders[0].spec.dataset, settings.data_roots)
     vote = Vote()
     folders = leave_out_complete(folders, vote)
     if not folders:
         return
-
-    # Every refusal that needs no network comes before the minutes that building one takes.
     specs = [folder.spec for folder in folders]
-    check_batch(specs[0].recipe, group, settings.gradient_accumulation)
 
     # One stream of batches: they follow from seed, epoch and step alone.
-    splits = load_splits(specs[0].dataset, settings.data_roots)
     stream = Stream(specs[0], settings, splits, group)
 
     # One teacher: it is frozen, and observes each batch once, whoever learns from it.
