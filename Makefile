@@ -75,6 +75,11 @@ lint: install-dev  ## the checks of pre-commit
 	$(BIN)/codespell
 	$(BIN)/python scripts/check_words.py
 
+.PHONY: docs
+docs: install-dev  ## the documentation as a site in build/site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --clean
+	@echo "file://$(CURDIR)/build/site/index.html"
+
 .PHONY: clean
 clean:  ## remove smoke results and caches (never the paper's runs)
 	rm -rf results/smoke .snakemake .pytest_cache

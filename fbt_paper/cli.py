@@ -26,7 +26,7 @@ from fbt_paper.plan.targets import Flow
 Options = argparse.Namespace
 EXAMPLES = """\
 The paper on a laptop:     snakemake --cores 2
-The paper as published:    snakemake --profile slurm        (see README: data and a GPU cluster)
+The paper as published:    snakemake --profile slurm        (see docs/cluster.md: data and a GPU cluster)
 One table:                 snakemake --cores 2 results/smoke/tables/table5.md
 """
 CELL, OTHER_CELL = "table5/swin_block/swin_t__resnet18", "table5/vit_block/swin_t__resnet18"

@@ -177,8 +177,8 @@ def test_init_makes_a_working_copy_that_plans(installed, tmp_path):
 
 
 def test_the_readmes_module_plans_in_another_workflow(tmp_path):
-    """README, "As a part of another workflow": the lines as written, with the clone's own path."""
-    (block,) = re.findall(r"```python\n(module fbt:.*?)```", (ROOT / "README.md").read_text(), re.S)
+    """docs/install.md, "As a part of another workflow": the lines as written, with the clone's own path."""
+    (block,) = re.findall(r"```python\n(module fbt:.*?)```", (ROOT / "docs/install.md").read_text(), re.S)
     (tmp_path / "Snakefile").write_text(block.replace("FBT-Repro/Snakefile", str(ROOT / "Snakefile")))
     shutil.copytree(ROOT / "config", tmp_path / "config")
     done = call(tmp_path, "snakemake", "-n", path=ROOT)
@@ -215,4 +215,4 @@ def test_a_missing_executor_is_named_with_what_installs_it(monkeypatch):
     check = check_module("snakemake_executor_plugin_submitit")
     assert not check.ok and "snakemake_executor_plugin_submitit" in check.what
     assert "pip install ./plugin" in check.hint
-    assert "invalid choice: 'submitit'" in (ROOT / "README.md").read_text()
+    assert "invalid choice: 'submitit'" in (ROOT / "docs/install.md").read_text()

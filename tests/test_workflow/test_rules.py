@@ -321,7 +321,7 @@ def test_the_paper_never_trains_on_a_cpu_unaware():
 
 
 def test_snakemake_lint_finds_only_that_rules_name_no_environment():
-    """They call the interpreter that runs Snakemake, as README's "Other ways to install it" says."""
+    """They call the interpreter that runs Snakemake, as docs/install.md says."""
     done = subprocess.run(
         [sys.executable, "-m", "snakemake", "--lint"], cwd=ROOT, capture_output=True, text=True
     )
