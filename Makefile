@@ -77,7 +77,7 @@ lint: install-dev  ## the checks of pre-commit
 
 .PHONY: docs
 docs: install-dev  ## the documentation as a site in build/site; a broken link is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --clean
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
 	@echo "file://$(CURDIR)/build/site/index.html"
 
 .PHONY: clean

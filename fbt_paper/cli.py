@@ -393,7 +393,7 @@ def init_command(options: Options) -> int:
 
 
 def check_cluster_command(options: Options) -> int:
-    """Ask Slurm whether the profile's jobs can run; defined by fbt_paper/status/cluster.py."""
+    """Ask Slurm whether the profile's jobs can run; nothing is submitted."""
     cluster = importlib.import_module("fbt_paper.status.cluster")
     return int(cluster.main(["--profile", str(options.profile), "--scale", options.scale or "paper"]))
 
