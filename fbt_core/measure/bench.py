@@ -39,7 +39,7 @@ from fbt_core.methods.registry import build_method
 from fbt_core.provenance import device_name, peak_memory_mb
 from fbt_core.run_folder import RunFolder
 from fbt_core.spec import ExecutionSettings, RunSpec, parse_spec
-from fbt_core.staged import build_network, stage
+from fbt_core.staged import StagedModel, build_network, stage
 from fbt_core.stream import Stream
 from fbt_core.teacher import Teacher
 from fbt_core.train import to_device, train_step
@@ -63,12 +63,19 @@ class Engine:
         train_step([self.learner], self.stream, self.teacher, key, raw)
 
 
-def make_engine(spec: RunSpec, settings: ExecutionSettings, group: Group) -> Engine:
-    """What trains a run, with random weights in place of files, and no images."""
+def make_engine(
+    spec: RunSpec, settings: ExecutionSettings, group: Group, shared: StagedModel | None = None
+) -> Engine:
+    """What trains a run, with random weights in place of files, and no images.
+
+    `shared` is the teacher of a whole pack: the run then has a view of it in place of a network of its own.
+    """
     classes, size = spec.dataset.classes, spec.dataset.image_size
     cut = str(spec.method.parameters.get("split", "even"))
     student = stage(build_network(spec.student, classes, size), size, cut)
-    teacher = stage(build_network(spec.teacher, classes, size), size, cut) if spec.teacher else None
+    teacher = shared.view(cut) if shared else None
+    if spec.teacher and shared is None:
+        teacher = stage(build_network(spec.teacher, classes, size), size, cut)
     labels = torch.arange(spec.dataset.train_images) % classes
     method = build_method(spec.method, student, teacher, Context.of(spec, labels))
     folder = RunFolder(Path("/nonexistent"), spec, writes=False)
