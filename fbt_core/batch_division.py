@@ -21,6 +21,7 @@ def check_batch(recipe: RecipeSpec, group: Group, accumulation: int) -> None:
 
 def share_of_batch(recipe: RecipeSpec, group: Group, accumulation: int) -> int:
     """Images in one pass of one process; an indivisible batch is an error listing what divides it."""
+    # Equal parts alone: gradients of unequal ones, averaged as equal ones, would be those of another loss.
     parts = group.world * accumulation
     if recipe.batch_size % parts == 0:
         return recipe.batch_size // parts
@@ -35,6 +36,7 @@ def share_of_batch(recipe: RecipeSpec, group: Group, accumulation: int) -> int:
 def check_pairs(recipe: RecipeSpec, group: Group) -> None:
     """Mixup and CutMix mix pairs of images, so each process needs an even number of them."""
     augmentation = recipe.augmentation
+    # timm's Mixup pairs row i with row B - 1 - i, and `rows_of` keeps such a pair on one process.
     pairs = 2 * group.world
     if recipe.batch_size % pairs == 0 or not (augmentation.mixup or augmentation.cutmix):
         return
@@ -62,8 +64,10 @@ compiled anew, up to torch's limit."""
 def wrap(method: Method, settings: ExecutionSettings, group: Group) -> Callable[..., dict[str, Any]]:
     """What a step calls: the method itself, inside DDP if there are several processes."""
     if group.world > 1:
+        # DDP takes no device list on CPUs, where gradients are exchanged by gloo.
         devices = [group.device.index] if group.device.type == "cuda" else None
         method.prepare_distributed(devices)
+    # Compiled last: what is compiled is the call that a step makes, DDP included.
     return torch.compile(method) if compiles(method.name, settings) else method
 
 

@@ -40,9 +40,11 @@ def ofa_branch(
     depth = depths[stage]
     if depth < 0:
         raise ValueError(f"ofa_branch: depths {depths} hold a negative number of blocks at stage {stage}")
+    # Maps with channels last come from attention or token mixing (Swin), so they count as tokens here.
     if shape.layout == "nchw":
         branch: nn.Module = MapBranch(shape.width, max(student_width, teacher_width), classes, depth)
     else:
+        # A transformer branch without any block would only average: OFA's code gives it at least one.
         branch = TokenBranch(shape, student_width, classes, max(depth, 1))
     return branch.apply(_initialise)
 
@@ -53,6 +55,7 @@ class MapBranch(nn.Sequential):
     def __init__(self, width_in: int, width_out: int, classes: int, depth: int) -> None:
         widths = [width_in * 2**i for i in range(depth)] + [width_out]
         blocks = [SeparableBlock(a, b) for a, b in zip(widths, widths[1:], strict=False)]
+        # Depth 0 leaves no block, but the width must still become the classifier's.
         projection = blocks or [nn.Conv2d(width_in, width_out, 1)]
         super().__init__(*projection, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width_out, classes))
 
@@ -79,6 +82,7 @@ class TokenBranch(nn.Module):
         # Prefix tokens are neither merged nor projected: they stay only if the width does.
         self.keeps_prefix = shape.prefix_tokens > 0 and shape.width == width
         self.merging = _merging(shape, width)
+        # Heads have to divide the width, and narrow networks of the smoke scale have fewer.
         heads = math.gcd(HEADS, width)
         self.blocks = nn.Sequential(*[Block(width, heads, mlp_ratio=4.0) for _ in range(depth)])
         self.head = nn.Linear(width, classes)
@@ -87,15 +91,18 @@ class TokenBranch(nn.Module):
         """(B, prefix + H*W, C) or (B, H, W, C) -> logits (B, classes)."""
         count = self.shape.prefix_tokens
         is_map = self.shape.layout == "nhwc"
+        # The grid is needed for merging neighbours; tokens have lost it, maps have not.
         grid = feature if is_map else feature[:, count:].unflatten(1, self.shape.grid)
         tokens = self.merging(grid).flatten(1, 2)
         if not self.keeps_prefix:
+            # Without a class token to read, the mean of all positions is what is classified.
             return self.head(self.blocks(tokens).mean(dim=1))
         return self.head(self.blocks(torch.cat([feature[:, :count], tokens], dim=1))[:, 0])
 
 
 def _merging(shape: FeatureShape, width: int) -> nn.Sequential:
     """As many 2x2 mergings as leave at least 7x7 positions; a bare Linear if only the width differs."""
+    # A grid that is small already must not shrink below 7x7, so a negative count is none.
     count = max(int(math.log2(min(shape.grid) / FINAL_GRID)), 0)
     if count == 0:
         return nn.Sequential(*([nn.Linear(shape.width, width, bias=False)] if shape.width != width else []))
@@ -117,7 +124,9 @@ class PatchMerging(nn.Module):
     def forward(self, grid: Tensor) -> Tensor:
         """Merge neighbours into channels, normalise, project."""
         height, width = grid.shape[1:3]
+        # An odd side has no partner for its last row or column: zeros are one.
         grid = F.pad(grid, (0, 0, 0, width % 2, 0, height % 2))
+        # The four corners column by column, as Swin orders them.
         corners = [grid[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
         return self.activation(self.reduction(self.norm(torch.cat(corners, dim=-1))))
 

@@ -55,7 +55,9 @@ class _Hashing:
 
 def save(folder: Path, spec: RunSpec, state: dict[str, Any]) -> None:
     """Write the run's state as last.pt; the last.pt before it becomes previous.pt."""
+    # The whole canonical spec beside the id: an error can then show what differs.
     content = {**state, "run": spec.id, "spec": spec.canonical_json(), "format": FORMAT}
+    # Three names: the file before stays readable until the new one is complete, whatever stops the process.
     write_file(folder / NEXT, lambda file: _write(file, content))
     try:
         if (folder / LAST).exists():
@@ -85,7 +87,9 @@ class Writer:
 
     def start(self, folder: Path, spec: RunSpec, state: dict[str, Any]) -> None:
         """Copy the state as it is now and begin to write it, once the checkpoint before is written."""
+        # Before the copy: two copies of a large state in memory at once may not fit.
         self.finish()
+        # A copy, because the next step changes the tensors while the thread still writes them.
         copied = snapshot(state)
         self._thread = threading.Thread(target=self._write, args=(folder, spec, copied), name="checkpoint")
         self._thread.start()
@@ -99,6 +103,7 @@ class Writer:
 
     def check(self) -> None:
         """Raise what went wrong so far, without waiting."""
+        # Cleared: it is reported once; the run may be closed and opened again after it.
         error, self._error = self._error, None
         if error is not None:
             raise error
@@ -126,9 +131,12 @@ def check_finite(state: dict[str, Any], where: str, step: int) -> None:
 
     One synchronisation with the device for all tensors together; a save copies them anyway.
     """
+    # CRD's banks and other buffers are in `trainable` too, so one check covers all that a rerun would read.
     parts = {name: state[name] or {} for name in ("trainable", "ema")}
     tensors = {f"{part}: {name}": t for part, held in parts.items() for name, t in held.items()}
+    # Counters are whole numbers, and always finite.
     tensors = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    # One tolist for all: each separate read would wait for the GPU.
     good = torch.stack([torch.isfinite(tensor).all() for tensor in tensors.values()]).tolist()
     bad = [name for name, fine in zip(tensors, good, strict=True) if not fine]
     if bad:
@@ -148,6 +156,7 @@ def choose(folder: Path, spec: RunSpec) -> tuple[str | None, dict[str, Any] | No
     Raises CheckpointError when checkpoints exist but none can be read, or when one belongs to another spec.
     """
     faults: list[str] = []
+    # Newest first: after a kill between two renames next.pt is whole and newer than last.pt.
     for path in (folder / name for name in (NEXT, LAST, PREVIOUS) if (folder / name).exists()):
         try:
             state = read(path, spec)
@@ -156,6 +165,7 @@ def choose(folder: Path, spec: RunSpec) -> tuple[str | None, dict[str, Any] | No
             continue
         _set_aside(folder, path.name)
         return path.name, state, faults
+    # Some were there and all are damaged: starting over silently would overwrite what may be rescued.
     if faults:
         hint = "nothing was overwritten; delete them to start this run again from its first epoch"
         raise CheckpointError(f"no checkpoint can be read: {'; '.join(faults)}", hint=hint)
@@ -178,6 +188,7 @@ class _DamagedError(Exception):
 def read(path: Path, spec: RunSpec) -> dict[str, Any]:
     """The state in one file; refuses one of another spec."""
     state = _read(path)
+    # The format first: a spec of an older format need not even have the same keys.
     if state.get("format") != FORMAT:
         what = f"was written by another version of the engine (format {state.get('format', 1)}, now {FORMAT})"
         hint = "delete it to train the run from its first epoch, or finish it with the version that began it"
@@ -194,7 +205,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = path.read_bytes()
     except OSError as error:
+        # A disk that fails to read is like a damaged file: the checkpoint before it may still be good.
         raise _DamagedError(f"cannot be read ({error.strerror})") from None
+    # The digest first: what torch says of a cut file names neither the file nor the reason.
     body, trailer = content[:-TRAILER], content[-TRAILER:]
     if len(content) <= TRAILER or trailer != MARK + hashlib.sha256(body).digest():
         raise _DamagedError(f"is truncated or damaged ({len(content):,} bytes, wrong sha256)")
@@ -216,10 +229,12 @@ def newest(folder: RunFolder, spec: RunSpec, group: Group, vote: Vote) -> dict[s
     The first process chooses a file. The others read the file with the same digest: a node whose view of the
     folder is old would else continue from another step, and the run would end well with wrong numbers.
     """
+    # An error of the first process must end all, else the others wait for its broadcast.
     first_has = vote.together(lambda: choose(folder.path, spec) if group.first else None)
     name, state, faults = first_has or (None, None, [])
     for fault in faults:
         folder.note(f"{fault}; using the checkpoint before it")
+    # The name alone is not enough: on another node last.pt may still be the file before.
     chosen = vote.from_first((name, digest(folder.path / name)) if name else None)
     if chosen is None:
         return None
@@ -230,6 +245,7 @@ def _read_the_same(
     folder: Path, spec: RunSpec, group: Group, name: str, expected: str | None
 ) -> dict[str, Any]:
     """The checkpoint that the first process has read, once this process's node sees it."""
+    # Network file systems cache folders for seconds to a minute; two minutes outlast that.
     path, deadline = folder / name, time.monotonic() + WAIT_SECONDS
     while digest(path) != expected:
         if time.monotonic() > deadline:
@@ -247,6 +263,7 @@ def _read_the_same(
 def digest(path: Path) -> str | None:
     """The sha256 that a checkpoint ends with; None if it cannot be read."""
     try:
+        # Only the last bytes: a process polls this twice a second while it waits.
         with path.open("rb") as file:
             file.seek(-TRAILER, os.SEEK_END)
             return file.read().removeprefix(MARK).hex()
@@ -268,6 +285,7 @@ def random_state() -> dict[str, Any]:
 
 def restore_random_state(state: dict[str, Any]) -> None:
     """Set every random number generator back."""
+    # Each library has a generator of its own; augmentation uses all three.
     random.setstate(state["python"])
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))

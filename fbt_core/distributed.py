@@ -36,14 +36,17 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(context, tensor: Tensor) -> Tensor:
+        # Kept for backward: of the whole batch's gradient this process wants its own rows.
         context.mine = _rows(rank(), len(tensor), world_size(), tensor.device)
         # torch's all_gather passes no gradient on, hence a function with a backward of its own.
         parts = [torch.empty_like(tensor) for _ in range(world_size())]
         dist.all_gather(parts, tensor.contiguous())
+        # Processes hold mirrored pairs of rows, so plain concatenation is not the whole batch's order.
         return torch.cat(parts)[_back_in_order(len(tensor), world_size(), tensor.device)]
 
     @staticmethod
     def backward(context, gradient: Tensor) -> Tensor:
+        # Summed over processes, because each has computed a loss over all gathered rows.
         total = gradient.contiguous()
         dist.all_reduce(total)
         return total[context.mine]
@@ -80,6 +83,7 @@ def draw_rows(rows: int, columns: int, device: torch.device) -> Tensor:
 
     On GPUs every process has a generator of its own, and the numbers are merely independent.
     """
+    # All processes draw the whole batch's numbers and take their own: one process would draw the same.
     drawn = torch.rand(rows * world_size(), columns, dtype=torch.float64, device=device)
     return drawn[_rows(rank(), rows, world_size(), device)] if world_size() > 1 else drawn
 
@@ -91,6 +95,7 @@ def rows_of(number: int, world: int, batch: int) -> tuple[int, ...]:
     gives what mixing the whole batch would.
     """
     share = batch // world
+    # An odd share cannot be pairs; mixing refuses it, and without mixing any rows will do.
     if share % 2:
         return tuple(range(number * share, (number + 1) * share))
     front = range(number * share // 2, (number + 1) * share // 2)
@@ -119,9 +124,11 @@ def interleave(mine: Tensor, count: int) -> Tensor:
         return mine.cpu()
     # all_gather takes the same shape from every process; shares may differ by one.
     padded = mine.new_zeros(-(-count // world))
+    # The filler counts nothing: what lies beyond `count` is cut off below.
     padded[: len(mine)] = mine
     shares = [torch.empty_like(padded) for _ in range(world)]
     dist.all_gather(shares, padded)
+    # Stacked by column: image i belongs to process i % world.
     return torch.stack(shares, dim=1).flatten()[:count].cpu()
 
 
@@ -161,17 +168,20 @@ def choose_device(settings: ExecutionSettings) -> torch.device:
 def start(settings: ExecutionSettings) -> Group:
     """Choose the device, set the threads and join the other processes where torchrun started several."""
     device = choose_device(settings)
+    # torchrun sets these variables; without them a process is alone.
     world = int(os.environ.get("WORLD_SIZE", "1"))
     torch.set_num_threads(settings.threads or _threads_given())
     if device.type == "cpu":  # same spec, same bytes
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False
+    # Before the group is made, so that NCCL talks for this GPU.
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world > 1 and not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         os.environ["TORCH_DIST_INIT_BARRIER"] = "1"  # none fails at once while another still connects to it
         dist.init_process_group(backend, store=PEERS.meet(), rank=int(os.environ["RANK"]), world_size=world)
+    # rank() is 0 until the group exists, so it is asked last.
     return Group(device, rank(), world)
 
 
@@ -191,6 +201,7 @@ class Peers:
 
     def first_to_fail(self) -> bool:
         """Whether no other process failed before this one; asked again it says the same."""
+        # Kept: a second claim would count as another failure.
         if self._first is None:
             self._first = self.store is None or self._claim(self.store)
         return self._first
@@ -208,8 +219,10 @@ MEMORY = "use more GPUs, gradient_accumulation or precision bfloat16; the last c
 
 def explain(error: Exception) -> Exception:
     """The user's error behind a full GPU or a process that is gone; any other error as it is."""
+    # What a user can change about it stands in the hint; torch's own advice names allocator options.
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return UserError(f"the GPU's memory is full ({str(error).split('. ')[0]})", hint=MEMORY)
+    # gloo reports a lost peer as a plain RuntimeError, NCCL as a DistError.
     gone = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
     if PEERS.store is None or not gone:
         return error
@@ -222,10 +235,12 @@ def explain(error: Exception) -> Exception:
 
 def _threads_given() -> int:
     """CPU threads this process may use: OpenMP's setting, else its share of the cores it is bound to."""
+    # A user's own setting wins, and torch has read it already.
     if os.environ.get("OMP_NUM_THREADS"):
         return torch.get_num_threads()
     # Only Linux binds processes to cores in a way that Python can ask for.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # Processes of one node share its cores.
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
@@ -238,6 +253,7 @@ class Vote:
     NOTHING, SAVE, STOP = 0, 1, 2
 
     def __init__(self) -> None:
+        # gloo, also on GPUs: votes are small numbers in main memory, and no kernel should wait for them.
         self.group = dist.new_group(backend="gloo") if world_size() > 1 else None
         self._pending: tuple[Tensor, dist.Work] | None = None
 
@@ -245,6 +261,7 @@ class Vote:
         """The highest ballot of any process at the step before; in a single process its own."""
         if self.group is None:
             return wanted
+        # The answer of the step before is read, then a new vote is sent: nobody waits for the slowest now.
         agreed = self._answer()
         ballot = torch.tensor(wanted)
         work = dist.all_reduce(ballot, dist.ReduceOp.MAX, group=self.group, async_op=True)
@@ -253,6 +270,7 @@ class Vote:
 
     def _answer(self) -> int:
         if self._pending is None:
+            # The first step has nothing to answer; all processes are at their first step together.
             return self.NOTHING
         ballot, work = self._pending
         work.wait()
@@ -278,10 +296,12 @@ class Vote:
             result = act()
         except UserError as error:
             met = error
+        # Errors travel as text: an exception's own object need not survive pickling.
         errors: list[str | None] = [None] * world_size()
         dist.all_gather_object(errors, None if met is None else str(met), group=self.group)
         if met is not None:
             raise met
+        # Processes that met nothing stop too; their next exchange would wait for ever.
         if reasons := [reason for reason in errors if reason is not None]:
             raise UserError(reasons[0])
         return result
@@ -290,8 +310,10 @@ class Vote:
         """Raise UserError unless parameters and buffers are the same on all processes, to the last bit."""
         if self.group is None:
             return
+        # A digest instead of the tensors: gigabytes would be exchanged to compare them.
         digest = hashlib.sha256()
         for tensor in module.state_dict().values():
+            # As bytes, so that bfloat16, which numpy does not know, can be hashed.
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
         digests: list[str] = [""] * world_size()
         dist.all_gather_object(digests, digest.hexdigest(), group=self.group)
@@ -312,6 +334,7 @@ def lost_torchrun() -> int | None:
     Its processes would train on without anybody to stop them.
     """
     started_by = os.environ.get(TORCHRUN)
+    # A process whose parent is gone is given another parent.
     gone = started_by is not None and os.getppid() != int(started_by)
     return signal.SIGHUP if gone else None
 

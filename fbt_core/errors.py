@@ -32,6 +32,7 @@ class UserError(Exception):
             parts.append(nearest(given, choices))
         if hint:
             parts.append(hint)
+        # Pieces of a message may be wrapped over lines of code; a log shows it as one.
         super().__init__("; ".join(" ".join(part.split()) for part in parts))
         self.what, self.where, self.hint = what, where, hint
 
@@ -56,6 +57,7 @@ class Interrupted(Exception):  # noqa: N818
 
 def nearest(name: object, choices: Iterable[object]) -> str:
     """The valid choices and the nearest match, as the tail of a message."""
+    # Sorted, so that the same mistake gives the same message.
     names = sorted(str(choice) for choice in choices)
     return "; ".join([f"valid: {', '.join(names) or 'none'}", *did_you_mean(name, names)])
 

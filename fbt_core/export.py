@@ -40,13 +40,16 @@ def export(run: Path, to: Path, licence: str = "") -> list[Path]:
     """
     metrics = read_metrics(run)
     spec = parse_spec(json.dumps(metrics["spec"]))
+    # Everything that refuses comes before the folder is made: no half of an export is left.
     check_classifier(spec)
     if to.exists() and any(to.iterdir()):
         raise UserError("the folder is not empty", where=str(to), hint="name a new one with --to")
     network = build_student(spec)
+    # Every key is compared: an export that loads must be the network that was scored.
     fill(network, read_weights(run / WEIGHTS_FILE), where=str(run / WEIGHTS_FILE), new_head=False)
     make_folder(to)
     config = timm_config(spec, network)
+    # In the file itself, because weights get separated from their card.
     metadata = {"format": "pt", "run": spec.id, "git_sha": str(metrics["provenance"].get("git_sha", ""))}
     write_bytes(to / "model.safetensors", safetensors.torch.save(network.state_dict(), metadata))
     write_json(to / "config.json", config)
@@ -83,6 +86,7 @@ def build_student(spec: RunSpec) -> nn.Module:
 def is_timm_model(spec: RunSpec) -> bool:
     """Whether timm builds the student from a name and plain options alone."""
     options = spec.student.options
+    # timm rebuilds a network from plain JSON, which cannot hold a class.
     classes = any(isinstance(options.get(name), str) and ":" in str(options[name]) for name in LAYER_OPTIONS)
     return ":" not in spec.student.create and "block_args" not in options and not classes
 
@@ -103,6 +107,7 @@ def timm_config(spec: RunSpec, network: nn.Module) -> dict[str, Any]:
         "interpolation": view["interpolation"],
         **{name: known.get(name) for name in ("first_conv", "classifier")},
     }
+    # A network of a fixed size is built for it, so the size is an argument.
     if is_timm_model(spec) and timm.get_pretrained_cfg(spec.student.create).fixed_input_size:
         arguments["img_size"] = size
         cfg["fixed_input_size"] = True
@@ -120,6 +125,7 @@ def timm_config(spec: RunSpec, network: nn.Module) -> dict[str, Any]:
 def preprocessing(spec: RunSpec) -> dict[str, Any]:
     """How a test image becomes the network's input, as the run's own evaluation did it."""
     crop = spec.test_crop
+    # The default is written out: whoever reads the file does not know ours.
     if crop is None and spec.dataset.loader == "image_folder":
         crop = FOLDER_CROP
     return {
@@ -145,6 +151,7 @@ def card(metrics: dict[str, Any], spec: RunSpec, config: dict[str, Any], licence
     best, last = metrics["best"], metrics["last"]
     images = spec.dataset.test_images
     share = last["top1"] / 100
+    # The binomial standard error: what another test set of this size would change.
     error = 100 * math.sqrt(share * (1 - share) / images)
     facts = method_facts(spec.method.name)
     teacher = f"{spec.teacher.architecture} ({spec.teacher.weights})" if spec.teacher else "none"

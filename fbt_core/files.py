@@ -26,14 +26,18 @@ def write_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
 
     A full disk, a missing right or any other failure leaves `path` as it was and is a UserError.
     """
+    # Beside the target: a rename is one step on one file system only. The process id keeps two writers apart.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         _write_through(temporary, write)
         os.replace(temporary, path)
+        # Without it a power cut could leave the new name pointing at nothing.
         flush_folder(path.parent)
     except OSError as error:
+        # from None: a full disk is the user's to clear, and a traceback would hide the line that says so.
         raise cannot_write(path, error) from None
     finally:
+        # After a success the name is gone already; after a failure the remains would fill the disk further.
         with contextlib.suppress(OSError):
             temporary.unlink()
 
@@ -54,6 +58,7 @@ class _Remembering:
         try:
             return act(*values)
         except OSError as error:
+            # The first one is the cause; what torch meets afterwards, closing its archive, follows from it.
             self.error = self.error or error
             raise
 
@@ -65,9 +70,11 @@ def _write_through(path: Path, write: Callable[[BinaryIO], None]) -> None:
         try:
             write(watched)
         except RuntimeError:
+            # Not the disk's: a bug, which shows itself.
             if watched.error is None:
                 raise
             raise watched.error from None
+        # Into the kernel, then onto the disk, before the file gets its name.
         watched.flush()
         os.fsync(file.fileno())
 

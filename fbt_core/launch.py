@@ -25,12 +25,15 @@ PORT = 29400
 
 def command(gpus: int, arguments: Sequence[str], environment: Mapping[str, str], host: str) -> list[str]:
     """The command line that trains on so many GPUs (over all nodes); with 0 or 1 it is one plain process."""
+    # One GPU needs no torchrun, and one process fewer can fail.
     if gpus <= 1:
         return [sys.executable, "-m", "fbt_core.run", *arguments]
     launcher = shlex.split(environment.get("SNAKEMAKE_SUBMITIT_LAUNCHER", ""))
     nodes = int(environment.get("SLURM_JOB_NUM_NODES", "1")) if launcher else 1
+    # torchrun starts equally many processes on each node.
     if gpus % nodes:
         raise UserError(f"{gpus} GPUs cannot be divided by {nodes} nodes", where="resources: gpu, nodes")
+    # --standalone opens a port of its own on this machine; several nodes have to agree on one.
     meeting = ["--standalone"] if nodes == 1 else _meeting(nodes, environment, host)
     torchrun = [sys.executable, "-m", "fbt_core.torchrun", *meeting, f"--nproc-per-node={gpus // nodes}"]
     return [*launcher, *torchrun, "-m", "fbt_core.run", *arguments]
@@ -38,6 +41,7 @@ def command(gpus: int, arguments: Sequence[str], environment: Mapping[str, str],
 
 def _meeting(nodes: int, environment: Mapping[str, str], host: str) -> list[str]:
     """Where the nodes' torchruns find each other: on the first node, at a port of the job's own."""
+    # The job's number in the port: two jobs on one node must not meet each other.
     job = environment.get("SLURM_JOB_ID", "0")
     port = PORT + int(job) % 10_000 if job.isdigit() else PORT
     return [f"--nnodes={nodes}", "--rdzv-backend=c10d", f"--rdzv-id={job}", f"--rdzv-endpoint={host}:{port}"]
@@ -45,6 +49,7 @@ def _meeting(nodes: int, environment: Mapping[str, str], host: str) -> list[str]
 
 def take_gpus(count: int) -> None:
     """Wait for GPUs of this run's own and show it only those; without GPUs, or if a job has them, nothing."""
+    # Imported here: the package comes with the executor, which not everybody installs.
     try:
         import gpu_slots
     except ImportError:
@@ -63,6 +68,7 @@ def main(arguments: Sequence[str]) -> int:
     """Replace this process by the training; returns only where it cannot be started."""
     try:
         gpus = int(arguments[0])
+        # The command first: what it refuses, it refuses before GPUs are waited for.
         program = command(gpus, arguments[1:], os.environ, socket.gethostname())
         take_gpus(gpus)
     except (IndexError, ValueError):

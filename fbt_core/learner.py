@@ -40,6 +40,7 @@ class Learner:
     ) -> None:
         self.spec, self.settings, self.group, self.folder = spec, settings, group, folder
         self.method = method
+        # Before the first step, and once: what is hashed later would be trained weights.
         self.origin = digest_of_weights(method) if folder.writes else {}
         steps = spec.dataset.train_images // spec.recipe.batch_size
 
@@ -99,7 +100,9 @@ class Learner:
         is_last = len(self._results) + 1 == self.settings.gradient_accumulation
         with nullcontext() if is_last else self.method.no_sync():
             with self.optimisation.autocast():
+                # Autocast covers the forward alone: torch runs each backward operation in its forward's type.
                 result = self.forward(part, seen)
+            # Divided here, so that the sum over parts is the mean over the batch.
             self.optimisation.backward(result["loss"] / self.settings.gradient_accumulation)
         self._results.append(result)
 
@@ -107,12 +110,16 @@ class Learner:
         """One update of the weights from the gradients of all parts."""
         if self.group.world == 1:  # else the first process alone would leave: the next save says it to all
             self.writer.check()
+        # Kept on the device: reading them at each step would make the GPU wait.
         self.state.losses.add(self._results)
         self._results = []
         self.state.step += 1
+        # Counted before the optimiser's step, whose schedule counts this update too.
         self.state.updates += 1
         self.optimisation.step(self.state.updates)
+        # After the optimiser: the average is over weights that a step has made.
         self.method.update_ema(step=self.state.updates)
+        # Few reads: each one waits until the GPU has done all that was asked of it.
         if self.state.step % self.settings.log_steps == 0:
             self.read_losses()
         self.count_time()
@@ -127,8 +134,10 @@ class Learner:
 
     def start_evaluation(self, teacher: Teacher | None) -> None:
         """The networks to score at this epoch's end, before the test images come; none if none is due."""
+        # Before the tests: a loss that is not finite ends the run before anything is scored.
         self.read_losses()
         self.count_time()
+        # Each process has seen its own images; what is scored and saved has one set of statistics.
         running_statistics.average(self.with_statistics)
         networks: dict[str, nn.Module] = {}
         if self.spec.recipe.evaluates(self.state.epoch + 1):
@@ -136,6 +145,7 @@ class Learner:
             if self.method.has_ema():
                 networks["ema"] = self.method.get_eval_model(ema=True)
             if teacher is not None and self.method.has_fused_model:
+                # Fused logits need the teacher's pass, which no other scored network does.
                 networks["fused"] = FusedView(self.method, teacher)
         self.scores = {name: Score(network, self.group.device) for name, network in networks.items()}
 
@@ -157,17 +167,22 @@ class Learner:
 
     def count_test_batch(self, network: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """What `count_correct` says of one test batch, and the predicted class of each image."""
+        # In the recipe's precision, as in training.
         with self.optimisation.autocast():
             logits = network(images)
         return count_correct(logits.float(), labels), logits.argmax(1).to(torch.int32)
 
     def finish_epoch(self) -> None:
         """Note the epoch with its scores, move the schedule, stand at the next epoch's first step."""
+        # All scores are read first: one that is not finite ends the run before anything of it is noted.
         read = {name: score.read(self.spec, self.state.epoch + 1) for name, score in self.scores.items()}
         self.scores = {}
+        # History before the counters move: a line belongs to the epoch that ends.
         self.note_epoch(read.get("student"), read.get("ema"), read.get("fused"))
         self.state.epoch, self.state.step = self.state.epoch + 1, 0
+        # timm's schedules are asked with the epoch that begins.
         self.optimisation.schedule.step(self.state.epoch)
+        # New sums for the new epoch; the latest loss stays for the progress file.
         self.state.losses = LossLog(self.state.losses.latest)
 
     def note_epoch(
@@ -192,6 +207,7 @@ class Learner:
         # Of equal epochs the earliest is the best.
         if state.best is None or score["top1"] > state.best["top1"]:
             state.best = {"epoch": epoch, "top1": score["top1"], "top5": score["top5"]}
+            # The bare network's own weights, which is what is published: no projector, no branch.
             state.best_weights = self.student_weights()
             state.predictions["best"] = score["predicted"]
         if ema and (state.best_ema is None or ema["top1"] > state.best_ema["top1"]):
@@ -200,13 +216,16 @@ class Learner:
 
     def student_weights(self) -> dict[str, Tensor]:
         """A copy of the bare network's weights, in main memory."""
+        # To main memory: a second copy of the student would take GPU memory for the whole training.
         weights = self.method.student.network.state_dict()
         return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights.items()}
 
     def publish(self, test_labels: Tensor) -> None:
         """Write the results: predictions, weights of the best epoch, then metrics."""
+        # Parameters of the student alone: extras are thrown away, and the paper's tables count without them.
         parameters = sum(parameter.numel() for parameter in self.method.student.network.parameters())
         metrics = self.report.metrics(self.state, parameters)
+        # Predictions before the results: metrics.json says that all else is there.
         self.folder.publish_predictions({**self.state.predictions, "labels": test_labels})
         self.folder.publish(self.state.best_weights, {**metrics, **self.origin})
         self.report.close(self.state)
@@ -228,15 +247,18 @@ class Learner:
 
         A run that stands where its last checkpoint does writes none.
         """
+        # First of all, also if nothing is written: else a checkpoint would be due again at once.
         self.saved, self.checkpoint_asked = time.monotonic(), False
         if self._saved_at == self.position:
             if finish:
                 self.writer.finish()
             return
+        # The checkpoint holds sums of losses that were read; unread ones would be lost with the process.
         self.read_losses()
         self.count_time()
         content = self.state_dict()
         where = f"{self.spec.id}, epoch {self.state.epoch + 1}"
+        # On every process: the first alone would leave while the others wait for it.
         checkpoint.check_finite(content, where, self.state.step)
         if self.group.first:
             self.writer.start(self.folder.path, self.spec, content)
@@ -246,13 +268,16 @@ class Learner:
 
     def resume(self, vote: Vote) -> None:
         """Continue from the newest good checkpoint, if there is one; then all processes hold the same."""
+        # The same file on all processes, else they would train from different steps.
         content = checkpoint.newest(self.folder, self.spec, self.group, vote)
         if content is not None:
             self.load_state_dict(content)
+            # After the state is loaded: whether the last epoch is over decides if the teacher still counts.
             vote.together(partial(self.check_teacher, content.get("origin") or {}))
             self._saved_at = self.position
             self.state.resumed_at.append(now())
             self.folder.note(f"resumed at epoch {self.state.epoch + 1}, step {self.state.step}")
+        # Also without a checkpoint: all processes must have made the same random weights.
         vote.check_equal(self.trainable, what="weights")
         if content is not None:
             # The running statistics alone differ: each process continues with those of its own images.
@@ -282,6 +307,7 @@ class Learner:
         if self.ema is not None:
             self.ema.load_state_dict(content["ema"])
         self.optimisation.load_state_dict(content["optimisation"])
+        # Last: whatever draws before the first step must not count.
         checkpoint.restore_random_state(content["random"])
 
     def check_teacher(self, noted: dict[str, str | None]) -> None:
@@ -297,6 +323,7 @@ class Learner:
     @property
     def ema(self) -> nn.Module | None:
         """The EMA copy of the trained module."""
+        # ModelEmaV3 wraps the copy; what a checkpoint and a score want is the module inside.
         copy = self.method.get_trainable_module(ema=True)
         return None if copy is None else copy.module
 
@@ -314,6 +341,7 @@ class FusedView(nn.Module):
         self.method, self.teacher = method, teacher
 
     def forward(self, images: Tensor) -> Tensor:
+        # The teacher observes again: a test batch is another one than those of training.
         return self.method.fused_logits(images, self.teacher.observe_for([self.method.teacher], images)[0])
 
 

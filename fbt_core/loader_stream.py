@@ -40,21 +40,25 @@ class Given(NamedTuple):
 
 def look_at(train: DataLoader[Any], test: DataLoader[Any], classes: int | None) -> Seen:
     """Counts and shapes, from the loaders and one test batch; a UserError says what a loader lacks."""
+    # Everything is asked of the loaders before training: a fault after an epoch would cost that epoch.
     for name, loader in (("train", train), ("test", test)):
         if not hasattr(loader, "__len__") or not hasattr(getattr(loader, "dataset", None), "__len__"):
             hint = "give a DataLoader over a dataset that knows its length"
             raise UserError(
                 "does not say how many batches and images it has", where=f"{name} loader", hint=hint
             )
+    # Predictions of two runs are compared image by image, so the order has to be the same each time.
     if isinstance(getattr(test, "sampler", None), RandomSampler):
         hint = "use shuffle=False; predictions are kept by the image's position"
         raise UserError("shuffles the test images", where="test loader", hint=hint)
     if not train.batch_size:
         raise UserError("has no batch_size", where="train loader", hint="the recipe needs one for all steps")
+    # One real batch: neither a dataset nor a loader says what shape its images have.
     images = given(next(iter(test)), "test loader").images
     classes = classes or len(getattr(train.dataset, "classes", ()))
     if not classes:
         raise UserError("the train loader's dataset lists none", where="classes", hint="state classes=...")
+    # The stated length counts a last batch that is not whole unless it is dropped; here it always is.
     steps = len(train) if getattr(train, "drop_last", True) else len(train.sampler) // train.batch_size
     if not steps:
         raise UserError(f"has no whole batch of {train.batch_size}", where="train loader")
@@ -62,6 +66,7 @@ def look_at(train: DataLoader[Any], test: DataLoader[Any], classes: int | None) 
         classes=classes,
         size=images.shape[-1],
         batch=train.batch_size,
+        # What an epoch trains on, not what the dataset holds: the rest is dropped in each epoch.
         train_images=steps * train.batch_size,
         test_images=len(test.dataset),  # type: ignore[arg-type]
         numbers=len(train.dataset),  # type: ignore[arg-type]
@@ -72,6 +77,7 @@ def given(batch: Any, where: str) -> Given:
     """A loader's batch, checked: (images, labels) or (images, labels, numbers of the images)."""
     if not isinstance(batch, list | tuple) or len(batch) not in (2, 3):
         raise UserError("must give (images, labels) or (images, labels, numbers)", where=where)
+    # Checked for each batch: a transform of the user's own may give another shape only now and then.
     images = batch[0]
     shape = tuple(getattr(images, "shape", ()))
     if not isinstance(images, Tensor) or len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
@@ -93,6 +99,7 @@ class LoaderStream:
         test: DataLoader[Any],
         group: Group,
     ) -> None:
+        # A loader of the caller's does not know its share of the images: each process would see all of them.
         if group.world > 1:
             hint = "`snakemake` trains on several GPUs, from a data set of config/datasets.yaml"
             raise UserError("a loader of your own takes one process", where="distil", hint=hint)
@@ -103,6 +110,7 @@ class LoaderStream:
 
     def check(self, method: Method) -> None:
         """Refuse a method that needs the number of each image if the loader does not give it."""
+        # Only a method that remembers images needs numbers; asking all callers for them would be a burden.
         if not method.needs_indices:
             return
         first = given(next(iter(self.train_loader)), "train loader")
@@ -113,7 +121,9 @@ class LoaderStream:
 
     def training(self, epoch: int, first_step: int) -> Iterator[tuple[BatchKey, Given]]:
         """An epoch's batches. A loader that draws from torch's generator draws the same in every attempt."""
+        # Batches in the middle of an epoch cannot be skipped without making them.
         assert first_step == 0, "a foreign loader starts at epochs' starts only"
+        # The caller's shuffling and transforms draw from torch's generator: each attempt draws the same.
         seed_everything(self.spec.seed, ORDER, epoch)
         size, step = self.spec.recipe.batch_size, 0
         for item in self.train_loader:
@@ -130,7 +140,9 @@ class LoaderStream:
     def parts(self, key: BatchKey, raw: Given) -> Sequence[Batch]:
         """A batch on the device, in the equal parts of gradient accumulation; draws as in Stream.parts."""
         assert key.epoch is not None and key.step is not None
+        # Seeded again after the caller's transforms, however much they have drawn.
         seed_everything(self.spec.seed, STEP, key.epoch, key.step)
+        # -1 is no image's number: a method that would use it was refused by `check`.
         indices = torch.full((len(raw.images),), -1) if raw.indices is None else raw.indices
         batch = Batch(self._images(raw.images), self._to(raw.labels), self._to(indices))
         return parts_of(batch, self.settings.gradient_accumulation)

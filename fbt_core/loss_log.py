@@ -23,7 +23,9 @@ class LossLog:
 
     def add(self, results: list[dict[str, Any]]) -> None:
         """Remember a step's values, the mean over the parts of its batch; nothing leaves the device."""
+        # Names of the latest step: the terms of a run are the same at each of them.
         self.names = ["loss", *results[0]["terms"]]
+        # Detached: a kept graph would hold a step's activations until the next read.
         parts = [[result["loss"].detach(), *result["terms"].values()] for result in results]
         self._pending.append(torch.stack([torch.stack([v.float() for v in part]) for part in parts]).mean(0))
 
@@ -31,8 +33,10 @@ class LossLog:
         """Fetch what has gathered; NonFiniteLoss names the term, the step and the learning rate."""
         if not self._pending:
             return
+        # Averaged over processes here, once for all steps since the last read.
         rows = average(torch.stack(self._pending)).double().cpu()
         self._pending.clear()
+        # Checked before it is added: sums stay those of good steps, which a checkpoint may hold.
         self._check(rows, where, rate)
         before = self.sums or [0.0] * len(self.names)
         self.sums = [total + new for total, new in zip(before, rows.sum(0).tolist(), strict=True)]
@@ -43,6 +47,7 @@ class LossLog:
         bad = (~torch.isfinite(rows)).nonzero()
         if not len(bad):
             return
+        # The first bad step is the one that explains the others.
         step = int(bad[0, 0])
         wrong = [i for i in range(len(self.names)) if not math.isfinite(rows[step, i])]
         names = ", ".join(f"{self.names[i]} = {rows[step, i].item()}" for i in wrong)

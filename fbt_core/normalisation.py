@@ -26,6 +26,7 @@ def set_normalisation_batch(
     fewer in equal groups one after the other; what neither reaches is an error that says what does.
     """
     norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
+    # A network without BatchNorm (ViT, Mixer) normalises each image alone, whatever the batch.
     if not norms:
         return module
     # Images in a pass of one process, images to normalise over, and what groups of processes hold together.
@@ -33,14 +34,17 @@ def set_normalisation_batch(
     changed = recipe.allow_changed_batch
     wanted = recipe.normalisation_batch or recipe.batch_size // (accumulation if changed else 1)
     together = [held * n for n in range(2, group.world + 1) if group.world % n == 0]
+    # Parts come one after the other: no exchange can bring a whole batch together.
     if accumulation > 1 and not changed:
         together = []
     if held == wanted:
         return module
+    # Groups inside one pass need no exchange, so they come first.
     if held % wanted == 0:
         _replace_forward(norms, _in_groups(held // wanted))
         return module
     if wanted not in together:
+        # All that this setting could be, so that the message helps without another try.
         values = [n for n in range(2, held + 1) if held % n == 0] + together
         way = "use fewer accumulation steps" if accumulation > 1 else "use another number of GPUs"
         allow = ", or set allow_changed_batch: true" if recipe.normalisation_batch is None else ""
@@ -63,8 +67,10 @@ def _replace_forward(norms: list[_BatchNorm], train: Callable[[_BatchNorm, Tenso
     """Give BatchNorms another forward for training; the names of parameters and the class stay."""
 
     def forward(norm: _BatchNorm, x: Tensor) -> Tensor:
+        # In eval the module's own forward: running statistics need no other images.
         return train(norm, x) if norm.training else type(norm).forward(norm, x)
 
+    # A method of the instance: class, parameters and state stay those that checkpoints and timm know.
     for norm in norms:
         norm.forward = types.MethodType(forward, norm)
 
@@ -78,8 +84,10 @@ def _shared(group: dist.ProcessGroup, processes: int) -> Callable[[_BatchNorm, T
 
     def train(norm: _BatchNorm, x: Tensor) -> Tensor:
         over, shape = [0, *range(2, x.dim())], (1, -1, *[1] * (x.dim() - 2))
+        # Every process holds equally many images, so counts need no exchange.
         count = processes * x.numel() // x.shape[1]
         mean = _Sum.apply(x.sum(over), group) / count
+        # A second exchange: E[x^2] - E[x]^2 in one would lose digits.
         variance = _Sum.apply((x - mean.view(shape)).square().sum(over), group) / count
         if norm.track_running_stats:
             # torch normalises by the biased variance but keeps the unbiased one as running statistic.
@@ -101,6 +109,7 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(context, tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
         context.group = group
+        # A copy: all_reduce works in place, and the input belongs to the graph.
         total = tensor.clone()
         dist.all_reduce(total, group=group)
         return total

@@ -30,6 +30,7 @@ def parameter_groups(module: nn.Module, spec: OptimizerSpec) -> list[dict[str, A
     without = [p for name, p in named if spared(name, p)]
     decayed = [p for name, p in named if not spared(name, p)]
     groups = [
+        # Two groups, because weight decay is a property of a group in torch.
         {"params": without, "weight_decay": 0.0},
         {"params": decayed, "weight_decay": spec.weight_decay},
     ]
@@ -45,6 +46,7 @@ def _spared(module: nn.Module, rule: str) -> Callable[[str, Tensor], bool]:
 
 def _listed(module: nn.Module) -> set[str]:
     """Names that the student's network wants free of decay."""
+    # The student's own list: names of extras follow no convention of timm.
     network = module.get_submodule(STUDENT_PREFIX.rstrip("."))
     ask = getattr(network, "no_weight_decay", None)
     return {STUDENT_PREFIX + name for name in ask()} if ask else set()
@@ -63,6 +65,7 @@ class Optimisation:
         # By default torch lets GPUs use TF32 in convolutions and not in products: float32 means neither.
         torch.backends.cuda.matmul.allow_tf32 = recipe.precision == "tf32"
         torch.backends.cudnn.allow_tf32 = recipe.precision == "tf32"
+        # Only float16 needs scaling: bfloat16 has the range of float32.
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
 
     def autocast(self) -> torch.autocast:
@@ -75,12 +78,15 @@ class Optimisation:
 
     def step(self, updates: int) -> None:
         """Clip, update, clear the gradients; `updates` counts the updates made so far, this one included."""
+        # Over all parameters together, extras included: that is what one norm limits.
         if self.recipe.optimizer.clip_gradient is not None:
             # float16's gradients are still scaled here, and the limit is meant for the true ones.
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.module.parameters(), self.recipe.optimizer.clip_gradient)
+        # scaler.step leaves out an update whose gradients are not finite, and then lowers the scale.
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        # None instead of zeros: memory is free until the next backward.
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step_update(updates)
 
@@ -91,6 +97,7 @@ class Optimisation:
 
     def state_dict(self) -> dict[str, Any]:
         """Optimiser, schedule and scaler for a checkpoint."""
+        # A schedule's state may hold objects; a checkpoint is read as tensors and plain values only.
         schedule = {name: value for name, value in self.schedule.state_dict().items() if _is_plain(value)}
         return {
             "optimizer": self.optimizer.state_dict(),
@@ -114,10 +121,12 @@ def autocast(recipe: RecipeSpec, device: torch.device) -> torch.autocast:
 def make_schedule(optimizer: torch.optim.Optimizer, recipe: RecipeSpec, steps: int) -> Scheduler:
     """timm's schedule; it moves once an epoch (timm's habit) or once a step, as the recipe says."""
     spec = recipe.schedule
+    # timm counts in the unit that it is updated in.
     unit = steps if spec.update == "step" else 1
     warmup = {
         "warmup_t": spec.warmup_epochs * unit,
         "warmup_lr_init": spec.warmup_start,
+        # Not a prefix: warm-up is part of the epochs, as in the papers' settings.
         "warmup_prefix": False,
     }
     options = {**warmup, "t_in_epochs": spec.update == "epoch"}

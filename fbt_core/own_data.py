@@ -133,8 +133,10 @@ def _train(
     """The product's own training, from two networks to published results."""
     spec, group, network = folder.spec, stream.group, staged.get("teacher")
     seed_everything(spec.seed, BUILD, 1)
+    # Methods that remember images count all of them, also those that an epoch drops.
     context = replace(Context.of(spec, None), train_images=seen.numbers)
     method = build_method(spec.method, staged["student"], network, context)
+    # Every refusal before the folder is opened: a failed call leaves nothing behind.
     check_batch(spec.recipe, group, settings.gradient_accumulation)
     check_accumulation(method, spec.recipe, settings.gradient_accumulation)
     stream.check(method)
@@ -146,6 +148,7 @@ def _train(
         learner.resume(vote)
         teacher = Teacher.of(spec, network)
         train_to_the_end([learner], stream, teacher, stream.test_labels(), vote, StopRequest())
+    # The loop notes an error and goes on with other runs; here there is none.
     if folder.error:
         raise folder.error
 
@@ -172,6 +175,7 @@ class OwnFolder(RunFolder):
     def __init__(self, path: Path, spec: RunSpec) -> None:
         super().__init__(path.parent, spec)
         self.path = path
+        # The spec holds all but the caller's images: another training must not be continued here.
         before = path / SPEC_FILE
         if before.exists() and parse_spec(before.read_text()) != spec:
             hint = "name another folder, or call it with the settings of spec.json"
@@ -203,6 +207,7 @@ def cut(network: Network, seen: Seen, split: str, seed: int, teaches: bool) -> S
         load_weights(network, spec, WeightSources(Path(), {}), new_head=False)
     staged = network if isinstance(network, StagedModel) else stage(network, seen.size, split)
     role = "teacher" if teaches else "student"
+    # Before training: a wrong number of classes would end in an index error on the device.
     if staged.classes != seen.classes:
         hint = "train it on these classes first, e.g. with method='scratch'" if teaches else None
         what = f"has {staged.classes} classes, the data {seen.classes}"
@@ -212,6 +217,7 @@ def cut(network: Network, seen: Seen, split: str, seed: int, teaches: bool) -> S
 
 def family_of(staged: StagedModel) -> Family:
     """cnn, msa or mlp, by what the blocks are made of: attention between tokens; maps; or neither."""
+    # By names of classes: timm's attention modules have no common base.
     names = [type(module).__name__ for module in staged.network.modules()]
     if any("Attention" in name or name.endswith(("Attn", "MHSA")) for name in names):
         return "msa"
@@ -221,6 +227,7 @@ def family_of(staged: StagedModel) -> Family:
 def _network_spec(staged: StagedModel, family: Family, role: str) -> NetworkSpec:
     """What a spec can say of a network that came as an object; a teacher's weights by their sha256."""
     kind = type(staged.network)
+    # A valid key of a spec from whatever a class is called.
     key = re.sub(r"[^a-z0-9_]+", "_", kind.__name__.lower())[:40].strip("_") or role
     weights = f"file:{state_sha256(staged.network)}" if role == "teacher" else "none"
     return NetworkSpec(
@@ -254,6 +261,7 @@ def _method_spec(method: str, like: str, changes: Mapping[str, Any]) -> MethodSp
     """A method with the values of config/methods.yaml and these changes; the method itself checks them."""
     facts = method_facts(method)
     known = facts.parameters
+    # In the parameter's own type, so that 1 and 1.0 give one spec.
     changed = {name: known[name].typed(value) if name in known else value for name, value in changes.items()}
     return MethodSpec(
         name=method,
@@ -276,6 +284,7 @@ def _recipe(
     """The stated recipe with these changes; a mapping (optimizer: {...}) changes the keys it names only."""
     if like not in _recipes():
         raise UserError(f"there are no recipes for '{like}'", where="like", given=like, choices=_recipes())
+    # A copy: recipes are read once and kept for later calls.
     content = dict(_recipes()[like][family])
     # What was done to the images has been done by the loader.
     content["augmentation"] = {"flip": 0.0, **dict.fromkeys(

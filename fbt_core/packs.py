@@ -25,6 +25,7 @@ def stream_settings(spec: RunSpec) -> dict[str, Any]:
     Mixed targets are smoothed where they are mixed, so the smoothing counts only there.
     """
     recipe = spec.recipe.model_dump(mode="json")
+    # Off is 0 or None in YAML; either mixes nothing.
     mixes = spec.recipe.augmentation.mixup or spec.recipe.augmentation.cutmix
     names = ["epochs", "batch_size", "normalisation_batch", "allow_changed_batch", "precision"]
     names += ["augmentation", "label_smoothing"] if mixes else ["augmentation"]
@@ -65,9 +66,11 @@ def teacher_key(spec: RunSpec) -> str | None:
 def check_together(specs: Sequence[RunSpec]) -> None:
     """Refuse runs that may not share a pack: a UserError names what differs, and between which of them."""
     ids = [spec.id for spec in specs]
+    # Two learners of one run would write to one folder.
     if twice := sorted({run for run in ids if ids.count(run) > 1}):
         raise UserError("this run is named more than once", where=twice[0])
     for settings_of in (stream_settings, teacher_settings):
+        # Runs without a teacher go with any, so only those that have one are compared.
         having = [(spec.id, settings) for spec in specs if (settings := settings_of(spec))]
         for run, settings in having[1:]:
             first, expected = having[0]
@@ -90,6 +93,7 @@ class Ending:
 def write_marker(path: Path, endings: Mapping[str, Ending]) -> None:
     """Write how each run of a pack ended, whole or not at all."""
     make_folder(path.parent)
+    # Plain words, so that a reader needs no class of ours.
     members = {run: {"state": ending.state, "error": ending.error} for run, ending in endings.items()}
     write_json(path, {"members": members})
 

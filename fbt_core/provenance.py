@@ -37,6 +37,7 @@ def versions() -> dict[str, str | None]:
 
 def _version(name: str) -> str | None:
     try:
+        # A checkout that is not installed has no version of its own.
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
@@ -46,6 +47,7 @@ def _version(name: str) -> str | None:
 def git_state() -> dict[str, Any]:
     """The code's commit and whether it had uncommitted changes; None outside a clone."""
     sha = _git("rev-parse", "HEAD")
+    # Tracked files only: what a run writes is no change of the code.
     changes = _git("status", "--porcelain", "--untracked-files=no") if sha else None
     return {"git_sha": sha or None, "git_dirty": None if changes is None else bool(changes)}
 
@@ -53,6 +55,7 @@ def git_state() -> dict[str, Any]:
 def _git(*arguments: str) -> str | None:
     command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
     try:
+        # A time limit: git on a network disk may hang, and a run must not.
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
@@ -64,6 +67,7 @@ def job() -> dict[str, Any]:
 
 
 def _read(variable: str, kind: type) -> Any:
+    # Outside a job, and for a variable that holds nonsense, nothing is known: no reason to stop.
     try:
         return kind(os.environ[variable])
     except (KeyError, ValueError):
@@ -91,6 +95,7 @@ def _allows_tf32(backend: Any) -> bool | None:
 
 def compile_fallbacks() -> int | None:
     """How often torch.compile left a part of a step uncompiled in this process; None if it was not used."""
+    # Not imported for this: asking would load torch's compiler.
     counters = torch._dynamo.utils.counters if "torch._dynamo.utils" in sys.modules else {}
     if not counters.get("stats", {}).get("unique_graphs"):
         return None

@@ -29,7 +29,9 @@ def is_ready(folder: Path) -> bool:
 
 def publish(folder: Path) -> None:
     """Give the results in `ready/` their declared names: weights first, metrics last, each by renaming."""
+    # Weights first: whoever sees metrics.json may read the weights.
     for name in (WEIGHTS_FILE, METRICS_FILE):
+        # A temporary name first: a link cannot replace a file in one step.
         temporary = folder / f".{name}.{os.getpid()}.part"
         try:
             _link(folder / READY_FOLDER / name, temporary)
@@ -44,6 +46,7 @@ def publish(folder: Path) -> None:
 
 def _link(source: Path, target: Path) -> None:
     """A second name for a file; a copy on a file system that has no links."""
+    # A link takes no space and no time; a copy of the weights would take both.
     try:
         os.link(source, target)
     except FileNotFoundError:
@@ -54,6 +57,7 @@ def _link(source: Path, target: Path) -> None:
 
 def explain(run: str, marker: Path) -> UserError:
     """Why a run has no results to publish, from the marker of its pack."""
+    # The marker knows more than the missing file: why the run has no results.
     endings = read_marker(marker)
     if not endings:
         return UserError("no pack has ended there", where=str(marker), hint="train the pack first")

@@ -35,6 +35,7 @@ class Report:
     ) -> None:
         self.spec, self.settings, self.group, self.folder, self.steps = spec, settings, group, folder, steps
         self.display = Display(steps, spec.recipe.epochs, shown=folder.writes)
+        # Only the process that writes has a tracker: others would send every number once more.
         watched = folder.writes and settings.tracker != "none"
         self.tracker = Tracker(settings.tracker, folder.path, folder.note) if watched else None
 
@@ -51,7 +52,9 @@ class Report:
         """The content of progress.json."""
         epochs = self.spec.recipe.epochs
         done = state.epoch * self.steps + state.step
+        # Of this run's training alone: tests and waiting would make the rate depend on their number.
         rate = done * self.spec.recipe.batch_size / (state.training_seconds + state.epoch_seconds or 1.0)
+        # All seconds here: what is left to wait includes tests and checkpoints.
         left = state.seconds / done * (epochs * self.steps - done) if done else None
         return {
             "epoch": min(state.epoch + 1, epochs),
@@ -115,6 +118,7 @@ class Report:
     def metrics(self, state: State, parameters: int) -> dict[str, Any]:
         """The content of metrics.json, but the digests of the weights; `parameters` are the student's."""
         last = state.history[-1]
+        # Steps that were made, not the data set's size: the last batch of an epoch may be dropped.
         images = self.steps * self.spec.recipe.batch_size * self.spec.recipe.epochs
         return {
             "run": self.spec.id,

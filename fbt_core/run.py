@@ -53,6 +53,7 @@ def read_arguments(arguments: list[str] | None) -> Command:
     )
     parser.add_argument("--pack", type=Path, metavar="MARKER", help="leave the results to be published")
     chosen = parser.parse_args(arguments)
+    # Both at once: a workflow writes them, and one message should show every fault.
     try:
         specs = [parse_spec(_text(value)) for value in chosen.spec]
         settings = ExecutionSettings.model_validate_json(_text(chosen.settings))
@@ -60,8 +61,10 @@ def read_arguments(arguments: list[str] | None) -> Command:
         faults = [f"{'.'.join(map(str, fault['loc'])) or 'JSON'}: {fault['msg']}" for fault in error.errors()]
         raise UserError(", ".join(faults), where=error.title) from None
     for spec, value in zip(specs, chosen.spec, strict=True):
+        # A text in the command cannot change while a job waits, but a file can.
         if not value.lstrip().startswith("{"):
             check_frozen(spec, Path(value))
+    # Before training: a pack that cannot be is a mistake of the caller's.
     check_together(specs)
     return Command(specs, settings, chosen.runs, chosen.pack)
 
@@ -78,8 +81,10 @@ def _text(value: str) -> str:
 def report(endings: Mapping[str, Ending], marker: Path | None) -> int:
     """Write the pack's marker; without one, print the errors of the runs that failed. The exit code."""
     if marker is not None:
+        # One process writes; all of them return the same code.
         if distributed.rank() == 0:
             write_marker(marker, endings)
+        # 0 whatever befell the runs: Snakemake would delete the marker of a job that failed.
         return 0
     errors = [(run, ending.error) for run, ending in endings.items() if ending.error]
     for run, error in errors if distributed.rank() == 0 else []:
@@ -91,11 +96,13 @@ def main(arguments: list[str] | None = None) -> int:
     stop = StopRequest()
     try:
         with stop.listening():
+            # First of all, so that also an error in the arguments is reported by one process only.
             distributed.PEERS.meet()
             specs, settings, runs, marker = read_arguments(arguments)
             make_folder(runs)
             endings = train(specs, settings, runs, stop, to_publish=marker is not None)
         return report(endings, marker)
+    # Not an error: the code says that the same command continues the run.
     except Interrupted as error:
         if distributed.rank() == 0:
             print(f"interrupted: {error}", file=sys.stderr)

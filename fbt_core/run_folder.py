@@ -66,8 +66,10 @@ class RunFolder:
         make_folder(self.path)
         if self._lock is None:  # a run that waited for the first half of its pack holds it
             self._take_lock()
+        # A killed process leaves temporary files, and nobody else's can be here: the lock is held.
         remove_leftovers(self.path)
         remove_leftovers(self.path / READY_FOLDER)
+        # Written at the start: tools that look at the run read its settings here.
         write_json(self.path / SPEC_FILE, self.spec.model_dump(mode="json"))
 
     def _take_lock(self) -> None:
@@ -89,6 +91,7 @@ class RunFolder:
         except UserError as error:
             if not alone:
                 raise
+            # Noted before the folder is closed, so that the loop sees it as ended.
             self.error = error
             self.close(error)
             if self.label and self.writes:
@@ -109,6 +112,7 @@ class RunFolder:
     @property
     def complete(self) -> bool:
         """Whether both results are there: nothing is left to do."""
+        # Both: weights are written first, so metrics alone mean that something was deleted.
         return _are_in(self.path)
 
     @property
@@ -128,11 +132,13 @@ class RunFolder:
     def write_history(self, history: list[dict[str, Any]]) -> None:
         """One line per finished epoch; lines of epochs that are trained again are replaced."""
         if self.writes:
+            # Written whole: a resumed run replaces the lines of epochs that it trains again.
             lines = "".join(json.dumps(line, allow_nan=False) + "\n" for line in history)
             write_bytes(self.path / HISTORY_FILE, lines.encode())
 
     def write_progress(self, content: Mapping[str, Any], force: bool = False) -> None:
         """Where the run stands, at most every two seconds unless forced."""
+        # Every step asks; a write each would wear the disk and slow a network file system.
         if not self.writes or (not force and time.monotonic() - self._progress_written < PROGRESS_SECONDS):
             return
         self._progress_written = time.monotonic()
@@ -142,6 +148,7 @@ class RunFolder:
 
     def change_progress(self, state: str, error: str | None = None) -> None:
         """Mark the run as interrupted or failed; never raises, it is called on the way out."""
+        # Read again: progress of an earlier attempt is kept, only its state changes.
         with contextlib.suppress(Exception):
             content = read_json(self.path / PROGRESS_FILE) or {}
             self.write_progress({**content, "state": state, "error": error}, force=True)
@@ -153,6 +160,7 @@ class RunFolder:
             if isinstance(error, UserError | Interrupted):
                 self.note(str(error), terminal=False)
         self.opened = False
+        # Closing the file gives up the lock.
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -164,6 +172,7 @@ class RunFolder:
         """
         if not self.writes:
             return
+        # Into memory first, because write_bytes makes a file whole or not at all.
         content = io.BytesIO()
         most = max(int(values.max()) for values in classes.values())
         kind = np.uint8 if most < 256 else np.uint16
@@ -176,8 +185,10 @@ class RunFolder:
         """Write the results: weights first, metrics last, each by renaming."""
         if not self.writes:
             return
+        # A pack's results wait: Snakemake deletes what a failed job has declared.
         folder = self.path / READY_FOLDER if self.to_publish else self.path
         make_folder(folder)
+        # Hashed as written, so that the digest is that of the file.
         content = serialise(weights)
         write_bytes(folder / WEIGHTS_FILE, content)
         digest = hashlib.sha256(content).hexdigest()

@@ -21,6 +21,7 @@ NAMES = ("running_mean", "running_var")
 
 def average(modules: Sequence[nn.Module]) -> None:
     """Give the modules of all processes the same statistics, their mean."""
+    # One exchange for all buffers: a network has a hundred of them.
     if world_size() > 1 and (buffers := _buffers(modules)):
         _fill(buffers, distributed.average(_flat(buffers).double()))
 
@@ -31,6 +32,7 @@ def of_processes(modules: Sequence[nn.Module]) -> Tensor | None:
     if world_size() == 1 or not buffers:
         return None
     mine = _flat(buffers)
+    # All processes' rows, because each one continues with its own after a resume.
     rows = [torch.empty_like(mine) for _ in range(world_size())]
     dist.all_gather(rows, mine)
     return torch.stack(rows)
@@ -40,6 +42,7 @@ def take(modules: Sequence[nn.Module], kept: Tensor | None, group: Group) -> Non
     """Take this process's own statistics out of a checkpoint; on another number of processes their mean."""
     if kept is None:
         return
+    # Another number of processes cannot continue each one's own: the mean is what would be scored.
     numbers = kept[group.rank] if len(kept) == group.world else kept.double().mean(0)
     _fill(_buffers(modules), numbers)
 

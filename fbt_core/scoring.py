@@ -18,6 +18,7 @@ class Score:
 
     def __init__(self, network: nn.Module, device: torch.device) -> None:
         self.network = network.eval()
+        # float64 and on the device: counts stay exact, and no batch waits to be read.
         self.sums = torch.zeros(4, dtype=torch.float64, device=device)
         self.predicted: list[Tensor] = []
 
@@ -31,10 +32,12 @@ class Score:
 
         NonFiniteLoss before such a number reaches the history or a checkpoint.
         """
+        # One sum over processes at the end; each of them has counted its share.
         first, fifth, loss, images = distributed.total(self.sums).tolist()
         if not math.isfinite(loss):
             what = f"the loss on the test images is not finite ({loss}), epoch {epoch}"
             raise NonFiniteLoss(what, spec.id)
+        # A process may have no share at all if there are fewer images than processes.
         none = self.sums.new_zeros(0, dtype=torch.int32)
         mine = torch.cat(self.predicted) if self.predicted else none
         return {
@@ -48,5 +51,6 @@ class Score:
 def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
     """Images right at first, images right among five, sum of cross-entropies, number of images."""
     top = logits.topk(min(5, logits.shape[1])).indices == labels.unsqueeze(1)
+    # A sum, not a mean: batches differ in size, and the mean is taken over all images.
     loss = nn.functional.cross_entropy(logits, labels, reduction="sum").double()
     return torch.stack([top[:, 0].sum().double(), top.sum().double(), loss, loss.new_tensor(len(labels))])

@@ -88,6 +88,7 @@ class NetworkSpec(Strict):
 
 
 def _whole(value: Any) -> Any:
+    # Nested lists as well: block arguments hold numbers at any depth.
     if isinstance(value, tuple):
         return tuple(map(_whole, value))
     return int(value) if isinstance(value, float) and value.is_integer() else value
@@ -105,6 +106,7 @@ class OptimizerSpec(Strict):
 
     @model_validator(mode="after")
     def _check_momentum(self) -> OptimizerSpec:
+        # A missing momentum would be a default of the library's, which no spec states.
         if self.name == "sgd" and self.momentum is None:
             raise ValueError("sgd needs its momentum (timm's sgd is Nesterov's)")
         return self
@@ -144,6 +146,7 @@ class AugmentationSpec(Strict):
     @field_validator("rand_augment")
     @classmethod
     def _check_policy(cls, policy: str | None) -> str | None:
+        # Checked when planning: timm would look at it only when training begins.
         if policy is not None and not RAND_AUGMENT.fullmatch(policy):
             parts = "m9 (strength), n2 (changes an image), p0.5, mstd0.5, mmax10, inc1, tweights"
             example = "e.g. rand-m9-mstd0.5-inc1"
@@ -193,6 +196,7 @@ class RecipeSpec(Strict):
 
     def evaluates(self, epoch: int) -> bool:
         """Whether the network is tested after this epoch (from 1)."""
+        # The last epoch always: without it there would be no final score.
         return epoch % (self.evaluate_every or 1) == 0 or epoch == self.epochs
 
     @property
@@ -234,6 +238,7 @@ class RunSpec(Strict):
     @property
     def id(self) -> str:
         """Readable slug and the first 10 hex digits of the canonical JSON's sha256."""
+        # Words for people; the digits stand for all settings.
         names = [self.dataset.name, self.method.name]
         names += [self.teacher.architecture] if self.teacher else []
         return "-".join([*names, self.student.architecture, self.digest()[:10]])
@@ -260,6 +265,7 @@ def parse_spec(text: str) -> RunSpec:
 
 def check_frozen(spec: RunSpec, path: Path) -> None:
     """Refuse a file named after a run that holds another one; any other file may hold any spec."""
+    # Only a name that looks like a run's id promises a content.
     if ID_PATTERN.fullmatch(path.stem) and path.stem != spec.id:
         hint = "the file was changed; delete it and start the workflow again, which writes it"
         raise UserError(f"holds the spec of {spec.id}", where=str(path), hint=hint)
@@ -297,6 +303,7 @@ class ExecutionSettings(Strict):
     @classmethod
     def _read_former_key(cls, values: Any) -> Any:
         """Settings that were frozen for a waiting job may still say `tensorboard`."""
+        # A job may wait for weeks, and be started by a newer version.
         if not isinstance(values, dict) or "tensorboard" not in values:
             return values
         kept = {name: value for name, value in values.items() if name != "tensorboard"}

@@ -58,12 +58,14 @@ class State:
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint, as plain values and tensors; `losses` were read before."""
+        # Field by field: a new one is saved without anybody having to remember it.
         kept = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in UNSAVED}
         return {**kept, "losses": self.losses.state_dict()}
 
     @classmethod
     def from_checkpoint(cls, content: dict[str, Any]) -> State:
         """The state that a checkpoint holds; its clock starts now."""
+        # Losses have a state of their own, and a clock of another process means nothing here.
         state = cls(**{name: value for name, value in content.items() if name not in UNSAVED})
         state.losses.load_state_dict(content["losses"])
         return state

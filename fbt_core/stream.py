@@ -27,6 +27,7 @@ class Stream:
         self.spec, self.settings, self.group = spec, settings, group
         recipe, dataset, student = spec.recipe, spec.dataset, spec.student
         training = training_pipeline(splits[0], dataset, recipe.augmentation, spec.seed)
+        # Made once: its loader processes live as long as the run.
         self.train_feed = Feed(splits[0], training, settings.workers, group.device)
         self.order = Order(dataset.train_images, recipe.batch_size, spec.seed, group.rank, group.world)
         self.preparation = Preparation(
@@ -44,6 +45,7 @@ class Stream:
 
         Every random draw from here to the update, the method's own too, follows from seed, epoch and step.
         """
+        # Seeded at each step: a resumed run draws what an uninterrupted one would.
         seed_everything(self.spec.seed, STEP, key.epoch, key.step, process=self.group.rank)
         return parts_of(self.preparation.train(raw, key.rows), self.settings.gradient_accumulation)
 
@@ -64,6 +66,7 @@ class TestImages:
         crop: CropSpec | None,
     ) -> None:
         self.images, self.group, self.preparation = spec.dataset.test_images, group, preparation
+        # No gradients are kept in a test, so the training's batch fits in any case.
         self.batch = max(1, spec.recipe.batch_size // group.world)
         pipeline = test_pipeline(split, spec.dataset, crop)
         self.feed = Feed(split, pipeline, settings.workers, group.device)

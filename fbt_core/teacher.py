@@ -31,8 +31,10 @@ class Teacher:
         self.network = network
         self.scale: Tensor | None = None
         self.shift: Tensor | None = None
+        # Two normalisations in one scale and shift: images are not undone and normalised again.
         if batches and its_own and batches != its_own:
             device = next(network.parameters()).device
+            # Computed in float64: differences of nearly equal means would lose digits.
             mean, std, own_mean, own_std = (
                 torch.tensor(values, dtype=torch.float64).view(1, 3, 1, 1) for values in (*batches, *its_own)
             )
@@ -61,6 +63,7 @@ class Teacher:
     @torch.no_grad()
     def observe_for(self, views: Sequence[StagedModel | None], images: Tensor) -> list[StagedOutput | None]:
         """What each view's own pass would give for the images, from one pass; None for a run without."""
+        # Views may deal the blocks differently; all of that comes from one pass.
         splits = {view.split for view in views if view is not None}
         if not splits:
             return [None] * len(views)

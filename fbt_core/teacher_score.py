@@ -24,15 +24,18 @@ def note_teacher(
     `between` is called after each batch, as in `Learner.evaluate`.
     """
     taught = [learner for learner in learners if learner.spec.teacher is not None]
+    # A resumed run knows it from its checkpoint; teachers do not change.
     waiting = [learner for learner in taught if learner.state.teacher_top1 is None]
     if network is None or not waiting:
         return
+    # Any of them: their teacher and test images are the same.
     first = waiting[0]
     spec, settings, group = first.spec, first.settings, first.group
     assert spec.teacher is not None  # it has a network
     facts = settings.facts_of(spec.dataset.name, spec.teacher)
     # Small images are tested whole: only where the student has a crop of its own has the teacher one.
     crop = spec.test_crop and (facts.test_crop or spec.test_crop)
+    # Its own normalisation, also if a recipe shows it the student's in training.
     mean, std = spec.teacher.mean, spec.teacher.std
     preparation = Preparation(
         spec.recipe, spec.dataset.classes, mean, std, group.device, settings.channels_last
@@ -50,6 +53,7 @@ def describe(learner: Learner, top1: float, facts: TeacherFacts) -> str:
     assert teacher is not None
     text = f"teacher {teacher.architecture} ({teacher.weights}): top-1 {top1:.2f} % on {dataset}"
     expected = facts.expected_top1
+    # A teacher far below is likely not the one that is meant: other weights, or another normalisation.
     if expected is None or top1 >= expected - MARGIN:
         return text
     return f"warning: {text}; its expected_top1 is {expected:.2f} %"

@@ -63,6 +63,7 @@ def fetch_teacher(job: Job) -> str:
     folder = Path(job.to).expanduser()
     make_folder(folder)
     source, target = folder / Path(urlsplit(job.url).path).name, folder / f"{job.name}.safetensors"
+    # Fetched, converted, measured: each step refuses before the next one costs anything.
     download(job.url, source, job.bytes, job.sha256)
     print(convert(source, target))
     try:
@@ -73,9 +74,11 @@ def fetch_teacher(job: Job) -> str:
             what = f"has top-1 {top1:.2f} %, more than {TOLERANCE:g} point below the stated {job.top1:.2f} %"
             raise UserError(what, where=job.name, hint=hint)
     except UserError:
+        # Weights that were refused must not lie where a run would find them.
         target.unlink()
         raise
     record = {"url": job.url, "fetched_sha256": job.sha256, "stated_top1": job.top1, "measured_top1": top1}
+    # The file's own digest, because conversion makes another file than was fetched.
     digest = file_sha256(target)
     accepted = None if good else "below the stated accuracy, accepted with --accept"
     write_json(target.with_suffix(".json"), {**record, "sha256": digest, "note": accepted, "measured": now()})
@@ -89,9 +92,11 @@ def fetch_teacher(job: Job) -> str:
 
 def download(url: str, target: Path, size: int, sha256: str) -> None:
     """A file of this size and sha256, from where an earlier attempt was cut; UserError for another one."""
+    # Size first: hashing a part of a large file would take minutes for nothing.
     if target.exists() and target.stat().st_size == size and file_sha256(target) == sha256:
         return
     check_address(url)
+    # Under another name until it is whole: nobody takes a part for the teacher.
     part = target.with_name(target.name + ".part")
     try:
         _continue(url, part, size)
@@ -104,6 +109,7 @@ def download(url: str, target: Path, size: int, sha256: str) -> None:
     if got < size:
         hint = "run the same command again: it goes on where it was cut"
         raise UserError(f"the connection ended after {got:,} of {size:,} bytes", where=url, hint=hint)
+    # Read back from the disk: what was written is what counts.
     digest = file_sha256(part)
     if got != size or digest != sha256:
         part.unlink()
@@ -135,6 +141,7 @@ def _continue(url: str, part: Path, size: int) -> None:
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     opener = urllib.request.build_opener(_Redirects)
     with opener.open(request, timeout=SECONDS) as answer:
+        # A server may ignore the range and send all: then the part is begun anew.
         continues = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(
             f"bytes {have}-"
         )
@@ -160,6 +167,7 @@ def measure(job: Job, weights: Path) -> float:
     network: nn.Module = build_network(job.network, job.dataset.classes, job.dataset.image_size)
     fill(network, read_weights(weights), where=str(weights), new_head=False)
     network.eval().to(device)
+    # Test images alone: accuracy is what was stated of the teacher.
     test = load_splits(job.dataset, job.data_roots)[1]
     feed = Feed(test, test_pipeline(test, job.dataset, job.test_crop), workers=0, device=device)
     mean, std = (

@@ -54,9 +54,11 @@ def run(arguments: list[str]) -> int:
 def exit_code(codes: Mapping[int, int]) -> int:
     """One exit code from those of the processes that did not end well; names one that was killed."""
     distinct = set(codes.values())
+    # torchrun ends the others by SIGTERM when one has gone: that code says nothing of its own.
     if Interrupted.exit_code in distinct and distinct <= {Interrupted.exit_code, ENDED}:
         return Interrupted.exit_code
     killed = [(rank, code) for rank, code in codes.items() if code < 0 and code != ENDED]
+    # A user's error explains more than a process that was killed because of it.
     if killed and UserError.exit_code not in distinct:
         rank, code = killed[0]
         name = signal.Signals(-code).name
@@ -68,6 +70,7 @@ def pass_on(number: signal.Signals) -> None:
     """Hand every such signal to the processes that torchrun starts."""
     while True:
         signal.sigwait({number})
+        # Signals may come before torchrun has started anything.
         while not (started := psutil.Process().children()):
             time.sleep(0.1)
         for process in started:

@@ -36,6 +36,7 @@ class Tracker:
     """The training's end of the pipe; nothing here raises once the tracker has been started."""
 
     def __init__(self, kind: str, folder: Path, note: Callable[[str], None]) -> None:
+        # Asked before training: a missing package would show only at the end of an epoch.
         if importlib.util.find_spec(kind) is None:
             hint = f"pip install {kind}, or set it to none"
             raise UserError(f"{kind} is not installed", where=f"execution.tracker: {kind}", hint=hint)
@@ -53,6 +54,7 @@ class Tracker:
             )
         assert self.process.stdin is not None
         self.pipe = self.process.stdin
+        # Never waits: a tracker that does not read must not stop a training.
         os.set_blocking(self.pipe.fileno(), False)
 
     def epoch(self, line: Mapping[str, Any]) -> None:
@@ -60,6 +62,7 @@ class Tracker:
         if self.ended:
             return
         try:
+            # A line in one write: pipes take so few bytes whole or not at all.
             os.write(self.pipe.fileno(), (json.dumps(numbers_of(line)) + "\n").encode())
         except BlockingIOError:  # it has not read for hundreds of epochs
             self._give_up("does not answer")
@@ -92,6 +95,7 @@ class Tracker:
 
 def numbers_of(line: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of an epoch's line of history: its own, and the loss terms as terms/NAME."""
+    # Numbers only: trackers plot, and text has no curve.
     numbers = {name: value for name, value in line.items() if isinstance(value, int | float)}
     return {**numbers, **{f"terms/{name}": value for name, value in line["terms"].items()}}
 

@@ -87,9 +87,11 @@ def train_or_divide(
         if group.world > 1:
             raise
         full = distributed.explain(error)
+    # Gone with the exception: networks and graphs that it held are freed before the halves begin.
     gc.collect()
     torch.cuda.empty_cache()
     going = [folder for folder in folders if not folder.ended]
+    # One run cannot be halved: its own error says what would help.
     if len(going) == 1:
         with going[0].ends_alone():
             raise full
@@ -110,6 +112,7 @@ def train_together(
     check_batch(folders[0].spec.recipe, group, settings.gradient_accumulation)
     splits = load_splits(folders[0].spec.dataset, settings.data_roots)
     vote = Vote()
+    # First: whether there is anything to do is one question for all processes.
     folders = leave_out_complete(folders, vote)
     if not folders:
         return
@@ -155,12 +158,14 @@ def train_to_the_end(
 def leave_out_complete(folders: Sequence[RunFolder], vote: Vote) -> list[RunFolder]:
     """The runs that are not complete, which the first process decides for all."""
     going = []
+    # The first process alone looks: on another node's file system results may not show yet.
     complete = vote.from_first([folder.complete or folder.ready for folder in folders])
     for folder, is_complete in zip(folders, complete, strict=True):
         if not is_complete:
             going.append(folder)
             continue
         folder.note(f"{folder.spec.id} is complete; delete its folder to train it again")
+        # Left by a pack, and now this run is trained alone: its results are there already.
         if folder.writes and folder.ready and not folder.complete and not folder.to_publish:
             with folder.ends_alone():
                 publish(folder.path)
@@ -176,6 +181,7 @@ def train_epoch(
     stop: StopRequest,
 ) -> None:
     """The steps of an epoch from a position on; a run that fails leaves."""
+    # Learners that are ahead wait at a later epoch, and are not started again.
     epoch, first_step = position
     for learner in learners:
         if learner.state.epoch == epoch:
@@ -194,12 +200,14 @@ def train_step(
 ) -> None:
     """One step: the teacher observes the batch, every run learns from it and updates its weights."""
     parts = stream.parts(key, raw)
+    # Views of one teacher may deal its blocks differently; each gets its own.
     views = [learner.method.teacher for learner in learners]
     # Each run draws what it would draw alone: its draws go on where those of the batch ended.
     several = len(learners) > 1
     draws = [random_state() if several else {}] * len(learners)
     # Several processes exchange gradients in a step: an error that one of them meets there ends all.
     alone = stream.group.world == 1
+    # Part by part: all learners use the teacher's output before the next part replaces it.
     for part in parts:
         with autocast(stream.spec.recipe, stream.group.device):
             seen = teacher.observe_for(views, part.images) if teacher else [None] * len(learners)
@@ -212,6 +220,7 @@ def train_step(
                 learner.learn(part, seen[number])
             if several:
                 draws[number] = random_state()
+    # After all parts, and each alone: a run that failed in one does not update.
     for learner in learners:
         if not learner.folder.error:
             with learner.folder.ends_alone():
@@ -227,12 +236,14 @@ def finish_epoch(
     stop: StopRequest,
 ) -> None:
     """Evaluate the runs that stand at the end of this epoch, note it, and save if it is time."""
+    # Those that are ahead have been evaluated there already.
     ending = [learner for learner in learners if learner.position == (epoch, stream.order.steps)]
     if not ending:
         return
     for learner in ending:
         with learner.folder.ends_alone():
             learner.start_evaluation(teacher)
+    # All networks on the same test batch, so images are decoded once.
     tested = [learner for learner in ending if learner.scores]
     # A process whose share of the test images has ended still votes.
     for _, batch in zip_longest(range(stream.tests.rounds), stream.tests) if tested else []:
@@ -244,6 +255,7 @@ def finish_epoch(
             with learner.folder.ends_alone():
                 learner.finish_epoch()
     leave_out_ended(learners)
+    # The first process decides: clocks of others may differ.
     if vote.from_first(any(learner.finished or learner.checkpoint_due for learner in learners)):
         save(learners, vote, finish=any(learner.finished for learner in learners))
     for learner in learners:

@@ -48,6 +48,7 @@ def load_weights(network: nn.Module, spec: NetworkSpec, sources: WeightSources, 
     `new_head`: a classifier of another class count may stay random (fine-tuning); else it is an error.
     """
     kind, _, name = spec.weights.partition(":")
+    # Random weights were drawn already, from the run's seed.
     if kind == "none":
         return
     readers = {"run": _from_run, "timm": _from_timm, "file": _from_file}
@@ -56,6 +57,7 @@ def load_weights(network: nn.Module, spec: NetworkSpec, sources: WeightSources, 
         raise UserError(f"'{spec.weights}' names no source of weights", where=spec.architecture, hint=hint)
     state = readers[kind](name, network, sources)
     where = sources.files[name] if kind == "file" else spec.weights
+    # A run's classifier always fits its data set: another class count is a mistake there.
     fill(network, state, where, new_head and kind != "run")
 
 
@@ -64,6 +66,7 @@ def fill(network: nn.Module, state: Mapping[str, Tensor], where: str, new_head: 
 
     Nor may a value be NaN or infinite: the network could not even be cut into stages.
     """
+    # Names first: published files may have other names for the same tensors.
     state = dict(_converted(network, state))
     broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
     if broken:
@@ -73,6 +76,7 @@ def fill(network: nn.Module, state: Mapping[str, Tensor], where: str, new_head: 
     wanted = network.state_dict()
     if new_head:
         head = classifier_names(network)
+        # The random classifier stays: the state takes over what the network has.
         for name in [n for n in state if n in head and n in wanted and state[n].shape != wanted[n].shape]:
             state[name] = wanted[name]
     faults = _compare(state, wanted)
@@ -83,6 +87,7 @@ def fill(network: nn.Module, state: Mapping[str, Tensor], where: str, new_head: 
 
 def classifier_names(network: nn.Module) -> set[str]:
     """Parameters of the network's last layer (timm's `classifier` entry, or the usual names)."""
+    # timm states it; other networks use one of three names.
     listed = getattr(network, "pretrained_cfg", {}).get("classifier") or ("head", "fc", "classifier")
     prefixes = (listed,) if isinstance(listed, str) else tuple(listed)
     return {name for name in network.state_dict() if name.startswith(tuple(f"{p}." for p in prefixes))}
@@ -107,10 +112,12 @@ def _compare(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
 def _converted(network: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """The state under timm's names, where the network's module can translate published ones."""
     translate = getattr(sys.modules.get(type(network).__module__), "checkpoint_filter_fn", None)
+    # Names that fit already need no translation.
     if translate is None or state.keys() == network.state_dict().keys():
         return state
     try:
         return translate(dict(state), network)
+    # A translation made for other files: the comparison below names what does not fit.
     except (KeyError, RuntimeError, AttributeError, ValueError, TypeError):
         return state
 
@@ -130,6 +137,7 @@ def _from_file(sha256: str, network: nn.Module, sources: WeightSources) -> Mappi
             "no path is given for this file", where=f"file:{sha256}", hint="add it to weight_files"
         )
     path = Path(sources.files[sha256]).expanduser()
+    # Hashed when it is read: a file may have changed since the plan was made.
     actual = file_sha256(path)
     if actual != sha256:
         raise UserError(
@@ -174,6 +182,7 @@ def _read(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load(path.read_bytes())
+        # weights_only: a pickle could run whatever it names.
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError("weights file is missing", where=str(path)) from None
@@ -191,6 +200,7 @@ def _state_of(content: Any, path: Path) -> tuple[str, dict[str, Tensor]]:
             break
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError("holds no dict of tensors under any usual name", where=str(path))
+    # DDP adds this prefix to every name.
     return wrapper, {name.removeprefix("module."): value for name, value in content.items()}
 
 
@@ -210,6 +220,7 @@ def convert(source: Path, target: Path) -> str:
     if target.suffix != ".safetensors":
         raise UserError("the new file's name must end with .safetensors", where=str(target))
     try:
+        # The one class that training scripts put beside their weights; an empty stand-in takes its state.
         with torch.serialization.safe_globals([(_Ignored, "argparse.Namespace")]):
             content = _read(source)
     except pickle.UnpicklingError as error:
@@ -241,6 +252,7 @@ def file_sha256(path: Path) -> str:
 def serialise(state: Mapping[str, Tensor]) -> bytes:
     """A state as the bytes of a .safetensors file: same tensors, same bytes."""
     return safetensors.torch.save(
+        # Contiguous and on the CPU: the same weights give the same bytes, from whatever device.
         {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     )
 

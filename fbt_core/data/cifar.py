@@ -58,6 +58,7 @@ def load_split(root: Path | None, split: str, classes: int, count: int) -> InMem
 
 def data_file(root: Path, split: str) -> Path:
     """The split's file, in the root itself or in the archive's folder below it."""
+    # The archive unpacks to a folder of its own, and users name either.
     inside = root / SUBFOLDER / split
     return inside if inside.exists() else root / split
 
@@ -65,6 +66,7 @@ def data_file(root: Path, split: str) -> Path:
 def read_file(path: Path, classes: int, count: int) -> tuple[np.ndarray, torch.Tensor]:
     """Images uint8 (N, 32, 32, 3) and labels (N,), every count, shape and range checked."""
     content = _unpickle(path)
+    # Everything is checked: a wrong shape would train without an error, on noise.
     pixels = np.asarray(content.get(b"data"))
     if pixels.ndim != 2 or pixels.dtype != np.uint8 or pixels.shape[1] != PIXELS:
         what = f"'data' is {pixels.dtype} {pixels.shape}, expected uint8 ({count}, {PIXELS})"
@@ -73,11 +75,13 @@ def read_file(path: Path, classes: int, count: int) -> tuple[np.ndarray, torch.T
     check_count(len(pixels), count, "images", str(path))
     check_count(len(labels), count, "labels", str(path))
     check_labels(labels, classes, str(path))
+    # Stored plane by plane; Pillow and torch's byte kernels want channels last, and one contiguous block.
     return np.ascontiguousarray(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), labels
 
 
 def is_official(path: Path, split: str) -> bool:
     """Whether the file is byte for byte the one of the official archive."""
+    # Not for security: it is the digest that the data set's page publishes.
     return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() == KNOWN_MD5[split]
 
 
@@ -86,7 +90,9 @@ def has_official_content(images: np.ndarray, labels: torch.Tensor, split: str) -
 
     Compares the sums of each channel and the images of each class; the order of the images may differ.
     """
+    # int64: the sum of 50,000 x 1,024 bytes does not fit 32 bits.
     sums = tuple(images.sum((0, 1, 2), dtype=np.int64).tolist())
+    # Equal counts per class beside the sums: pixels alone say nothing of labels that were shuffled away.
     return sums == KNOWN_SUMS[split] and len(labels.bincount().unique()) == 1
 
 
@@ -100,6 +106,7 @@ def _label_list(content: dict[bytes, Any], path: Path) -> list[int]:
 
 def _unpickle(path: Path) -> dict[bytes, Any]:
     try:
+        # encoding="bytes": Python 2 wrote the file, and its keys are bytes.
         content = _OnlyArrays(io.BytesIO(path.read_bytes()), encoding="bytes").load()
     except FileNotFoundError:
         raise UserError("file is missing; expected CIFAR-100's python version", where=str(path)) from None

@@ -37,14 +37,17 @@ class Crops(NamedTuple):
 
         The first attempt whose box fits counts; if none does, the largest centred box of an allowed ratio.
         """
+        # Broadcast: images of a small data set share one size, those of a folder have one each.
         sides = np.broadcast_to(sides, (len(self.share), 2))
         height, width = sides[:, :1], sides[:, 1:]
         area = self.share * height * width
         wide = np.rint(np.sqrt(area * self.ratio)).astype(int)
         high = np.rint(np.sqrt(area / self.ratio)).astype(int)
         fits = (wide <= width) & (high <= height)
+        # argmax of booleans is the first True; if none is True it is 0, and the loop below replaces that box.
         first, rows = fits.argmax(1), np.arange(len(area))
         wide, high = wide[rows, first], high[rows, first]
+        # A share of the free range, not a number of pixels: draws do not depend on the image's size.
         top = (self.position[:, 0] * (height[:, 0] - high + 1)).astype(int)
         left = (self.position[:, 1] * (width[:, 0] - wide + 1)).astype(int)
         boxes = np.stack([top, left, high, wide], 1)
@@ -62,13 +65,16 @@ def centred_squares(sides: np.ndarray) -> np.ndarray:
 def draw_crops(generator: np.random.Generator, count: int, scale: tuple[float, float]) -> Crops:
     """`count` draws with the distribution of timm's random resized crop."""
     shape = (count, ATTEMPTS)
+    # All attempts at once, needed or not: else an image's draws would depend on those of the images before.
     share = generator.uniform(*scale, shape)
+    # Uniform in the logarithm, as in timm: 3/4 and 4/3 are equally likely.
     ratio = np.exp(generator.uniform(np.log(RATIO[0]), np.log(RATIO[1]), shape))
     position = generator.random((count, 2))
     return Crops(share, ratio, position, generator.integers(len(INTERPOLATIONS), size=count))
 
 
 def _centred(height: int, width: int) -> tuple[int, int, int, int]:
+    # The side that limits the ratio is shortened, so that as much of the picture as possible stays.
     wide = min(width, round(height * RATIO[1]))
     high = min(height, round(width / RATIO[0]))
     return (height - high) // 2, (width - wide) // 2, high, wide
@@ -87,6 +93,7 @@ def resize_each(images: Iterable[Tensor], filters: np.ndarray, size: int) -> Ten
     (B, C, size, size), channels last in memory. Rounding may move a pixel by a level or two from Pillow's.
     """
     output = torch.empty(0, dtype=torch.uint8)
+    # Written into one block: a stack of separate images would copy all of them once more.
     for i, image in enumerate(images):
         if i == 0:
             shape = (len(filters), len(image), size, size)

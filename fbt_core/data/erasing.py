@@ -27,6 +27,7 @@ class Erasing:
 
     def __call__(self, images: Tensor, rows: Sequence[int]) -> None:
         """Images (B, C, H, W); `rows` (B,) are their numbers in the whole batch of all processes."""
+        # One draw for the whole batch: every process makes it, so their random states stay equal.
         seed = random.getrandbits(32)
         rectangles = draw_rectangles(seed, rows, images.shape[2:], self.probability)
         if images.device.type == "cuda":
@@ -45,6 +46,7 @@ def draw_rectangles(seed: int, rows: Sequence[int], side: Sequence[int], probabi
     drawn = np.random.default_rng(seed).random((max(rows) + 1, 3 + 2 * ATTEMPTS))[list(rows)]
     chosen, position, attempts = drawn[:, 0] <= probability, drawn[:, 1:3], drawn[:, 3:]
     area = (AREA[0] + (AREA[1] - AREA[0]) * attempts[:, :ATTEMPTS]) * height * width
+    # Uniform in the logarithm, as in timm: tall and wide rectangles are equally likely.
     low, high = np.log(ASPECT)
     aspect = np.exp(low + (high - low) * attempts[:, ATTEMPTS:])
     tall, wide = np.rint(np.sqrt(area * aspect)).astype(int), np.rint(np.sqrt(area / aspect)).astype(int)
@@ -54,6 +56,7 @@ def draw_rectangles(seed: int, rows: Sequence[int], side: Sequence[int], probabi
     top = (position[:, 0] * (height - tall + 1)).astype(int)
     left = (position[:, 1] * (width - wide + 1)).astype(int)
     rectangles = np.stack([top, left, tall, wide], 1)
+    # Zero height and width are no rectangle, so no second array has to say which images stay.
     rectangles[~(chosen & fits.any(1))] = 0
     return rectangles
 
@@ -63,6 +66,7 @@ def fill_each(images: Tensor, rectangles: np.ndarray, seed: int, rows: Sequence[
     generator = torch.Generator()
     for i in np.flatnonzero(rectangles[:, 2]).tolist():
         top, left, height, width = rectangles[i].tolist()
+        # A generator per image, seeded by its row: another number of processes fills the same noise.
         generator.manual_seed(seed + rows[i])
         images[i, :, top : top + height, left : left + width].normal_(generator=generator)
 
@@ -72,8 +76,10 @@ def fill_by_mask(images: Tensor, rectangles: np.ndarray) -> None:
     device = images.device
     corners = torch.from_numpy(rectangles).to(device, non_blocking=True)  # the GPU is not waited for
     top, left, height, width = corners.T[..., None]
+    # Coordinates are compared, without a loop: each slice would be an operation of its own for every image.
     y = torch.arange(images.shape[2], device=device)
     x = torch.arange(images.shape[3], device=device)
     inside_rows, inside_columns = (y >= top) & (y < top + height), (x >= left) & (x < left + width)
     mask = (inside_rows[:, :, None] & inside_columns[:, None, :])[:, None]
+    # Noise for all pixels: no shape depends on what was drawn, so the GPU is not waited for.
     torch.where(mask, torch.randn_like(images), images, out=images)

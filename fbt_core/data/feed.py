@@ -49,6 +49,7 @@ class Batches(Dataset):
         self.split, self.pipeline = split, pipeline
 
     def __getitem__(self, key: BatchKey) -> Raw | Fault:
+        # Raised in a loader process, a user's error would come wrapped in torch's own traceback.
         try:
             indices = torch.tensor(key.indices, dtype=torch.int64)
             return Raw(self.pipeline(self.split, key), self.split.labels[indices], indices)
@@ -60,6 +61,7 @@ class Feed:
     """A stream of batches for given keys; loader processes are started once and kept."""
 
     def __init__(self, split: Split, pipeline: Pipeline, workers: int, device: torch.device) -> None:
+        # The keys are an object that is filled anew, so one loader and its processes serve all epochs.
         self.batches, self.workers, self.keys = Batches(split, pipeline), workers, _Keys()
         self.loader = self._loader(device) if workers else None
 
@@ -76,6 +78,7 @@ class Feed:
             return
         self.keys.values = list(keys)
         try:
+            # A loader process that was killed shows as a broken pipe or a missing shared-memory file.
             yield from self.loader
         except (ConnectionError, EOFError, FileNotFoundError) as error:
             raise _loader_died(f"its connection broke: {error}") from None
@@ -83,12 +86,15 @@ class Feed:
     def _loader(self, device: torch.device) -> DataLoader:
         return DataLoader(
             self.batches,
+            # Whole batches are made by one process (batch_size None): crops are drawn for a batch at once.
             batch_size=None,
             sampler=self.keys,
             num_workers=self.workers,
             persistent_workers=True,
+            # Pinned memory lets a GPU copy a batch while it still computes on the one before.
             pin_memory=device.type == "cuda",
             worker_init_fn=_start_worker,
+            # A generator of its own: else each epoch would draw a seed from torch's.
             generator=torch.Generator(),
         )
 
@@ -108,8 +114,10 @@ class _Keys:
 
 def _start_worker(number: int) -> None:
     """Leave the signals that save a run to the main process, and its cores to the other loaders."""
+    # The main process saves at these signals; a loader that died first would look like a crash.
     for name in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
         signal.signal(name, signal.SIG_IGN)
+    # Loaders run side by side already: threads in each would only fight for the same cores.
     torch.set_num_threads(1)
 
 
@@ -144,6 +152,7 @@ class Preparation:
         augmentation = recipe.augmentation
         self.device = device
         self.format = torch.channels_last if channels_last else torch.contiguous_format
+        # Bytes are normalised as they come, so mean and deviation are scaled to 0..255 once, here.
         self.mean = torch.tensor(mean, device=device).mul(255).view(1, 3, 1, 1)
         self.std = torch.tensor(std, device=device).mul(255).view(1, 3, 1, 1)
         self.erase = Erasing(augmentation.erasing) if augmentation.erasing else None
@@ -154,6 +163,7 @@ class Preparation:
 
         `rows`: where its images stand in the whole batch of all processes.
         """
+        # timm's order; erasing before mixing would spread one image's noise over two.
         images, target = self.images(raw), raw.labels.to(self.device, non_blocking=True)
         if self.mix:
             images, target = self.mix(images, target)
@@ -163,13 +173,16 @@ class Preparation:
 
     def images(self, raw: Raw) -> Tensor:
         """Images normalised for the student, (B, 3, H, W), from one or three channels."""
+        # Grey images cross the bus as one channel and are repeated there, without a copy.
         images = raw.images.to(self.device, non_blocking=True).expand(-1, 3, -1, -1)
+        # Computed in place on one new tensor: else each operation would make another batch of floats.
         normalised = torch.empty(images.shape, device=self.device, memory_format=self.format)
         return normalised.copy_(images).sub_(self.mean).div_(self.std)
 
 
 def _mixing(recipe: RecipeSpec, classes: int) -> Mixup | None:
     augmentation = recipe.augmentation
+    # Without mixing labels stay whole numbers, which the loss smooths itself.
     if not augmentation.mixup and not augmentation.cutmix:
         return None
     return Mixup(

@@ -35,12 +35,14 @@ class Tree:
 
     def class_faults(self, classes: int, known: Collection[str] = ()) -> Iterator[str]:
         """What is wrong with the class folders: their number, names that are not `known`, empty ones."""
+        # The count first: if it is wrong, the names below explain it.
         names = set(self.images)
         if len(names) != classes:
             yield f"found {len(names):,} class folders, expected {classes:,}"
         if known:
             yield from counted(sorted(set(known) - names), "class folders are missing")
             yield from counted(sorted(names - set(known)), "unknown class folders")
+        # An empty class is a fault: the network would have an output that no image trains.
         empty = [name for name, files in self.images.items() if not files]
         yield from counted(empty, "class folders hold no image")
         hidden = [name for name in self.images if name.startswith(".")]
@@ -58,6 +60,7 @@ class Tree:
 
 def load_split(root: Path | None, split: str, classes: int, count: int) -> OnDisk:
     """One split's paths, classes and files in sorted order, so labels never depend on the file system."""
+    # Sorted names decide the labels; os.scandir's own order differs from disk to disk.
     tree = read_tree(root, split)
     # A split with other class folders than the training split's would give its labels another meaning.
     known = class_names(split_folder(root, "train")) if split != "train" else ()
@@ -66,7 +69,9 @@ def load_split(root: Path | None, split: str, classes: int, count: int) -> OnDis
         raise UserError("; ".join(faults), where=str(tree.folder))
     paths = tree.paths()
     check_count(len(paths), count, "images", str(tree.folder), tree.skipped_files())
+    # Counted class by class in the order of `paths`, so the two lists cannot drift apart.
     labels = [label for label, files in enumerate(tree.images.values()) for _ in files]
+    # Bytes of fixed width: file names need not be valid text, and an array is shared with loaders.
     return OnDisk(
         tree.folder, np.array([os.fsencode(path) for path in paths], dtype=bytes), as_labels(labels)
     )
@@ -78,6 +83,7 @@ def read_tree(root: Path, split: str) -> Tree:
     tree = Tree(folder, {}, [])
     for name in class_names(folder):
         files = []
+        # scandir says what an entry is; a million further calls take minutes on a network disk.
         for entry in os.scandir(folder / name):
             if entry.name.startswith("."):
                 continue
@@ -106,5 +112,6 @@ def class_names(folder: Path) -> list[str]:
 def counted(names: list[str], what: str) -> Iterator[str]:
     """One line that counts the names and lists the first few; none for no names."""
     if names:
+        # A million wrong names would bury the message.
         more = f", and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
         yield f"{len(names):,} {what}: {', '.join(names[:SHOWN])}{more}"

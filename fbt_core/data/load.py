@@ -21,6 +21,7 @@ def load_splits(dataset: DatasetSpec, roots: Mapping[str, str]) -> tuple[Split, 
     """The training split, or the part of it that the run sees, and the test split; all counts checked."""
     root = dataset_root(dataset, roots)
     load = LOADERS[dataset.loader]
+    # `part_of` is what the files must hold; `train_images` is what the run sees of it.
     train: Split = load(root, "train", dataset.classes, dataset.part_of or dataset.train_images)
     # After the loader: the whole split is checked, however little of it is used.
     if dataset.part_of is not None:
@@ -30,6 +31,7 @@ def load_splits(dataset: DatasetSpec, roots: Mapping[str, str]) -> tuple[Split, 
 
 def dataset_root(dataset: DatasetSpec, roots: Mapping[str, str]) -> Path | None:
     """Where the dataset lies; None for what is shipped inside this package."""
+    # Shipped images need no folder; every other data set needs one, named in one file.
     if dataset.variant == "embedded":
         return None
     setting = f"config/config.yaml, data_roots.{dataset.name}"

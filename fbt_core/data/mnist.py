@@ -25,9 +25,11 @@ def load_split(root: Path | None, split: str, classes: int, count: int) -> InMem
     `count` images, as many of each class.
     """
     folder = root or EMBEDDED
+    # The files keep their published names, so a user can drop the originals into a folder.
     image_file = folder / f"{PREFIX[split]}-images-idx3-ubyte.gz"
     label_file = folder / f"{PREFIX[split]}-labels-idx1-ubyte.gz"
     images, labels = read_idx(image_file, 3), read_idx(label_file, 1)
+    # Only the shipped subset may be cut: a folder with another count is a broken download.
     if root is None:
         if count > len(labels):
             what = f"the shipped subset has {len(labels):,} {split} images, not {count:,}"
@@ -38,6 +40,7 @@ def load_split(root: Path | None, split: str, classes: int, count: int) -> InMem
         images, labels = images[part], labels[part]
     _check(images, labels, image_file, label_file, count, classes)
     padded = np.pad(images, ((0, 0), (PADDING, PADDING), (PADDING, PADDING)))
+    # "nearest": enlarged by a whole factor, pixels stay sharp blocks and nothing is made up between them.
     return InMemory(padded[..., None], torch.from_numpy(labels.astype(np.int64)), "nearest")
 
 
@@ -56,11 +59,14 @@ def _check(
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
     """The uint8 array inside a gzipped IDX file, checked against its own header."""
     content = _decompress(path)
+    # The magic number holds type and dimensions: an image file given for a label file is found at once.
     if len(content) < 4 + 4 * dimensions or content[:4] != bytes([0, 0, 8, dimensions]):
         what = f"not an IDX file of bytes with {dimensions} dimension(s) (magic 0x0000080{dimensions})"
         raise UserError(what, where=str(path))
+    # Sizes are big-endian, whatever machine reads them.
     shape = tuple(np.frombuffer(content, ">i4", dimensions, offset=4).tolist())
     values = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions)
+    # gzip checks its content, but not that all of it was put in.
     if values.size != int(np.prod(shape)):
         expected = int(np.prod(shape))
         what = f"truncated or damaged: {values.size:,} values, expected {expected:,} for shape {shape}"

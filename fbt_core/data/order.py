@@ -54,19 +54,23 @@ class Order:
 
     def keys(self, epoch: int, first_step: int = 0) -> list[BatchKey]:
         """This process's batches of an epoch from a step on."""
+        # A permutation of the epoch's own generator: a resumed run needs no state to know its batches.
         order = generator(self.seed, ORDER, epoch).permutation(self.images)
         rows = rows_of(self.rank, self.world, self.batch)
         return [self._key(order, rows, epoch, step) for step in range(first_step, self.steps)]
 
     def _key(self, order: np.ndarray, rows: tuple[int, ...], epoch: int, step: int) -> BatchKey:
+        # The whole batch is cut out first, then a process takes its rows: all agree on what the batch is.
         whole = order[step * self.batch : (step + 1) * self.batch]
         return BatchKey(tuple(whole[list(rows)].tolist()), rows, self.batch, epoch, step)
 
 
 def test_keys(images: int, batch: int, rank: int = 0, world: int = 1) -> list[BatchKey]:
     """This process's share of a test split: every image exactly once over all processes, nothing padded."""
+    # Every world-th image, so shares differ by one at most; `interleave` puts the classes back in order.
     mine = range(rank, images, world)
     parts = [tuple(mine[start : start + batch]) for start in range(0, len(mine), batch)]
+    # No epoch and no step: nothing is drawn when a network is tested.
     return [BatchKey(part, tuple(range(len(part))), len(part)) for part in parts]
 
 
@@ -82,9 +86,11 @@ def generator(seed: int, *stream: int) -> np.random.Generator:
 
 def seed_everything(seed: int, *stream: int, process: int = 0) -> None:
     """Set Python's, numpy's and torch's generators; on GPUs each process draws its own numbers."""
+    # Three numbers from one seed: the same seed in all generators would make their draws related.
     first, second, third = np.random.SeedSequence([seed, *stream]).generate_state(3, np.uint32).tolist()
     random.seed(first)
     np.random.seed(second)
     torch.default_generator.manual_seed(third)  # torch.manual_seed takes a hundred times longer
+    # GPUs draw their own numbers per process (dropout), and only then: asking sooner would start CUDA.
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed(third + process)

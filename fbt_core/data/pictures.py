@@ -34,8 +34,10 @@ class ImageFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         with _naming(path):
+            # One read for two uses: the header gives the size for the crop, the content is decoded later.
             self.content = path.read_bytes()
             self.picture = Image.open(io.BytesIO(self.content))
+        # Pillow says (width, height), everything else here (height, width).
         self.side = self.picture.size[::-1]
 
     def pixels(self) -> Tensor:
@@ -68,9 +70,11 @@ def to_rgb(picture: Image.Image, where: str) -> Image.Image:
     - I;16 and I (16-bit greyscale PNG, PGM, TIFF) from 16 to 8 bits: 65,535 is white;
     - F and values of I that need more than 16 bits are refused: no range of brightness is agreed on.
     """
+    # Before convert(): 16 bits have to be scaled to 8, and Pillow clips those of mode I at 255.
     if picture.mode in SIXTEEN_BITS:
         return Image.fromarray(_eight_bits(picture, where)).convert("RGB")
     if picture.mode == "F":
+        # Floats may mean 0..1 or 0..255: guessing would train on black images.
         raise _unknown_range("32-bit floats", where)
     if picture.mode == "P" and "transparency" in picture.info:
         picture = picture.convert("RGBA")  # from P to RGB at once, Pillow warns of the transparency it drops
@@ -79,10 +83,12 @@ def to_rgb(picture: Image.Image, where: str) -> Image.Image:
 
 def _eight_bits(picture: Image.Image, where: str) -> np.ndarray:
     """16-bit brightness (H, W) rounded to 8 bits."""
+    # int64, because mode I may hold negative numbers, which uint16 would wrap around.
     values = np.asarray(picture).astype(np.int64)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65_535:
         raise _unknown_range(f"32-bit numbers from {low:,} to {high:,}", where)
+    # 65,535 / 257 = 255, and 128 rounds to nearest.
     return ((values + 128) // 257).astype(np.uint8)
 
 
@@ -93,6 +99,7 @@ def _unknown_range(content: str, where: str) -> UserError:
 
 def look_at(picture: Image.Image) -> tuple[np.ndarray, bool]:
     """A thumbnail (16, 16, 3) of an RGB picture, and whether the picture is one colour only."""
+    # Pillow finds each channel's range without an array of the pixels.
     one_colour = all(low == high for low, high in picture.getextrema())
     return np.asarray(picture.resize(THUMBNAIL, Image.Resampling.BOX)), one_colour
 
@@ -102,6 +109,7 @@ class Variety:
 
     def __init__(self) -> None:
         self.count = self.one_colour = 0
+        # Sums alone are kept: a data set's thumbnails would not fit in memory.
         self.sum = np.zeros((*THUMBNAIL, 3))
         self.squares = np.zeros((*THUMBNAIL, 3))
 
@@ -114,11 +122,13 @@ class Variety:
     @property
     def spread(self) -> float:
         """Standard deviation over the pictures, in levels of 255, root mean square over the thumbnail."""
+        # Rounding may leave a variance just below zero, whose root is NaN.
         variance = self.squares / self.count - (self.sum / self.count) ** 2
         return float(np.sqrt(max(0.0, variance.mean())))
 
     def problem(self) -> str | None:
         """What a user should know: most pictures are blank, or all are nearly the same. None if neither."""
+        # Blank first: thumbnails of blank pictures are alike as well, and this says why.
         if 2 * self.one_colour > self.count:
             return f"{self.one_colour:,} of {self.count:,} images are one colour only; look at the files"
         if self.count > 1 and self.spread < SPREAD:

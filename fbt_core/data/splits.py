@@ -37,6 +37,7 @@ class InMemory:
     def picture(self, index: int) -> Image.Image:
         """Image number `index` as an RGB picture."""
         image = self.images[index]
+        # Broadcast, not repeated: a grey image becomes RGB only when one is looked at.
         return Image.fromarray(np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3))))
 
 
@@ -60,6 +61,7 @@ class OnDisk:
 
     def path(self, index: int) -> Path:
         """Where image number `index` lies."""
+        # fsdecode undoes the fsencode of the loader, also for names that are no valid text.
         return self.folder / os.fsdecode(self.names[index])
 
     def picture(self, index: int) -> Image.Image:
@@ -76,16 +78,19 @@ Split = InMemory | OnDisk
 
 def balanced_part(labels: np.ndarray, count: int) -> np.ndarray:
     """Ascending positions of `count` images: the first of each class, then the second of each, and so on."""
+    # By class and not at random: the part is the same on every machine, and no class is left out.
     rank_in_class = np.empty(len(labels), np.int64)
     for label in np.unique(labels):
         of_class = labels == label
         rank_in_class[of_class] = np.arange(of_class.sum())
+    # Stable, and sorted again: of equal ranks the first images are taken, in the split's order.
     return np.sort(np.argsort(rank_in_class, kind="stable")[:count])
 
 
 def blank_images(split: Split, sample: int = 64) -> str | None:
     """What is wrong if a sample of the split's images is blank or nearly one picture; None if nothing is."""
     variety = Variety()
+    # Spread over the split: the first images of a sorted folder are all of one class.
     for index in np.unique(np.linspace(0, len(split) - 1, sample).astype(int)).tolist():
         variety.add(*look_at(split.picture(index)))
     return variety.problem()

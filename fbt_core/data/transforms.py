@@ -45,7 +45,9 @@ class TrainingBatches:
         self.augmentation, self.size, self.seed, self.augment = augmentation, size, seed, augment
 
     def __call__(self, split: Split, key: BatchKey) -> Tensor:
+        # One generator per step, and draws for the whole batch in it: a process then takes its rows.
         draws = generator(self.seed, AUGMENT, key.epoch, key.step)
+        # Drawn before the crops, always: switching crops off changes no flip.
         flips = (draws.random(key.whole) < self.augmentation.flip)[list(key.rows)]
         if isinstance(split, InMemory):
             images = self._from_memory(split, key, draws, flips)
@@ -56,11 +58,13 @@ class TrainingBatches:
     def _from_memory(
         self, split: InMemory, key: BatchKey, draws: np.random.Generator, flips: np.ndarray
     ) -> Tensor:
+        # Fancy indexing copies, so the flip below does not touch the data set.
         pixels = split.images[list(key.indices)]
         pixels[flips] = pixels[flips, :, ::-1]  # before they grow: a box is as likely as its mirror image
         images = as_tensor(pixels)
         if self.augmentation.crop_scale is None:
             return resize_whole(images, self.size, split.enlarge)
+        # For the whole batch, then this process's rows: the number of GPUs changes no crop.
         crops = draw_crops(draws, key.whole, self.augmentation.crop_scale).of(list(key.rows))
         boxes = crops.boxes(np.array(images.shape[2:]))
         return resize_each(map(cut, images, boxes), crops.filters, self.size)
@@ -69,8 +73,10 @@ class TrainingBatches:
         self, split: OnDisk, key: BatchKey, draws: np.random.Generator, flips: np.ndarray
     ) -> Tensor:
         scale = self.augmentation.crop_scale
+        # Drawn even if nothing is cropped, because the filters come from it too.
         crops = draw_crops(draws, key.whole, scale or (1.0, 1.0)).of(list(key.rows))
 
+        # Sizes are read from the headers first: boxes depend on them, and decoding is the expensive part.
         files = [split.file(index) for index in key.indices]
         sides = np.array([file.side for file in files])
         boxes = crops.boxes(sides) if scale else centred_squares(sides)
@@ -78,13 +84,16 @@ class TrainingBatches:
         # One image is decoded at a time: a batch of photographs would take a hundred megabytes.
         cuts = (cut(file.pixels(), box) for file, box in zip(files, boxes, strict=True))
         images = resize_each(cuts, crops.filters, self.size)
+        # Flipped after resizing: 224 pixels cost less than a photograph's.
         for i in np.flatnonzero(flips).tolist():
             images[i] = images[i].flip(-1)
         return images
 
     def _augmented(self, images: Tensor, key: BatchKey) -> Tensor:
+        # timm's operations take RGB pictures alone, so grey images are widened before them.
         pixels = images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous().numpy()
         for i, picture in enumerate(pixels):
+            # Seeded per image: timm draws from Python's and numpy's generators, as often as an image needs.
             seed_everything(self.seed, AUGMENT, key.epoch, key.step, key.rows[i])
             pixels[i] = np.asarray(self.augment(Image.fromarray(picture)))
         return as_tensor(pixels)
@@ -100,6 +109,7 @@ class TestBatches:
         images = as_tensor(split.images[list(key.indices)])
         if self.crop is None:
             return resize_whole(images, self.size, split.enlarge)
+        # Rounded down, as timm does: the resized side decides which pixels the centre holds.
         resized = resize(images, int(self.size / self.crop.share), self.crop.interpolation)
         return center_crop(resized, [self.size, self.size])
 
@@ -123,6 +133,7 @@ def training_pipeline(
     split: Split, dataset: DatasetSpec, augmentation: AugmentationSpec, seed: int
 ) -> Pipeline:
     """How a training batch is made; erasing and mixing follow on the device."""
+    # Without colour changes no image needs to become a Pillow picture at all.
     changes = augmentation.rand_augment or augmentation.color_jitter
     augment = colour_changes(dataset, augmentation) if changes else None
     return TrainingBatches(augmentation, dataset.image_size, seed, augment)
@@ -133,6 +144,7 @@ def test_pipeline(split: Split, dataset: DatasetSpec, crop: CropSpec | None = No
     if isinstance(split, InMemory):
         return TestBatches(dataset.image_size, crop)
     crop = crop or FOLDER_CROP
+    # use_prefetcher: pictures stay bytes, and are normalised later on the device like all others.
     options = {"interpolation": crop.interpolation, "crop_pct": crop.share, "use_prefetcher": True}
     return TestPictures(transforms_imagenet_eval(dataset.image_size, **options))
 
@@ -142,6 +154,7 @@ def colour_changes(
 ) -> Callable[[Image.Image], Image.Image]:
     """What timm does to a cropped and flipped picture; as in timm, RandAugment replaces colour jitter."""
     allow_posterize_to_zero_bits()
+    # separate=True gives timm's three groups; the first and the last are done here, faster.
     parts: tuple[Any, ...] = transforms_imagenet_train(
         dataset.image_size,
         color_jitter=augmentation.color_jitter,
@@ -151,6 +164,7 @@ def colour_changes(
         use_prefetcher=True,
         separate=True,
     )
+    # The second group is what stands between flip and normalisation.
     return parts[1]
 
 

@@ -56,19 +56,24 @@ class FusedModel(nn.Module):
         class_token: ClassToken,
     ) -> None:
         super().__init__()
+        # These names come from YAML: a wrong one is a user's mistake, and found before anything is built.
         _check_choices(
             direction=(direction, Direction), stage4=(stage4, Stage4), class_token=(class_token, ClassToken)
         )
         self.direction, self.class_token = direction, class_token
         # A tuple hides the networks from torch: as attributes they would be registered, and counted, twice.
         self._networks = (student, teacher.freeze())
+        # The network that begins gives S1-S3, the other one its S4.
         early, last = self._networks if direction == "teacher_head" else self._networks[::-1]
+        # L2G must give what S4 of the other network takes: the output of that network's third stage.
         entry = last.shapes[2]
+        # Without S4 nothing reads class tokens: L2G then makes a plain feature.
         if stage4 != "fused":
             entry = FeatureShape(entry.layout, entry.width, entry.grid)
         sizes = {"heads": block_heads, "window": block_window, "mlp_ratio": block_mlp_ratio}
         self.l2g = L2G(early.shapes[2], entry, block, **sizes)
         self.classifier = nn.Linear(entry.width, last.classes) if stage4 != "fused" else None
+        # The pooled feature is compared by InfoNCE, so its width must be known before a pass.
         self.width = last.width if self.classifier is None else entry.width
         self.classes = last.classes
 
@@ -80,6 +85,7 @@ class FusedModel(nn.Module):
     def forward(self, student_output: StagedOutput, teacher_output: StagedOutput) -> tuple[Tensor, Tensor]:
         """The pooled feature (B, width) and the logits (B, classes) of the fused model."""
         student, teacher = self._networks
+        # Detached here as well: a teacher's output has no graph, but a caller's might.
         student_feature, teacher_feature = student_output.stages[2], teacher_output.stages[2].detach()
         if self.direction == "teacher_head":
             return self._finish(teacher, student_feature, teacher_feature)
@@ -93,14 +99,17 @@ class FusedModel(nn.Module):
         if self.classifier is not None:
             pooled = to_tokens(x, shape).mean(1)
             return pooled, self.classifier(pooled)
+        # The late network sees foreign features here: its running statistics are of its own passes alone.
         with kept_statistics(last):
             return last.finish(last.run(x, first=3)[-1])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FusedModel:
         """A copy with its own L2G on the copied student; the frozen teacher is shared, not copied."""
+        # The EMA copies the trained module; without this it would copy a frozen teacher of any size.
         student, teacher = self._networks
         memo[id(teacher)] = teacher
         twin = self.__class__.__new__(self.__class__)
+        # Noted before its content is copied: modules inside that refer to it then find the copy.
         memo[id(self)] = twin
         twin.__dict__.update({key: copy.deepcopy(value, memo) for key, value in self.__dict__.items()})
         return twin

@@ -42,7 +42,9 @@ class L2G(nn.Module):
 
     def forward(self, x: Tensor, prefix: Tensor | None = None) -> Tensor:
         """The feature as `output_shape` says; `prefix` (B, P, C) are the class tokens to put in front."""
+        # Resized before the convolution, which is 1x1: on the output's grid it costs what the output needs.
         feature_map = resize(to_map(x, self.input_shape), self.output_shape.grid)
+        # Channels last for the block, which attends over positions.
         x = self.patch_embedding(feature_map).permute(0, 2, 3, 1)
         x = self.block(x).permute(0, 3, 1, 2)
         return from_map(x, self.output_shape, prefix)
@@ -71,6 +73,7 @@ def build_block(kind: BlockKind, shape: FeatureShape, heads: int, window: int, m
     if kind == "vit":
         return TokenBlock(Block(shape.width, num_heads=heads, mlp_ratio=mlp_ratio, qkv_bias=True))
     if kind in ("swin", "swinv2"):
+        # The whole grid is stated: timm lowers the window if it is larger, and shifts nothing then.
         block_class = SwinTransformerBlock if kind == "swin" else SwinTransformerV2Block
         return block_class(
             shape.width, input_resolution=shape.grid, num_heads=heads, window_size=window, mlp_ratio=mlp_ratio
@@ -90,6 +93,7 @@ def resize(feature_map: Tensor, grid: tuple[int, int]) -> Tensor:
     height, width = feature_map.shape[2:]
     if (height, width) == grid:
         return feature_map
+    # Averaging keeps every position's part; interpolation to a smaller grid would skip some.
     if height >= grid[0] and width >= grid[1]:
         return F.adaptive_avg_pool2d(feature_map, grid)
     return F.interpolate(feature_map, size=grid, mode="bilinear", align_corners=False)

@@ -21,7 +21,9 @@ def info_nce(learner: Tensor, source: Tensor, temperature: Tensor | float, direc
     B - 1 images. `one_way`: each learner feature picks its source; `symmetric`: the mean of both ways.
     van den Oord et al. 2018, equation 4.
     """
+    # Unit vectors: the product is the cosine, and the temperature alone sets the scale.
     similarity = unit_rows(learner) @ unit_rows(source).t() / temperature
+    # Every other image of the batch is a negative; cross-entropy over a row is InfoNCE itself.
     positives = torch.arange(len(similarity), device=similarity.device)
     one_way = functional.cross_entropy(similarity, positives)
     if direction == "one_way":

@@ -15,6 +15,7 @@ def cross_entropy(logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
     logits (B, C); target (B,) classes, or (B, C) probabilities. Smoothing is applied to hard targets only:
     mixup has already smoothed the soft ones (Szegedy et al. 2016, section 7).
     """
+    # torch smooths soft targets too if it is asked to, and mixup has done so already.
     if target.dim() == 2:
         return functional.cross_entropy(logits, target.to(logits.dtype))
     return functional.cross_entropy(logits, target, label_smoothing=smoothing)

@@ -23,6 +23,7 @@ def kl_divergence(
     student, teacher (B, C) logits; weight (B,) of the images, all 1 if None. Hinton et al. 2015, section 2;
     T^2 keeps the gradient's size as T changes.
     """
+    # Logarithms of both, because a probability that underflows to 0 has none.
     log_student = functional.log_softmax(student / temperature, dim=1)
     log_teacher = functional.log_softmax(teacher / temperature, dim=1)
     return mean_divergence(log_student, log_teacher, weight) * temperature**2
@@ -31,6 +32,7 @@ def kl_divergence(
 def mean_divergence(log_student: Tensor, log_teacher: Tensor, weight: Tensor | None = None) -> Tensor:
     """KL(teacher || student) of log-probabilities (B, C), the mean over images with these weights (B,)."""
     if weight is None:
+        # batchmean: torch's plain mean would divide by the classes as well.
         return functional.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
     of_images = functional.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(dim=1)
     return (weight * of_images).mean()
@@ -44,7 +46,9 @@ def standardise(logits: Tensor) -> Tensor:
     gradient, which would be 1e7 for an untrained classifier.
     """
     centred = logits - logits.mean(dim=1, keepdim=True)
+    # By hand: torch's std has an infinite gradient at 0.
     variance = centred.square().sum(dim=1, keepdim=True) / (logits.shape[1] - 1)
+    # Clamped inside the root, so that the branch that is not taken has a finite gradient as well.
     deviation = variance.clamp(min=SHORTEST**2).sqrt()
     return torch.where(variance > SHORTEST**2, centred / (deviation + SMALLEST), 0)
 
@@ -58,6 +62,7 @@ def entropy_weight(student: Tensor, teacher: Tensor, temperature: float, bound: 
     or the number of classes, as its code has it for KD and DKD on CIFAR-100. No gradient; not normalised.
     """
     classes = student.shape[1]
+    # Without the bound the product of both entropies would grow with the number of classes.
     largest = math.log(classes) if bound == "log_classes" else classes
     of_student, of_teacher = _entropy(student / temperature), _entropy(teacher / temperature)
     return (of_teacher + of_teacher * of_student / largest) / 2
@@ -77,6 +82,8 @@ def ofa_loss(student: Tensor, teacher: Tensor, target: Tensor, gamma: float, tem
     """
     log_student = functional.log_softmax(student / temperature, dim=1)
     probability = functional.softmax(teacher / temperature, dim=1)
+    # The heaviest class of a mixed target: lifting needs one class per image.
     mask = functional.one_hot(target_class(target), student.shape[1]).to(probability.dtype)
+    # As released the label's own m is taken off after the power, so gamma 1 is plain cross-entropy to p_t.
     weight = (probability + mask) ** gamma - mask
     return -(weight * log_student).sum(dim=1).mean()

@@ -22,6 +22,7 @@ def in_float32(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @wraps(loss)
     def run(*inputs: Any, **options: Any) -> Tensor:
+        # Autocast off: it would turn products inside the loss back into half precision.
         with torch.autocast(inputs[0].device.type, enabled=False):
             return loss(*map(_widen, inputs), **{name: _widen(value) for name, value in options.items()})
 
@@ -31,6 +32,7 @@ def in_float32(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def unit_rows(features: Tensor) -> Tensor:
     """Each row (B, D) at length 1; a row shorter than SHORTEST, e.g. of a dead ReLU, is zero."""
     lengths = features.norm(dim=1, keepdim=True)
+    # Clamped before the division: torch.where passes gradients of both branches, and 0 * inf is NaN.
     return torch.where(lengths >= SHORTEST, features / lengths.clamp(min=SHORTEST), 0)
 
 

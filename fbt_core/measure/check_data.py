@@ -51,6 +51,7 @@ def check_data(
 
     `root` None checks the embedded subset. Images are decoded in parallel, with a progress bar on a terminal.
     """
+    # A missing folder is one result: each check below would repeat it.
     if root is not None and not root.is_dir():
         return [CheckResult("error", f"data_roots.{name}", f"folder {root} does not exist")]
     if spec.loader == "image_folder":
@@ -61,6 +62,7 @@ def check_data(
 
 def _check_split(spec: DatasetSpec, root: Path | None, split: str) -> Iterator[CheckResult]:
     """Read a split kept in a few files: the loader checks counts, shapes and labels."""
+    # The training's own loader: what passes here is what a run will read.
     count, where = _images(spec, split), str(root or "embedded")
     try:
         images = LOADERS[spec.loader](root, split, spec.classes, count)
@@ -81,6 +83,7 @@ def _compare_with_official(root: Path, spec: DatasetSpec) -> Iterator[CheckResul
     for split, count in (("train", spec.train_images), ("test", spec.test_images)):
         path = cifar.data_file(root, split)
         try:
+            # Byte for byte is the quick answer; only another file's content is looked at.
             if cifar.is_official(path, split):
                 continue
             if not cifar.has_official_content(*cifar.read_file(path, spec.classes, count), split):
@@ -98,12 +101,14 @@ def _check_folders(root: Path, spec: DatasetSpec, processes: int) -> Iterator[Ch
             trees[split] = read_tree(root, split)
         except UserError as error:
             yield CheckResult("error", error.where or split, error.what)
+    # ImageNet's own names if they are meant: a folder may hold 1,000 classes and the wrong ones.
     known = _known_classes(spec, trees["train"]) if "train" in trees else set()
     for tree in trees.values():
         for fault in tree.class_faults(spec.classes, known):
             yield CheckResult("error", str(tree.folder), fault)
         if skipped := tree.skipped_files():
             yield CheckResult("warning", str(tree.folder), skipped)
+    # The counts and names of both splits come first, because decoding a million images takes long.
     for split, tree in trees.items():
         yield from _check_images(tree, split, _images(spec, split), processes)
 
@@ -128,6 +133,7 @@ def _check_images(tree: Tree, split: str, expected: int, processes: int) -> Iter
     for fault in counted(faults, "images cannot be decoded"):
         yield CheckResult("error", where, fault)
     counts = Counter({name: len(files) for name, files in tree.images.items()})
+    # Sought before the verdict: a total that fits may hide one class with more and one with fewer.
     odd = list(_check_counts(tree.folder, split, counts, expected))
     if len(paths) != expected:
         yield CheckResult("error", where, f"{len(paths):,} images, expected {expected:,}")
@@ -148,6 +154,7 @@ def _check_counts(folder: Path, split: str, counts: Counter[str], expected: int)
             what = f"class folders hold another number of images than {asked}"
             yield from (CheckResult("error", str(folder), fault) for fault in counted(odd, what))
             return
+    # No class is usual if no number is most classes' own: then nobody can say which one is odd.
     missing, usual = expected - counts.total(), _usual(counts)
     if missing and usual:
         unlike = _fewest_first(counts, lambda count: count < usual if missing > 0 else count > usual)
@@ -171,6 +178,7 @@ def _decode(paths: list[Path], processes: int, title: str) -> tuple[list[str], V
     """What is wrong with each image that cannot be decoded completely, and how much the others differ."""
     bar = partial(tqdm, total=len(paths), desc=title, unit="img", disable=None)
     with ProcessPoolExecutor(processes) if processes > 1 else nullcontext() as pool:
+        # Chunks: a message per image would cost more than decoding a small one.
         looks = map(_look, paths) if pool is None else pool.map(_look, paths, chunksize=CHUNK)
         faults, variety = [], Variety()
         for look in bar(looks):

@@ -76,11 +76,13 @@ def _norm_macs(module: nn.Module, taken: Tensor, result: Tensor) -> int:
 
 
 def _softmax_macs(module: nn.Module, taken: Tensor, result: Tensor) -> int:
+    # Per row n exponentials, n - 1 additions and n divisions, as thop counts them.
     classes = taken.shape[module.dim]
     return taken.numel() // classes * (3 * classes - 1)
 
 
 def _adaptive_pool_macs(module: nn.Module, taken: Tensor, result: Tensor) -> int:
+    # kernel additions and one division per output, as thop counts an average.
     kernel = math.prod(taken.shape[2:]) / math.prod(result.shape[2:])
     return int((kernel + 1) * result.numel())
 
@@ -103,6 +105,7 @@ def paper_cost(module: nn.Module, *inputs: Tensor) -> Cost:
 
     def count(part: nn.Module, taken: tuple[Tensor, ...], result: Tensor) -> None:
         nonlocal macs
+        # By identity: a module that runs twice has its parameters once and its products twice.
         seen[id(part)] = part
         macs += next(rule for kind, rule in PAPER_RULE if isinstance(part, kind))(part, taken[0], result)
 
@@ -113,6 +116,7 @@ def paper_cost(module: nn.Module, *inputs: Tensor) -> Cost:
             module(*inputs)
     finally:
         for handle in handles:
+            # Hooks of a run that failed would count in the next one.
             handle.remove()
     return Cost(sum(p.numel() for part in seen.values() for p in part.parameters(recurse=False)), macs)
 
@@ -125,12 +129,14 @@ def true_cost(module: nn.Module, *inputs: Tensor) -> Cost:
     counter = FlopCounterMode(display=False)
     with _measuring(module), counter:
         module(*inputs)
+    # A flop counter counts a product and a sum as two.
     return Cost(sum(p.numel() for p in module.parameters()), counter.get_total_flops() // 2)
 
 
 @contextmanager
 def _measuring(module: nn.Module) -> Iterator[None]:
     """Eval mode without gradient; attention as plain matrix products, so that the counters see them."""
+    # BatchNorm in training mode would normalise by one image, and dropout would draw random numbers.
     training = [part for part in module.modules() if part.training]
     module.eval()
     try:
@@ -143,6 +149,7 @@ def _measuring(module: nn.Module) -> Iterator[None]:
 
 def both_costs(module: nn.Module, *inputs: Tensor) -> dict[str, Cost]:
     """Cost by the paper's rule (`paper_rule`) and the true one (`true`); moves it to the meta device."""
+    # Meta tensors have shapes and no numbers: counting a full-size network costs neither time nor memory.
     module = module.to("meta")
     inputs = tuple(value.to("meta") for value in inputs)
     return {"paper_rule": paper_cost(module, *inputs), "true": true_cost(module, *inputs)}
@@ -182,6 +189,7 @@ def ofa_branch_costs(
 def fbt_branch_costs(early: FeatureShape, late: FeatureShape, block: str) -> dict[str, Cost]:
     """What FBT adds: one L2G, from the third stage of one network to what the other's fourth stage takes."""
     module = L2G(early, late, block, **TABLE_6_BLOCK)
+    # L2G puts the other network's class tokens in front, so they pass through its output.
     prefix = [torch.empty(1, late.prefix_tokens, late.width)] if late.prefix_tokens else []
     return both_costs(module, feature(early), *prefix)
 
@@ -203,6 +211,7 @@ def measure_table(table: Mapping[str, Any], architectures: Entries) -> Report:
     """All numbers of a cost table: per row the student, OFA's branches (both depths), FBT's per block."""
     classes, size = table["classes"], table["image_size"]
     names = sorted({row[role] for row in table["rows"] for role in ("student", "teacher")})
+    # Each network is cut once, however many rows it stands in.
     staged = {name: _staged(network_spec(architectures, name), classes, size) for name in names}
     rows = {}
     for row in table["rows"]:
@@ -216,10 +225,12 @@ def measure_table(table: Mapping[str, Any], architectures: Entries) -> Report:
 def _measure_pair(
     teacher: StagedModel, student: StagedModel, families: tuple[str, str], blocks: Sequence[str]
 ) -> Report:
+    # The direction decides between which two stages L2G stands, and so how large it is.
     student_ends = choose_direction(families[1], families[0]) == "student_head"
     early, late = (teacher, student) if student_ends else (student, teacher)
     branches = (student.shapes, student.width, teacher.width, student.classes)
     costs = {
+        # A copy: counting moves a network to the meta device, and the next row needs it again.
         "student": both_costs(copy.deepcopy(student.network), image(student.image_size)),
         "ofa_branch": ofa_branch_costs(*branches, PAPER_DEPTHS),
         "ofa_branch_released": ofa_branch_costs(*branches, RELEASED_DEPTHS),
@@ -238,6 +249,7 @@ def network_spec(architectures: Entries, name: str) -> NetworkSpec:
     if name not in architectures:
         raise UserError(f"unknown architecture '{name}'", given=name, choices=architectures)
     stated = {key: architectures[name].get(key) for key in ("family", "create", "options")}
+    # Mean and deviation are made up: no count depends on them.
     content = {**stated, "architecture": name, "weights": "none", "mean": [0.5] * 3, "std": [0.5] * 3}
     try:
         return NetworkSpec.model_validate_json(json.dumps(content))

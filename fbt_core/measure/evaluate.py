@@ -47,7 +47,9 @@ def read_folder(folder: Path, classes: int) -> Images:
     """The images of a folder, by class if it has folders of classes; UserError if it does not fit."""
     if not folder.is_dir():
         raise UserError("is no folder", where=str(folder))
+    # Hidden folders are no classes: file managers leave them behind.
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    # Labels are positions in the sorted names; another number of folders would shift them all.
     if names and len(names) != classes:
         what = f"has {len(names)} class folders, the network {classes} classes"
         hint = "one folder per class, sorted as in training; or all images in one folder, without labels"
@@ -65,11 +67,13 @@ def read_folder(folder: Path, classes: int) -> Images:
 
 def load_network(source: Path, weights: Path | None) -> tuple[nn.Module, RunSpec]:
     """The network of a run's folder or of an exported folder, with its own weights or those of a file."""
+    # An exported folder is known by its config; a run's folder has metrics instead.
     if (source / "config.json").exists():
         spec = parse_spec(json.dumps(json.loads((source / "config.json").read_text())["spec"]))
         network = load_exported(source)
     else:
         spec = parse_spec(json.dumps(read_metrics(source)["spec"]))
+        # The published weights of some methods are no classifier; those of the user's own file may be.
         if weights is None:
             check_classifier(spec)
         network = build_student(spec)
@@ -82,6 +86,7 @@ def load_network(source: Path, weights: Path | None) -> tuple[nn.Module, RunSpec
 @torch.no_grad()
 def predict(network: nn.Module, spec: RunSpec, paths: list[Path], device: str) -> Iterator[Tensor]:
     """Logits (B, classes) of the images, batch by batch, on the CPU."""
+    # The view of the run's own evaluation: another crop would give another score.
     view = preprocessing(spec)
     transform = transforms_imagenet_eval(
         view["image_size"],
@@ -107,6 +112,7 @@ def by_class(images: Images, logits: Tensor) -> tuple[list[ClassRow], tuple[floa
     right = 100 * torch.stack([top[:, 0], top.any(1)], dim=1).double()
     rows = []
     for label, name in enumerate(images.classes):
+        # A class without images has no accuracy, which is not 0.
         mine = labels == label
         if mine.any():
             top1, top5 = right[mine].mean(0).tolist()
@@ -141,6 +147,7 @@ def report(images: Images, logits: Tensor, path: Path | None) -> None:
     """Print the accuracies, or how many images were classified, and write the CSV."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
+    # Without labels there is nothing to count; the classes themselves are the answer.
     if images.labels is None:
         shares, classes = logits.softmax(1).max(1)
         writer.writerow(("image", "class", "probability"))

@@ -14,9 +14,11 @@ from torch import Tensor
 
 def standardise(feature: Tensor) -> Tensor:
     """Every channel of (B, C, H, W) at mean 0, deviation 1 over images and positions; dead ones are 0."""
+    # bfloat16 features of a network would lose the small deviations.
     feature = feature.float()
     mean = feature.mean((0, 2, 3), keepdim=True)
     deviation = feature.std((0, 2, 3), keepdim=True, unbiased=False)
+    # A dead channel has no deviation: divided by almost nothing, its rounding would look like energy.
     return torch.where(
         deviation > 1e-6, (feature - mean) / deviation.clamp_min(1e-6), torch.zeros_like(feature)
     )
@@ -34,6 +36,7 @@ def energy_maps(standardised: Tensor) -> Tensor:
 
 def group_maps(standardised: Tensor, groups: int = 3) -> Tensor:
     """(B, groups, H, W): the energy of each of `groups` runs of neighbouring channels."""
+    # tensor_split allows a width that the groups do not divide.
     parts = torch.tensor_split(standardised, groups, dim=1)
     return torch.stack([energy_maps(part) for part in parts], dim=1)
 
@@ -43,11 +46,14 @@ def spatial_entropy(maps: Tensor) -> Tensor:
 
     Shape (B, H, W), values >= 0. A map without energy counts as even; a single position as 1.
     """
+    # In float64: shares of many positions are small, and their logarithms are summed.
     flat = maps.flatten(1).double()
     positions = flat.shape[1]
+    # The maximum is log 1 = 0, and nothing may be divided by it.
     if positions == 1:
         return torch.ones(len(flat), dtype=torch.double)
     total = flat.sum(1, keepdim=True)
+    # Clamped although the branch is not taken: a division by zero would warn, or be NaN.
     share = torch.where(total > 0, flat / total.clamp_min(1e-30), torch.full_like(flat, 1 / positions))
     entropy = -(share * share.clamp_min(1e-30).log()).sum(1)
     return entropy / torch.log(torch.tensor(float(positions), dtype=torch.double))
@@ -60,15 +66,18 @@ def locality(standardised: Tensor) -> float:
     """
     if min(standardised.shape[2:]) < 2:
         return float("nan")
+    # Cosines: how strong a feature is says nothing about how alike two positions are.
     unit = F.normalize(standardised, dim=1)
     right = (unit[..., :, 1:] * unit[..., :, :-1]).sum(1).flatten(1)
     below = (unit[..., 1:, :] * unit[..., :-1, :]).sum(1).flatten(1)
+    # Less the mean over all pairs: features that are the same everywhere are alike, but not local.
     neighbours = torch.cat([right, below], dim=1).mean(1)
     return float((neighbours - _mean_over_pairs(unit)).mean())
 
 
 def _mean_over_pairs(unit: Tensor) -> Tensor:
     """(B,): mean cosine of all pairs of different positions, from sums (no matrix of pairs)."""
+    # (sum x)^2 = sum x^2 + all pairs: linear in the number of positions, a matrix would be quadratic.
     flat = unit.flatten(2)
     positions = flat.shape[2]
     squares = (flat**2).sum((1, 2))
@@ -78,10 +87,12 @@ def _mean_over_pairs(unit: Tensor) -> Tensor:
 def group_similarity(groups: Tensor) -> float:
     """Mean correlation over positions of the group maps (B, G, H, W): 1 = all light the same positions."""
     flat = groups.flatten(2)
+    # Centred over positions, so that the product of unit vectors is a correlation.
     flat = flat - flat.mean(2, keepdim=True)
     unit = F.normalize(flat, dim=2, eps=1e-8)
     products = unit @ unit.transpose(1, 2)
     count = products.shape[1]
+    # A group correlates with itself by 1, which says nothing.
     off_diagonal = products.sum((1, 2)) - products.diagonal(dim1=1, dim2=2).sum(1)
     return float((off_diagonal / (count * (count - 1))).mean())
 
@@ -100,6 +111,7 @@ class SimilarityMatrix:
 
     def add(self, rows: Iterable[Tensor], columns: Iterable[Tensor]) -> None:
         """Take one batch: features (B, ...) of the same images, at least four of them."""
+        # Gram matrices once per feature: each is used for all pairs.
         left, right = [centred_gram(x) for x in rows], [centred_gram(x) for x in columns]
         for i, first in enumerate(left):
             self.own_rows[i] += unbiased_hsic(first, first)
@@ -110,6 +122,7 @@ class SimilarityMatrix:
 
     def value(self) -> Tensor:
         """(rows, columns): CKA from about 0 (nothing shared) to 1 (the same up to rotation and scale)."""
+        # An unbiased estimate may be negative, and has no root then.
         scale = (self.own_rows[:, None] * self.own_columns[None, :]).clamp_min(0).sqrt()
         return torch.where(
             scale > 0, self.cross / scale.clamp_min(1e-30), torch.full_like(scale, float("nan"))
@@ -127,6 +140,7 @@ def centred_gram(feature: Tensor) -> Tensor:
 def unbiased_hsic(first: Tensor, second: Tensor) -> Tensor:
     """Unbiased HSIC of two Gram matrices (B, B), B >= 4 (Song et al. 2012, equation 5)."""
     size = len(first)
+    # Without the diagonal: it is what biases the estimate (Song et al. 2012).
     first, second = first.clone().fill_diagonal_(0), second.clone().fill_diagonal_(0)
     trace = (first * second).sum()
     product = first.sum() * second.sum() / ((size - 1) * (size - 2))

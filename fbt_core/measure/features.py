@@ -68,9 +68,11 @@ def read_spec(runs: Path, run: str) -> RunSpec:
 
 def load_images(spec: RunSpec, split: Split, numbers: list[int], device: torch.device) -> Iterator[tuple]:
     """(raw uint8 images, images normalised for the run's student) of test images, in batches."""
+    # The run's own test pipeline and normalisation: features of what its evaluation saw.
     feed = Feed(split, test_pipeline(split, spec.dataset), 0, device)
     preparation = Preparation(spec.recipe, spec.dataset.classes, spec.student.mean, spec.student.std, device)
     keys = test_keys(len(numbers), BATCH)
+    # test_keys counts from 0; the chosen numbers stand for its positions.
     chosen = [key.__class__(tuple(numbers[i] for i in key.indices), key.rows, key.whole) for key in keys]
     for raw in feed(chosen):
         yield raw.images, preparation.images(raw)
@@ -100,12 +102,14 @@ def measure_stages(
     size = max(needed_size(trained[key], trained_at[key], positions) for key in specs)
     sizes = {}
     for key, spec in specs.items():
+        # None: its layers are bound to their number of tokens, so it keeps the size that it was trained at.
         larger = enlarge(trained[key], spec, size) if size > trained_at[key] else None
         trained[key], sizes[key] = (trained[key], trained_at[key]) if larger is None else (larger, size)
     grids = common_grids(trained.values())
     arrays: Arrays = {"grids": np.array(grids), "sizes": np.array([sizes[key] for key in specs])}
     for key, spec in specs.items():
         split = load_splits(spec.dataset, settings.data_roots)[1]
+        # Shown images first, and none twice: the figure takes the first rows.
         numbers = list(dict.fromkeys([*show, *spread(measure, len(split))]))
         network_arrays, images = measure_network(trained[key], spec, split, numbers, settings, grids)
         arrays |= {
@@ -118,6 +122,7 @@ def measure_stages(
 
 def needed_size(staged: StagedModel, size: int, positions: int) -> int:
     """The image size at which the last stage has so many positions a side; `size` if it has them already."""
+    # Rounded up: with one pixel less the last stage would be a position short.
     return max(size, -(-size * positions // min(staged.shapes[-1].grid)))
 
 
@@ -128,9 +133,11 @@ def enlarge(staged: StagedModel, spec: RunSpec, size: int) -> StagedModel | None
     """
     larger = build_network(spec.student, spec.dataset.classes, size)
     state = staged.network.state_dict()
+    # timm's own translation of weights to another size, where a network's file has one.
     adapt = getattr(sys.modules[type(staged.network).__module__], "checkpoint_filter_fn", None)
     try:
         larger.load_state_dict(adapt(state, larger) if adapt else state)
+    # A shape that cannot be interpolated: the caller measures this network at its own size.
     except RuntimeError:
         return None
     return stage(larger, size, staged.split).freeze()
@@ -152,6 +159,7 @@ def spread(count: int, images: int) -> list[int]:
 
 def load_trained(spec: RunSpec, runs: Path, settings: ExecutionSettings) -> StagedModel:
     """The student of a run with the weights that the run has published, cut into stages."""
+    # The student's entry with the run's weights: from here on it is loaded like any teacher.
     network = spec.student.model_copy(update={"weights": f"run:{spec.id}"})
     return make_network(network, spec, settings, runs).freeze()
 
@@ -180,6 +188,7 @@ def measure_network(
         if (size := staged.image_size) != images.shape[-1]:
             images = interpolate(images, size=(size, size), mode="bicubic", align_corners=False)
         stages = as_maps(staged, staged.features(images))
+        # The unbiased estimate divides by n - 3: a last batch of three images has none.
         if len(images) >= 4:
             similarity.add(stages, stages)
         for kept, feature in zip(maps, stages, strict=True):
@@ -226,10 +235,12 @@ def measure_similarity(runs: Path, run: str, measure: int, settings: ExecutionSe
     if spec.teacher is None:
         raise UserError("has no teacher to compare with", where=run)
     train_split, test_split = load_splits(spec.dataset, settings.data_roots)
+    # The run's own building: its initial weights follow from the seed, so `before` needs no file.
     teacher = make_teacher(spec, settings, runs)
     method = make_method(spec, settings, runs, train_split, teacher).to(choose_device(settings)).eval()
     numbers = spread(measure, len(test_split))
     before = compare_models(method, spec, test_split, numbers, settings)
+    # The last checkpoint, not the published weights, which hold no fused model.
     load_last(method, runs / run, spec)
     after = compare_models(method, spec, test_split, numbers, settings)
     moments = {"before": before, "after": after}
@@ -251,6 +262,7 @@ def compare_models(
 ) -> Arrays:
     """CKA of teacher x student and, with a fused model, teacher x fused and fused x student."""
     fused = dict(method.extras).get("fused")
+    # A method without fused model still has the pair that all have.
     pairs = [
         ("teacher", "student"),
         *([("teacher", "fused"), ("fused", "student")] if fused is not None else []),
@@ -285,6 +297,7 @@ def fused_features(
     early, last = (
         (method.student, method.teacher) if begins_with_student else (method.teacher, method.student)
     )
+    # Which network begins the fused model decides which of its features are whose.
     early_output, last_output = (student, teacher) if begins_with_student else (teacher, student)
     shape = fused.l2g.output_shape
     bridged = fused.l2g(early_output.stages[2], prefix_of(last_output.stages[2], shape))

@@ -73,6 +73,7 @@ def model_files() -> list[str]:
 def surveyed_networks() -> dict[str, str]:
     """File -> the network that stands for it: the listed one, or the smallest if none is listed."""
     listed = dict(line.split() for line in NETWORKS.read_text("utf-8").splitlines())
+    # Listed ones stand in a file: finding the smallest builds every network of a timm file.
     return {file: listed.get(file) or smallest_network(file) for file in model_files()}
 
 
@@ -81,6 +82,7 @@ def smallest_network(file: str) -> str:
     names = [name for name in timm.list_models(module=file) if not name.startswith("test_")]
 
     def count(name: str) -> int:
+        # Meta tensors: only the count is wanted.
         with torch.device("meta"):
             return sum(parameter.numel() for parameter in timm.create_model(name).parameters())
 
@@ -103,6 +105,7 @@ def examine(file: str, name: str) -> SurveyedNetwork:
     """Build the network, cut it, fuse it both ways; never raises, gives up after SECONDS."""
     result, started = SurveyedNetwork(file, name), time.monotonic()
     try:
+        # A network may hang or take minutes, and the other files wait.
         with _time_limit(SECONDS):
             staged = _smallest_staged(result)
             _check_equal(staged)
@@ -123,8 +126,10 @@ def _smallest_staged(result: SurveyedNetwork) -> StagedModel:
     config, network = timm.get_pretrained_cfg(result.network), None
     fixed, own_size = bool(getattr(config, "fixed_input_size", False)), int(config.input_size[-1])
     for size in [*(size for size in SIZES if size < own_size), own_size]:
+        # A fixed size is part of the network, so it is built anew for each; others are built once.
         if network is None or fixed:
             network = _build(result.network, {"img_size": size} if fixed else {})
+        # From small to large: the first size that passes makes the survey fast.
         if size == own_size or _takes(network, size):
             break
     result.image_size = size
@@ -145,8 +150,10 @@ def _takes(network: nn.Module, size: int) -> bool:
 def _build(name: str, options: dict[str, int]) -> nn.Module:
     """The network with noise on every parameter: zeros would hide a wrong cut."""
     torch.manual_seed(0)
+    # Random draws of its own seed: the same network is surveyed each time.
     network = timm.create_model(name, num_classes=CLASSES, **options)
     with torch.no_grad():
+        # On every parameter: scales that begin at zero would hide a block that is left out.
         for parameter in network.parameters():
             parameter += 0.02 * torch.randn_like(parameter)
     return network
@@ -155,10 +162,12 @@ def _build(name: str, options: dict[str, int]) -> nn.Module:
 def _check_equal(staged: StagedModel) -> None:
     """Raises UnknownStructure unless staged and bare network agree to the last bit, in both modes."""
     images = torch.randn(2, 3, staged.image_size, staged.image_size)
+    # Both modes: BatchNorm and dropout take other ways in training.
     for mode in (False, True):
         staged.train(mode)
         outputs = []
         for model in (staged, staged.network):
+            # The same seed before both passes: dropout and drop path then drop the same.
             torch.manual_seed(1)
             with torch.no_grad():
                 outputs.append(model(images))
@@ -173,6 +182,7 @@ def _try_fusion(result: SurveyedNetwork, staged: StagedModel) -> None:
     does not say the family, so both are tried. A ResNet's teacher ends it, whatever its family.
     """
     for direction in get_args(Direction):
+        # Noted one by one: what passed before a failure stays in the table.
         _fuse_once(staged.train(), stage(_partner(), staged.image_size), direction)
     result.student = True
     _fuse_once(stage(_partner(), staged.image_size).train(), staged, "teacher_head")
@@ -192,9 +202,11 @@ def _fuse_once(student: StagedModel, teacher: StagedModel, direction: Direction)
     images = torch.randn(2, 3, student.image_size, student.image_size)
     with torch.no_grad():
         teacher_output = teacher.features(images)
+    # A loss of both outputs, so that the gradient through either shows.
     pooled, logits = fused(student.features(images), teacher_output)
     (logits.square().mean() + pooled.square().mean()).backward()
     gradients = [parameter.grad for part in parts for parameter in student.stage_parameters(part)]
+    # Finite first: a NaN would pass as a gradient that is there.
     if not all(torch.isfinite(gradient).all() for gradient in gradients if gradient is not None):
         raise UnknownStructure("the fused loss has a gradient that is not finite")
     if not any(gradient is not None and gradient.any() for gradient in gradients):
@@ -206,6 +218,7 @@ def _time_limit(seconds: int) -> Iterator[None]:
     def stop(*_: Any) -> None:
         raise _OutOfTime
 
+    # An alarm, because no loop of ours runs while a network computes.
     before = signal.signal(signal.SIGALRM, stop)
     signal.alarm(seconds)
     try:

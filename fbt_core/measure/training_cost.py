@@ -53,7 +53,9 @@ class MacCounter(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        # Run first: the formulas need the shape of the result.
         result = func(*args, **(kwargs or {}))
+        # The one operation that PyTorch's formula counts wrongly for groups.
         if func.overloadpacket is torch.ops.aten.convolution_backward:
             self.macs += convolution_backward_macs(*args, **(kwargs or {}))
         elif formula := flop_registry.get(func.overloadpacket):
@@ -64,15 +66,18 @@ class MacCounter(TorchDispatchMode):
 def convolution_backward_macs(gradient: Tensor, taken: Tensor, weight: Tensor, *options: Any) -> int:
     """The forward's MACs for each of the two gradients (input, weights) that are asked for."""
     transposed, wanted = options[4], options[-1]
+    # A transposed convolution multiplies at its input's positions, any other at its output's.
     positions = taken if transposed else gradient
     return positions.numel() * weight[0].numel() * (wanted[0] + wanted[1])
 
 
 def step_macs(method: Method) -> int:
     """MACs per image of one training step of this method, forward and backward."""
+    # Any images do: arithmetic does not depend on what they show.
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(BATCH, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator)
     batch = Batch(images, torch.arange(BATCH), torch.arange(BATCH))
+    # The plain attention: fused kernels would hide their products from the counter.
     with sdpa_kernel(SDPBackend.MATH), MacCounter() as counter:
         teacher = Teacher(method.teacher).observe(images) if method.teacher else None
         method(batch, teacher)["loss"].backward()
@@ -90,6 +95,7 @@ def measure_pair(
         torch.manual_seed(0)
         parameters = default_parameters(methods[name]) | changes
         spec = MethodSpec(name=name, parameters=parameters, revision=1)
+        # A copy of the student alone: the teacher is frozen, and stays as it is.
         return step_macs(build_method(spec, copy.deepcopy(student), teacher, context).train())
 
     costs = {name: count(name) for name in MEASURED}

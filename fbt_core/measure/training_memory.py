@@ -62,9 +62,11 @@ class LiveBytes(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
+        # A result may be one tensor, a list or nothing.
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
                 self._count(tensor.untyped_storage())
+        # After every operation: what is freed a moment later counts in the peak all the same.
         self.peak = max(self.peak, self.live)
         return result
 
@@ -81,6 +83,7 @@ class LiveBytes(TorchDispatchMode):
 
 def make_fake(method: Method, mode: FakeTensorMode, device: str = "cpu") -> Method:
     """Replace weights and buffers of a method by fake ones on a device, which need not exist."""
+    # By identity: a view of the teacher shares its parameters, which must stay one.
     made = dict[int, nn.Parameter]()
 
     def fake(tensor: Tensor) -> Tensor:
@@ -97,6 +100,7 @@ def make_fake(method: Method, mode: FakeTensorMode, device: str = "cpu") -> Meth
     return without_numbers(method)
 
 
+# Fake tensors have no numbers, so whatever asks for one must be answered beforehand.
 def without_numbers(method: Method) -> Method:
     """Decide beforehand what a step would read from tensors: CRD's normaliser, FCFD's paths."""
     for module in method.modules():
@@ -128,10 +132,12 @@ def count_method(method: Method) -> dict[str, int]:
     """Trainable and frozen weights, and bytes per image in each precision."""
     every = sum(tensor.numel() for tensor in method.parameters())
     trainable = sum(tensor.numel() for tensor in method.parameters() if tensor.requires_grad)
+    # Counted on real tensors, before they become fake ones.
     counts = {"trainable": trainable, "frozen": every - trainable}
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     method = make_fake(method, mode)
     for name, precision in PRECISIONS.items():
+        # Per image, from so many that rounding does not show.
         counts[name] = fake_step(method, mode, IMAGES, precision) // IMAGES
         method.zero_grad(set_to_none=True)
     return counts
@@ -175,6 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         make_folder(options.out.parent)
         for report in measure(options.config, table_pairs(options.config / "tables")):
+            # Written after each pair: minutes of counting survive an interruption.
             write_json(options.out, provenance("fbt_core.measure.training_memory") | report)
     except UserError as error:
         print(f"fbt_core.measure.training_memory: {error}", file=sys.stderr)

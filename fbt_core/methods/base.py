@@ -99,6 +99,7 @@ class Trainable(nn.Module):
     def __init__(self, student: StagedModel) -> None:
         super().__init__()
         self.student = student
+        # A ModuleDict, so that whatever a method adds is saved, moved and trained.
         self.extras = nn.ModuleDict()
 
     def averaged(self) -> Trainable:
@@ -137,9 +138,11 @@ class Method(TrainingTask):
         context: Context,
     ) -> None:
         super().__init__(verbose=False)
+        # Checked before anything is built; a method reads its numbers from here alone.
         self.settings = read_parameters(self.name, method_facts(self.name), parameters, context.classes)
         self.context, self.epoch = context, 0
         self.trainable_module = Trainable(student)
+        # The teacher stays outside the trainable module: DDP, EMA and the optimiser must not see it.
         self.teacher = self._frozen(teacher)
         self.extras.update(self.build_extras())
 
@@ -180,7 +183,9 @@ class Method(TrainingTask):
 
     def collect(self, output: Tensor, terms: Terms) -> dict[str, Any]:
         """The result of a step from the student's logits and the weighted terms."""
+        # In float32: a sum of half-precision terms would round away the small ones.
         terms = {name: term.float() for name, term in terms.items()}
+        # Detached for the log: the graph would live until the losses are read.
         detached = {name: term.detach() for name, term in terms.items()}
         return {"loss": torch.stack(list(terms.values())).sum(), "output": output, "terms": detached}
 
@@ -239,6 +244,7 @@ class Method(TrainingTask):
 
         Buffers are each process's own: banks and statistics follow from what all processes gathered.
         """
+        # Newer versions of torch have another name for it.
         names = inspect.signature(DistributedDataParallel).parameters
         synchronise = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
         self.trainable_module = DistributedDataParallel(
@@ -251,6 +257,7 @@ class Method(TrainingTask):
 
     def train(self, mode: bool = True) -> Method:
         """Training or evaluation mode for the trainable module; the teacher stays in eval for ever."""
+        # timm's task sets the mode of all its modules, the teacher among them.
         super().train(mode)
         if self.teacher is not None:
             self.teacher.eval()

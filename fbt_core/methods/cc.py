@@ -25,6 +25,7 @@ def neighbour_congruence(student: Tensor, teacher: Tensor) -> Tensor:
     student, teacher (B, D), B >= 2. The form that CRD's and OFA's repositories use in place of the kernel;
     it depends on the order of the batch.
     """
+    # Signs are dropped first, as released: what matters is where both are off, not which way.
     difference = (student - teacher).abs()
     return (difference[:-1] * difference[1:]).sum(dim=1).mean()
 
@@ -42,6 +43,7 @@ def kernel_congruence(student: Tensor, teacher: Tensor, gamma: float, order: int
 
 def _gaussian_kernel(features: Tensor, gamma: float, order: int) -> Tensor:
     """exp(-gamma |x - y|^2) of unit vectors = exp(-2 gamma) sum_p (2 gamma)^p / p! (x . y)^p, (B, B)."""
+    # |x - y|^2 = 2 - 2 x.y for unit vectors, so the kernel needs only the cosines.
     cosine = unit_rows(features) @ unit_rows(features).t()
     series = sum((2 * gamma) ** p / math.factorial(p) * cosine**p for p in range(order + 1))
     return math.exp(-2 * gamma) * series
@@ -67,6 +69,7 @@ class CC(Method):
         s = self.settings
         learner = self.extras["student"](image_feature(self.student, student, s.feature))
         source = self.extras["teacher"](image_feature(self.teacher, teacher, s.feature))
+        # Whole batch: neighbours and kernels of a part would be other pairs.
         pair = gather_with_gradient(learner), gather_with_gradient(source)
         if s.correlation == "neighbours":
             congruence = neighbour_congruence(*pair)

@@ -32,6 +32,7 @@ def noise_contrast(log_positive: Tensor, log_negatives: Tensor, images: int) -> 
     log_positive (B,), log_negatives (B, K): log of exp(similarity / T) / Z; images = N of the bank.
     h = P / (P + K/N); -log h for the positive and -log(1 - h) for the negatives. Tian et al. 2020.
     """
+    # In logarithms: P and K/N may lie far apart, and their quotient overflows.
     log_noise = math.log(log_negatives.shape[1] / images)
     positive = functional.logsigmoid(log_positive - log_noise)
     negatives = functional.logsigmoid(log_noise - log_negatives).sum(dim=1)
@@ -43,18 +44,22 @@ class Bank(nn.Module):
 
     def __init__(self, images: int, width: int) -> None:
         super().__init__()
+        # Uniform with about unit length: the first similarities are those of random directions.
         bound = 1 / math.sqrt(width / 3)
         self.register_buffer("vectors", torch.empty(images, width).uniform_(-bound, bound))
         self.register_buffer("log_normaliser", torch.zeros(()))
         self.register_buffer("is_normalised", torch.tensor(False))
+        # A Python flag beside the buffer: asking the buffer at each step would make the GPU wait.
         self._seen_normalised = False
 
     def similarity(self, embedding: Tensor, columns: Tensor, temperature: float) -> Tensor:
         """log of exp(similarity / T) / Z between embeddings (B, D) and the bank's rows `columns` (B, M)."""
+        # All similarities by one product, then the columns: gathered first, each image would copy K vectors.
         with torch.autocast(embedding.device.type, enabled=False):
             vectors = self.vectors.clone()  # its rows move before the backward pass
             all_images = embedding.float() @ vectors.t() / temperature
         logits = all_images.gather(1, columns)
+        # Constant: Z is a property of the first batch, with no gradient of its own.
         if not self._has_normaliser():
             self._set_normaliser(logits.detach())
         return logits - self.log_normaliser
@@ -72,7 +77,9 @@ class Bank(nn.Module):
 
     def _set_normaliser(self, logits: Tensor) -> None:
         """Z is estimated once, from the first batch: N times the mean of exp(similarity / T)."""
+        # In logarithms, and the mean of means: every process has equally many.
         log_mean = logits.flatten().logsumexp(0, keepdim=True) - math.log(logits.numel())
+        # All processes need the same Z, or their banks would stop being equal.
         means = gather_with_gradient(log_mean)
         log_mean = means.logsumexp(0) - math.log(len(means))
         self.log_normaliser.copy_(log_mean + math.log(len(self.vectors)))
@@ -92,6 +99,7 @@ class OtherClasses(nn.Module):
         known = torch.full((images,), UNKNOWN) if labels is None else labels.detach().clone().long()
         self.register_buffer("labels", known)
         self.is_complete = labels is not None
+        # Sorted once, if the classes are known: else the classes that were learned change at each step.
         if self.is_complete:
             for name, values in zip(SORTED, sort_by_class(known), strict=True):
                 self.register_buffer(name, values, persistent=False)
@@ -113,11 +121,14 @@ class OtherClasses(nn.Module):
         """
         known = (getattr(self, name) for name in SORTED)
         ordered, positions, ranks = known if self.is_complete else sort_by_class(self.labels)
+        # The gap of an image's class in the sorted order is what may not be drawn.
         first, same_class = self._gaps(ordered, ranks, indices)
         available = (len(ordered) - same_class).clamp(min=1)
+        # A fixed number of columns: with classes known beforehand, nothing is asked of the device.
         fewest = self.fewest if self.is_complete else int(available.min())
         drawn = draw_rows(len(indices), max(1, min(count, fewest)), indices.device)
         numbers = (drawn * available[:, None]).long()
+        # Numbers beyond the gap jump over it, which leaves all others equally likely.
         return positions[(numbers + (numbers >= first[:, None]) * same_class[:, None]) % len(positions)]
 
     def _gaps(self, ordered: Tensor, ranks: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,6 +139,7 @@ class OtherClasses(nn.Module):
         labels = self.labels[indices]
         first = torch.searchsorted(ordered, labels)
         count = torch.searchsorted(ordered, labels, right=True) - first
+        # Without a known class, or with only one class, the image itself is all that can be left out.
         alone = (labels == UNKNOWN) | (count == len(ordered))
         return torch.where(alone, ranks[indices], first), torch.where(alone, 1, count)
 
@@ -158,6 +170,7 @@ class CRD(Method):
         learner = image_feature(self.student, student, self.settings.feature)
         source = image_feature(self.teacher, teacher, self.settings.feature)
         embedded = {
+            # Unit vectors in float32: the bank is float32, and half precision would move it in steps.
             "student": unit_rows(self.extras["student"](learner).float()),
             "teacher": unit_rows(self.extras["teacher"](source).float()),
         }
@@ -166,14 +179,17 @@ class CRD(Method):
         terms = {"labels": self.settings.label_weight * self.label_loss(student.logits, batch)}
         terms["student_contrast"] = weight * self._contrast(embedded["student"], "teacher_bank", columns)
         terms["teacher_contrast"] = weight * self._contrast(embedded["teacher"], "student_bank", columns)
+        # After both contrasts: a bank that already held this batch would give the positive away.
         self._update_banks(embedded, batch.indices)
         return terms
 
     def _choose_columns(self, batch: Batch) -> Tensor:
         """Bank rows (B, 1 + K): the image itself, then the negatives."""
         others, target = self.extras["others"], target_class(batch.target)
+        # Classes first: negatives of this batch are drawn with what it has just shown.
         others.learn(gather_with_gradient(target), gather_with_gradient(batch.indices))
         negatives = others.draw(batch.indices, self.settings.negatives)
+        # The positive comes first, which is how `_contrast` knows it.
         return torch.cat([batch.indices[:, None], negatives], dim=1)
 
     def _contrast(self, embedding: Tensor, bank: str, columns: Tensor) -> Tensor:
@@ -182,6 +198,7 @@ class CRD(Method):
 
     def _update_banks(self, embedded: dict[str, Tensor], indices: Tensor) -> None:
         """Every process moves the rows of all processes' images, so that the banks stay equal."""
+        # Gathered: a bank that differed between processes would train different students.
         indices = gather_with_gradient(indices)
         for name, embedding in embedded.items():
             gathered = gather_with_gradient(embedding.detach())

@@ -20,6 +20,7 @@ def pearson_distance(first: Tensor, second: Tensor) -> Tensor:
 
     first, second (N, M). Huang et al. 2022, section 3.
     """
+    # Centred, so that the cosine is Pearson's correlation.
     centred = [rows - rows.mean(dim=1, keepdim=True) for rows in (first, second)]
     norms = [rows.norm(dim=1) for rows in centred]
     correlation = (centred[0] * centred[1]).sum(dim=1) / (norms[0] * norms[1] + SMALLEST)
@@ -31,12 +32,14 @@ def pearson_distance(first: Tensor, second: Tensor) -> Tensor:
 @in_float32
 def class_relation(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
     """Inter-class relation: correlation over the classes of one image, times tau^2. (B, C) logits."""
+    # tau^2 keeps the gradient's size as tau changes, as in KD.
     return pearson_distance((student / tau).softmax(1), (teacher / tau).softmax(1)) * tau**2
 
 
 @in_float32
 def image_relation(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
     """Intra-class relation: correlation over the images for one class, times tau^2. (B, C) logits."""
+    # Transposed: a row is a class over the images of the batch.
     return pearson_distance((student / tau).softmax(1).t(), (teacher / tau).softmax(1).t()) * tau**2
 
 
@@ -50,6 +53,7 @@ class DIST(Method):
 
     def terms(self, student: StagedOutput, teacher: StagedOutput, batch: Batch) -> Terms:
         s = self.settings
+        # Whole batch: a class over a part of the images would correlate otherwise.
         logits = gather_with_gradient(student.logits), gather_with_gradient(teacher.logits)
         return {
             "labels": s.label_weight * self.label_loss(student.logits, batch),

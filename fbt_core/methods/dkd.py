@@ -26,6 +26,7 @@ def target_divergence(
     student, teacher (B, C) logits; target (B,) or (B, C); weight (B,) of the images. Zhao et al. 2022,
     section 3.1.
     """
+    # One class per image: a mixed target has no single rest.
     target = target_class(target)
     binary_student = _target_against_rest(student / temperature, target)
     binary_teacher = _target_against_rest(teacher / temperature, target)
@@ -42,6 +43,7 @@ def other_divergence(
     section 3.1.
     """
     target = target_class(target)
+    # Taken out before the softmax, so that the probabilities of the others sum to 1.
     others_student = functional.log_softmax(_without_target(student, target) / temperature, dim=1)
     others_teacher = functional.log_softmax(_without_target(teacher, target) / temperature, dim=1)
     return mean_divergence(others_student, others_teacher, weight) * temperature**2
@@ -50,6 +52,7 @@ def other_divergence(
 def _target_against_rest(logits: Tensor, target: Tensor) -> Tensor:
     """log p_target and log(1 - p_target), (B, 2); the second from the other classes, finite if p = 1."""
     log_target = logits.gather(1, target[:, None])
+    # log(1 - p) from the others' sum: 1 - p itself is 0 in float32 long before p is 1.
     log_rest = _without_target(logits, target).logsumexp(dim=1, keepdim=True)
     return functional.log_softmax(torch.cat([log_target, log_rest], dim=1), dim=1)
 
@@ -57,6 +60,7 @@ def _target_against_rest(logits: Tensor, target: Tensor) -> Tensor:
 def _without_target(logits: Tensor, target: Tensor) -> Tensor:
     """The logits of the C - 1 other classes, (B, C - 1)."""
     columns = torch.arange(logits.shape[1] - 1, device=logits.device)
+    # Columns from the target's on move by one, so none but the target's is left out.
     return logits.gather(1, columns + (columns >= target[:, None]))
 
 

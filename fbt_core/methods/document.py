@@ -36,6 +36,7 @@ def methods_page() -> str:
 
 def _section(name: str, facts: MethodFacts) -> Iterator[str]:
     """Idea, formula, what was adapted, and every parameter of one method."""
+    # Read as text: importing a method would load torch, for a page of words.
     code = Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
     yield f"## {facts.title}\n"
     yield f"{ast.get_docstring(ast.parse(code))}\n"

@@ -56,6 +56,7 @@ class ParameterFacts(Strict):
     @property
     def kind(self) -> Kind:
         """What a value must be; a bound makes it a number, whatever the stated value is."""
+        # bool first: Python counts True as a whole number.
         if isinstance(self.value, bool):
             return "true or false"
         if isinstance(self.value, int | float) or (self.minimum, self.maximum) != (None, None):
@@ -68,6 +69,7 @@ class ParameterFacts(Strict):
         `scales` is a scale and, one after the other, those that it extends.
         """
         by_scale, by_dataset = self.by_scale or {}, self.by_dataset or {}
+        # A scale's own value wins over a data set's: scale smoke shrinks counts whatever the data.
         value = by_dataset.get(dataset, self.value)
         return self.typed(next((by_scale[scale] for scale in scales if scale in by_scale), value))
 
@@ -79,6 +81,7 @@ class ParameterFacts(Strict):
     def fault(self, value: Value) -> str | None:
         """What is wrong with a value for this parameter; None if nothing is."""
         if not self._fits(value):
+            # YAML reads 1e-3 as text: said in so many words, because it looks like a number.
             if "number" in self.kind and isinstance(value, str) and is_number(value):
                 return number_as_text(value)
             return f"must be {self.kind} (given: {value!r})"
@@ -146,6 +149,7 @@ class MethodFacts(Strict):
     def conflicts(self, values: Mapping[str, Value], classes: int) -> Iterator[tuple[Sequence[str], str]]:
         """What is wrong with the values taken together, and with so many classes: parameters and message."""
         for name, entry in self.parameters.items():
+            # Only values that are there: a missing one is reported where single values are checked.
             value = values.get(name)
             if entry.fewer_than_classes and isinstance(value, int) and value >= classes:
                 yield (name,), f"{value} classes are not fewer than all {classes}; use {classes - 1} or fewer"
@@ -155,6 +159,7 @@ class MethodFacts(Strict):
                 if values[low] > values[high]:  # type: ignore[operator]
                     yield (low, high), f"{low}, {values[low]}, is above {high}, {values[high]}"
         for demand in self.demands:
+            # The names of what is wrong, for the message; a demand counts if all of `when` holds.
             wrong = [name for name, value in demand.then.items() if values.get(name) != value]
             if wrong and all(values.get(name) == value for name, value in demand.when.items()):
                 message = f"{_say(demand.when)} needs {_say(demand.then)}: {demand.because}"
@@ -183,6 +188,7 @@ class MethodFacts(Strict):
 def read_facts(file: Path) -> dict[str, MethodFacts]:
     """All methods of a methods.yaml, by name; raises UserError for a file that is not sound."""
     try:
+        # libyaml if it is there: this file is read at every start.
         content = yaml.load(file.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         return {name: MethodFacts.model_validate_json(json.dumps(entry)) for name, entry in content.items()}
     except (yaml.YAMLError, ValidationError) as error:

@@ -48,6 +48,7 @@ class FBT(Method):
     @property
     def unused_parameters(self) -> bool:
         """Whether parts of the fused model may learn nothing: unless it is taught both logits and feature."""
+        # A frozen part of the fused model, or a path that is off, leaves parameters without gradient.
         s = self.settings
         is_taught = s.teacher_to_fused and s.logit_loss != "none" and s.feature_loss != "none"
         return self._uses_fused() and not is_taught
@@ -58,8 +59,10 @@ class FBT(Method):
         return COMPARES if self.settings.feature_loss == "infonce" else None
 
     def build_extras(self) -> dict[str, nn.Module]:
+        # The fused model first: its width decides which projections are needed.
         extras = self._build_fused()
         widths = self._widths(extras)
+        # A temperature and projection per pair: the three pairs differ in scale and width.
         for source, learner in self._transfers() if self.settings.feature_loss == "infonce" else ():
             extras[f"temperature_{source}_to_{learner}"] = Temperature(self.settings)
             if self.settings.projection == "always" or widths[source] != widths[learner]:
@@ -68,9 +71,11 @@ class FBT(Method):
 
     def terms(self, student: StagedOutput, teacher: StagedOutput, batch: Batch) -> Terms:
         knowledge = self._collect_knowledge(student, teacher)
+        # Labels first, so that the terms stand in the log in the order of the formula.
         terms = self._label_terms(knowledge, batch)
         for source, learner in self._transfers():
             taught_by = knowledge[source]
+            # Detached, the fused model is a teacher only: it does not bend towards the student.
             if source == "fused" and self.settings.detach_fused:
                 taught_by = Knowledge(*(part.detach() for part in taught_by))
             pair = f"{source}_to_{learner}"
@@ -94,6 +99,7 @@ class FBT(Method):
         return self.settings.teacher_to_fused or self.settings.fused_to_student
 
     def _build_fused(self) -> dict[str, nn.Module]:
+        # Not built if nothing uses it: its parameters would be saved, and never learn.
         if not self._uses_fused():
             return {}
         names = ("block", "block_heads", "block_window", "block_mlp_ratio", "class_token", "stage4")
@@ -103,6 +109,7 @@ class FBT(Method):
     def _choose_direction(self) -> Literal["teacher_head", "student_head"]:
         """Whose stage 4 ends the fused model: the families say it, but for MSA and MLP together."""
         families = self.context.student_family, self.context.teacher_family
+        # The paper gives no equation for this pair of families, so it is a parameter.
         if set(families) == MSA_AND_MLP:
             return self.settings.msa_mlp_direction
         return choose_direction(*families)
@@ -118,6 +125,7 @@ class FBT(Method):
             "student": Knowledge(student.pooled, student.logits),
             "teacher": Knowledge(teacher.pooled, teacher.logits),
         }
+        # A pass of the fused model costs a stage: only if a term asks for it.
         if self._uses_fused():
             knowledge["fused"] = Knowledge(*self.extras["fused"](student, teacher))
         return knowledge
@@ -126,6 +134,7 @@ class FBT(Method):
         """Cross-entropy of the student, and of the fused model if its head is trainable."""
         s = self.settings
         terms = {"labels": s.student_cross_entropy * self.label_loss(knowledge["student"].logits, batch)}
+        # A teacher's frozen classifier cannot learn labels; L2G alone would be bent towards them.
         if "fused" in knowledge and self.extras["fused"].head_is_trainable and s.fused_cross_entropy:
             terms["fused_labels"] = s.fused_cross_entropy * self.label_loss(knowledge["fused"].logits, batch)
         return terms
@@ -149,8 +158,10 @@ class FBT(Method):
 
     def _feature_loss(self, pair: str, learner: Tensor, source: Tensor) -> Tensor:
         """InfoNCE with the learner's feature at the source's width, negatives from all processes."""
+        # The learner is projected: a projected source would be a target that the loss itself can move.
         name = f"projection_{pair}"
         learner = self.extras[name](learner) if name in self.extras else learner
+        # More negatives with more processes, as in one process with the whole batch.
         learner, source = gather_with_gradient(learner), gather_with_gradient(source)
         return info_nce(learner, source, self.extras[f"temperature_{pair}"](), self.settings.direction)
 

@@ -55,6 +55,7 @@ class Bridge(nn.Module):
     def __init__(self, source: FeatureShape, target: FeatureShape, rectified: bool) -> None:
         super().__init__()
         self.shape, self.grid, self.rectified = source, target.grid, rectified
+        # The convolution changes the grid itself where it can; else the map is resized before it.
         convolution, self.resizes = _bridge_convolution(source, target)
         nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
         activation = nn.LeakyReLU(0.1) if rectified else nn.Identity()
@@ -81,11 +82,13 @@ class PathStatistics(nn.Module):
         names = ("running_mean", "running_var", "num_batches_tracked")
         saved = [(norm, norm.training, [getattr(norm, name) for name in names]) for norm in norms]
         for i, norm in enumerate(norms):
+            # Also in the frozen teacher: a mixed pass is normalised by its own batch.
             norm.training = True
             for name, buffer in zip(names, (f"mean{i}", f"var{i}", f"count{i}"), strict=True):
                 setattr(norm, name, getattr(self, buffer))
         try:
             yield
+        # Always put back: a pass that fails must not leave foreign statistics in a network.
         finally:
             for norm, training, buffers in saved:
                 norm.training = training
@@ -104,8 +107,10 @@ class FCFD(Method):
 
     def build_extras(self) -> dict[str, nn.Module]:
         networks = {"student": self.student, "teacher": self.teacher}
+        # Looked at once: whether a feature is rectified decides about activations for good.
         rectified = {name: rectified_features(network) for name, network in networks.items()}
         extras: dict[str, nn.Module] = {}
+        # Bridges of all stages into the teacher's space: their features are compared there.
         for path in [*self._candidates(), *(Path("student", "teacher", stage) for stage in range(4))]:
             shapes = networks[path.early].shapes[path.stage], networks[path.late].shapes[path.stage]
             extras[path.bridge] = Bridge(*shapes, rectified[path.late][path.stage])
@@ -116,11 +121,13 @@ class FCFD(Method):
     def adapt_normalisation(self, adapt: Callable[[nn.Module], nn.Module]) -> None:
         """Also the teacher's BatchNorms, which normalise by the batch in mixed passes."""
         super().adapt_normalisation(adapt)
+        # In eval, whatever was replaced: the teacher's own pass keeps to its statistics.
         self.teacher = adapt(self.teacher).eval()
 
     def step(self, batch: Batch, teacher: StagedOutput | None) -> dict[str, Any]:
         student = self.student.features(batch.images)
         bridged = [self.extras[f"student_to_teacher{i + 1}"](x) for i, x in enumerate(student.stages)]
+        # All drawn paths of a step for the whole batch: a draw per image would run each path for every image.
         mixed = {path: self._run_path(path, student, teacher, bridged) for path in self._draw_paths()}
         terms = {
             "labels": self.settings.label_weight * self.label_loss(student.logits, batch),
@@ -138,6 +145,7 @@ class FCFD(Method):
     def _draw_paths(self) -> list[Path]:
         """The paths of this step, without repeats; torch's default generator draws, so a resume is exact."""
         candidates = self._candidates()
+        # A permutation cut off: no path twice, and every set equally likely.
         drawn = torch.randperm(len(candidates))[: self.settings.paths]
         return [candidates[i] for i in sorted(drawn.tolist())]
 
@@ -161,6 +169,7 @@ class FCFD(Method):
 
     def _mixed_loss(self, mixed: dict[Path, StagedOutput], teacher: StagedOutput) -> Tensor:
         """KL of every drawn path's logits to the teacher's, summed."""
+        # A zero of float32 to start from: with no path drawn the term is still a tensor.
         zero = teacher.logits.new_zeros((), dtype=torch.float32)
         return sum((self._divergence(output.logits, teacher) for output in mixed.values()), start=zero)
 
@@ -169,6 +178,7 @@ class FCFD(Method):
     ) -> Terms:
         """Per stage, MSE to the teacher's map of all features in its space; the last also after pooling."""
         weight = self.settings.feature_weight * self.ramp(self.settings.ramp_epochs)
+        # Paths that end in the teacher only: those in the student's space cannot be compared there.
         inside = [(path.stage, output) for path, output in mixed.items() if path.late == "teacher"]
         terms = {}
         for i, shape in enumerate(self.teacher.shapes):
@@ -203,9 +213,11 @@ def late_norms(network: StagedModel, stage: int) -> list[_BatchNorm]:
 def _bridge_convolution(source: FeatureShape, target: FeatureShape) -> tuple[nn.Module, bool]:
     """The convolution between two shapes, and whether the map must be resized before it."""
     widths = source.width, target.width
+    # A whole ratio is the convolution's own stride.
     down = [a // b for a, b in zip(source.grid, target.grid, strict=True) if a % b == 0]
     if len(down) == 2:
         return nn.Conv2d(*widths, 3, stride=tuple(down), padding=1, bias=False), False
+    # Doubling is a transposed convolution; all other ratios are resized.
     if all(2 * a == b for a, b in zip(source.grid, target.grid, strict=True)):
         return nn.ConvTranspose2d(*widths, 4, stride=2, padding=1, bias=False), False
     return nn.Conv2d(*widths, 3, padding=1, bias=False), True

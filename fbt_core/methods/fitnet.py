@@ -42,6 +42,7 @@ class FitNet(Method):
         terms = {"labels": self.settings.label_weight * self.label_loss(student.logits, batch)}
         for name, hint in self._hints(student, teacher):
             terms[name] = self.settings.feature_weight * hint
+        # A weight of 0 leaves the term out altogether, so the log shows no column of zeros.
         if self.settings.logit_weight:
             divergence = kl_divergence(student.logits, teacher.logits, temperature=1.0)
             terms["logits"] = self.settings.logit_weight * divergence
@@ -67,6 +68,7 @@ class FitNet(Method):
         learner = self.extras["pooled"](student)
         if self.settings.loss == "mse":
             return feature_mse(learner, teacher)
+        # MSE counts every image alone; InfoNCE needs the whole batch's negatives.
         learner, source = gather_with_gradient(learner), gather_with_gradient(teacher)
         return info_nce(learner, source, self.extras["temperature"](), self.settings.direction)
 

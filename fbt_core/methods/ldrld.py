@@ -26,13 +26,16 @@ def local_divergence(
     student, teacher (B, C) logits. The pair of ranks a < b (from 1) weighs 2 / (offset + b - a) times
     exp(-decay (a + b)), all classes together weigh 1; arXiv:2507.15911, in the released form.
     """
+    # Every pair once: the upper triangle.
     first, second = torch.triu_indices(count, count, offset=1, device=student.device)
     chosen = student.topk(count).indices
     learner, source = student.gather(1, chosen), teacher.gather(1, chosen)
     pairs = [torch.stack((logits[:, first], logits[:, second]), dim=2) for logits in (learner, source)]
+    # Ranks count from 0 here and from 1 in the paper, hence + 2.
     weights = 2 / (offset + second - first) * torch.exp(-decay * (first + second + 2))
     # A pair of an image is a row of two classes: the mean over rows, with these weights, is the mean wanted.
     rows = [logits.flatten(0, 1) for logits in pairs]
+    # kl_divergence averages over rows, and the wanted sum is over the pairs.
     of_pairs = kl_divergence(*rows, temperature, weights.repeat(len(student))) * len(first)
     return (of_pairs + kl_divergence(learner, source, temperature)) / (math.comb(count, 2) + 1)
 
@@ -40,6 +43,7 @@ def local_divergence(
 @in_float32
 def rest_divergence(student: Tensor, teacher: Tensor, count: int, temperature: float) -> Tensor:
     """T^2 KL over the classes (B, C - count) that are not among the student's `count` largest logits."""
+    # A full sort, because topk keeps the largest only.
     others = student.argsort(dim=1, descending=True)[:, count:]
     return kl_divergence(student.gather(1, others), teacher.gather(1, others), temperature)
 

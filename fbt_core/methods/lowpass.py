@@ -25,6 +25,7 @@ class LowPass(nn.Module):
     def __init__(self, shape: FeatureShape, largest: Grid, width: int, scales: int) -> None:
         super().__init__()
         self.shape = shape
+        # No finer than the coarser of both networks: enlarged positions would not be low frequencies.
         self.grids = [(min(2**i, largest[0]), min(2**i, largest[1])) for i in range(scales)]
         self.compact = nn.Conv2d(shape.width, width, 1)
 

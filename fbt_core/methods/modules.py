@@ -25,11 +25,13 @@ class Temperature(nn.Module):
     def __init__(self, settings: Parameters) -> None:
         super().__init__()
         self.bounds = (math.log(settings.temperature_min), math.log(settings.temperature_max))
+        # On a log scale a step changes the temperature by a share, wherever it stands.
         initial = torch.tensor(math.log(settings.temperature_initial))
         self.logarithm = nn.Parameter(initial, requires_grad=settings.learnable_temperature)
 
     def forward(self) -> Tensor:
         """The temperature, a scalar; a value that left the bounds is put back so that it can move again."""
+        # Outside the graph: inside, clamp would cut the gradient off at a bound for good.
         with torch.no_grad():
             self.logarithm.clamp_(*self.bounds)
         return self.logarithm.exp()
@@ -46,10 +48,12 @@ class Aligned(nn.Module):
     def __init__(self, learner: FeatureShape, source: FeatureShape) -> None:
         super().__init__()
         self.shapes, self.grid = (learner, source), common_grid(learner.grid, source.grid)
+        # A stride has to be a whole number; other grids are pooled first.
         whole = all(large % small == 0 for large, small in zip(learner.grid, self.grid, strict=True))
         ratio = tuple(a // b for a, b in zip(learner.grid, self.grid, strict=True)) if whole else (1, 1)
         self.pools = not whole
         self.embedding = nn.Conv2d(learner.width, source.width, ratio, ratio, bias=False)
+        # Linear gain: no activation follows.
         nn.init.kaiming_normal_(self.embedding.weight, mode="fan_in", nonlinearity="linear")
 
     def forward(self, learner: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,6 +73,7 @@ def shrink(feature_map: Tensor, grid: Grid) -> Tensor:
     height, width = feature_map.shape[2:]
     if (height, width) == grid:
         return feature_map
+    # avg_pool2d is the same for a whole ratio, and its backward is deterministic on GPUs.
     if height % grid[0] == 0 and width % grid[1] == 0:
         return functional.avg_pool2d(feature_map, (height // grid[0], width // grid[1]))
     return functional.adaptive_avg_pool2d(feature_map, grid)
@@ -97,6 +102,7 @@ def logits_to_compare(
     `standardise` is LSKD's, `image_weight: entropy` EA-KD's, whose entropies are those of the raw logits.
     """
     weight = None
+    # Before the logits are standardised: EA-KD's entropies are those of the raw ones.
     if settings.image_weight == "entropy":
         weight = entropy_weight(student, teacher, settings.entropy_temperature, settings.entropy_bound)
     if settings.standardise:
@@ -110,6 +116,7 @@ def rectified_features(network: StagedModel) -> tuple[bool, ...]:
     Read from one random image of a generator of its own, in eval mode.
     """
     weight = next(network.parameters())
+    # A generator of its own: looking at a network must not change what is drawn later.
     image = torch.randn(
         1, 3, network.image_size, network.image_size, generator=torch.Generator().manual_seed(0)
     )
@@ -121,6 +128,7 @@ def rectified_features(network: StagedModel) -> tuple[bool, ...]:
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
     """Eval mode for a while; afterwards every module has the mode it had."""
+    # Each module's own mode: parts of a method are in eval while others train.
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:

@@ -32,12 +32,14 @@ def read_parameters(method: str, facts: MethodFacts, values: Mapping[str, Any], 
 
     Raises ParameterError, which lists every missing, unknown or wrong one.
     """
+    # First: what was added since is then checked like what was always there.
     values = facts.complete(values)
     faults = [f"{name}: is missing" for name in facts.parameters if name not in values]
     for name, value in values.items():
         fault = facts.fault(method, name, value)
         if fault:
             faults.append(f"{name}: {fault}")
+    # Taken together after each alone: a conflict between wrong values would confuse.
     faults += [message for _, message in facts.conflicts(values, classes)]
     if faults:
         raise ParameterError("; ".join(faults), where=f"parameters of method '{method}'")

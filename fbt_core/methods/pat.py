@@ -54,6 +54,7 @@ class RegionEmbedding(nn.Module):
 
     def __init__(self, shape: FeatureShape, width: int, regions: int) -> None:
         super().__init__()
+        # At least one position a region: a small grid is stretched, and regions repeat positions.
         kernel = tuple(math.ceil(max(side, regions) / regions) for side in shape.grid)
         self.grid = (regions * kernel[0], regions * kernel[1])
         self.conv = nn.Conv2d(shape.width, width, kernel, stride=kernel)
@@ -80,11 +81,13 @@ class RegionAttention(nn.Module):
     def forward(self, stages: Sequence[Tensor]) -> tuple[Tensor, ...]:
         maps = [as_map(x, shape, self.released) for x, shape in zip(stages, self.shapes, strict=True)]
         tokens = [embed(x) for embed, x in zip(self.embeddings, maps, strict=True)]
+        # All stages in one sequence, so that regions of one stage attend to those of the others.
         normed = self.norm(torch.cat(tokens, dim=1))
         key, value = self.key_value(normed).chunk(2, dim=2)
         positions = self._positions(normed)
         inputs = (self.query(normed) + positions, key + positions, value)
         heads = [x.unflatten(2, (self.heads, -1)).transpose(1, 2) for x in inputs]
+        # torch's own attention wants heads in the second dimension.
         mixed = functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
         return mixed.chunk(len(stages), dim=1)
 
@@ -98,6 +101,7 @@ class RegionAttention(nn.Module):
 
 def sine_table(positions: Tensor, width: int) -> Tensor:
     """Row by position (N, width): entry 2i is sin(position 10000^(-2i / width)), entry 2i + 1 its cosine."""
+    # In float64: angles of large positions lose digits in float32.
     even = torch.arange(0, width, 2, dtype=torch.float64, device=positions.device)
     angles = positions[:, None] * 10000 ** (-even / width)
     return torch.stack((angles.sin(), angles.cos()), dim=2).flatten(1)
@@ -144,6 +148,7 @@ class Aligner(nn.Module):
         super().__init__()
         self.regions = regions
         self.from_regions = target.layout != "nchw"
+        # Teachers with maps keep the regions' order in the plane; others mix regions by a linear layer.
         self.layers = ToTokens(regions**2, width, target) if self.from_regions else ToMap(width, target)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -160,6 +165,7 @@ class Gate(nn.Module):
 
     def __init__(self, width: int, reduction: int) -> None:
         super().__init__()
+        # Narrow stages of small networks would be squeezed to nothing.
         inner = max(1, width // reduction)
         self.down, self.up = nn.Conv2d(width, inner, 1), nn.Conv2d(inner, width, 1)
 
@@ -196,9 +202,11 @@ class PromptBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.shape, self.released = entry, released
+        # gcd: a convolution's groups have to divide its width.
         width, groups = entry.width, math.gcd(entry.width, groups)
         self.fusion = Stack(2 * width, width, 1, False, reduction)
         self.prompt = Stack(width, width, groups, True, reduction)
+        # Zero: at the start the prompted teacher is the teacher itself.
         self.beta = nn.Parameter(torch.zeros(1))
         is_same = (left.width, left.grid) == (width, entry.grid)
         self.aligner = nn.Identity() if is_same else ToMap(left.width, entry)
@@ -207,9 +215,11 @@ class PromptBlock(nn.Module):
         """The feature in its own layout, with the prompt."""
         feature_map = as_map(x, self.shape, self.released)
         prompted_by = feature_map
+        # Without a gap (first step, or another batch size) the feature prompts itself.
         if gap is not None:
             prompted_by = self.fusion(torch.cat((feature_map, self.aligner(gap)), dim=1))
         prompted = feature_map + self.beta * self.prompt(prompted_by)
+        # Reproduced: the released code reads the map's memory as if it were tokens.
         if self.released and self.shape.layout != "nchw":
             return self._reread(prompted, x)
         return from_map(prompted, self.shape, prefix_of(x, self.shape))
@@ -235,9 +245,11 @@ class Gap(nn.Module):
 
     def of(self, images: int) -> Tensor | None:
         """The gap for a batch of so many images; None in the first step, or if the one before was larger."""
+        # Rows belong to images of the step before: another number of them fits no batch.
         return self.rows if len(self.rows) == images else None
 
     def leave(self, rows: Tensor) -> None:
+        # Detached: the next step must not reach back into this one's graph.
         self.rows = rows.detach()
 
     def get_extra_state(self) -> Tensor:
@@ -246,6 +258,7 @@ class Gap(nn.Module):
 
     def set_extra_state(self, state: Tensor) -> None:
         """Take this process's own rows."""
+        # Rows of the whole batch come from a checkpoint of any number of processes.
         mine = own_rows(len(state) // world_size(), state.device)
         self.rows = (state[mine] if len(state) else state).to(self.rows.device)
 
@@ -262,8 +275,10 @@ class PAT(Method):
 
     def build_extras(self) -> dict[str, nn.Module]:
         s, released = self.settings, self.settings.variant == "released"
+        # Heads divide the width, and sines come in pairs with cosines.
         if s.width % (2 * s.heads):
             raise ParameterError(f"width {s.width} is no multiple of twice the heads ({s.heads})")
+        # The prompted pass begins behind the stem, so the shared pass has to keep what the stem gave.
         self.teacher.keep_stem()
         extras: dict[str, nn.Module] = {
             "attention": RegionAttention(self.student.shapes, s.width, s.heads, s.regions, released)
@@ -277,6 +292,7 @@ class PAT(Method):
     def terms(self, student: StagedOutput, teacher: StagedOutput, batch: Batch) -> Terms:
         s = self.settings
         prompted = self._run_prompted(teacher.stem)
+        # Prompts adapt the teacher's features, and must not move its own answers.
         regularisation = kl_divergence(prompted.logits, teacher.logits, 1.0)
         return {
             "labels": s.label_weight * self.label_loss(student.logits, batch),
@@ -290,6 +306,7 @@ class PAT(Method):
         stages: list[Tensor] = []
         for i in range(4):
             x = self.teacher.open_stage(i, x)
+            # The prompt enters before the stage's first block, behind what changes the grid.
             x = self.extras[f"prompt{i + 1}"](x, self.extras[f"gap{i + 1}"].of(len(x)))
             x = self.teacher.close_stage(i, x)
             stages.append(x)
@@ -302,6 +319,7 @@ class PAT(Method):
             learner = self.extras[f"aligner{i + 1}"](regions)
             source = as_map(prompted.stages[i], self.teacher.shapes[i], released)
             losses.append(hierarchical_context(learner, source))
+            # After the loss: this step has used the gap of the one before.
             self.extras[f"gap{i + 1}"].leave(learner - source)
         return torch.stack(losses).sum()
 

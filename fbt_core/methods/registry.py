@@ -25,6 +25,7 @@ def method_names() -> tuple[str, ...]:
 
 def method_files() -> tuple[str, ...]:
     """The names of all files of this folder that hold a method, sorted; the others help them."""
+    # Found by what the files say, without importing them: torch would come along.
     files = sorted(FOLDER.glob("*.py"))
     return tuple(path.stem for path in files if IS_METHOD.search(path.read_text(encoding="utf-8")))
 

@@ -27,6 +27,7 @@ def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
     student, teacher (B, C, H, W); levels not smaller than the map are left out; divided by the weights' sum.
     Chen et al. 2021.
     """
+    # A level as large as the map is the map itself, which counts already.
     sides = [side for side in PYRAMID if side < min(student.shape[2:])]
     losses = [functional.mse_loss(student, teacher)]
     losses += [functional.mse_loss(_average(student, side), _average(teacher, side)) for side in sides]
@@ -44,6 +45,7 @@ class AttentionFusion(nn.Module):
     def __init__(self, width_in: int, width: int, width_out: int, is_last: bool) -> None:
         super().__init__()
         self.reduce = nn.Sequential(nn.Conv2d(width_in, width, 1, bias=False), nn.BatchNorm2d(width))
+        # The last level has nothing passed down, so no attention to weigh it by.
         self.attention = None if is_last else nn.Sequential(nn.Conv2d(2 * width, 2, 1), nn.Sigmoid())
         self.expand = nn.Sequential(
             nn.Conv2d(width, width_out, 3, padding=1, bias=False), nn.BatchNorm2d(width_out)
@@ -55,6 +57,7 @@ class AttentionFusion(nn.Module):
         """The map at the teacher's width, and the fused map (B, width, H, W) for the level before."""
         fused = self.reduce(feature_map)
         if self.attention is not None and passed is not None:
+            # nearest: as released; each position of the later level is repeated.
             passed = functional.interpolate(passed, fused.shape[2:], mode="nearest")
             weights = self.attention(torch.cat([fused, passed], dim=1))
             fused = fused * weights[:, :1] + passed * weights[:, 1:]
@@ -74,6 +77,7 @@ class ReviewKD(Method):
         self.start_epoch(0)
         pairs = zip(LEVELS, self._widths(self.student), self._widths(self.teacher), strict=True)
         width = self.settings.width
+        # Both networks: the distillation loss compares what both were before their ReLU.
         if self.settings.features == "before_relu":
             self.student.keep_preactivations()
             self.teacher.keep_preactivations()
@@ -90,6 +94,7 @@ class ReviewKD(Method):
 
     def terms(self, student: StagedOutput, teacher: StagedOutput, batch: Batch) -> Terms:
         terms = {"labels": self.settings.label_weight * self.label_loss(student.logits, batch)}
+        # All levels first: each one needs what the later ones passed down.
         reviewed = self._review(self._maps(student, self.student.shapes))
         for name, feature_map in self._maps(teacher, self.teacher.shapes).items():
             pair = _to_common_grid(reviewed[name], feature_map)
@@ -107,6 +112,7 @@ class ReviewKD(Method):
 
     def _review(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
         """The student's levels, last to first, each fused with what the later ones passed down."""
+        # From the last level to the first, as later levels guide earlier ones.
         passed, reviewed = None, {}
         for name in reversed(LEVELS):
             reviewed[name], passed = self.extras[name](maps[name], passed)

@@ -37,11 +37,13 @@ def angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
     student (B, D_s), teacher (B, D_t). Park et al. 2019, section 3.2.2. Computed for some vertices at a time.
     """
     count = len(student)
+    # Some vertices at a time: all (B, B, B) cosines of a batch of 512 would take half a gigabyte.
     step = max(1, CHUNK // count**2)
     chunks = [slice(start, start + step) for start in range(0, count, step)]
     if len(chunks) == 1:
         return _sum_angles(student, teacher, chunks[0]) / count**3
     sums = [
+        # Computed again in backward, else all chunks would be held at once after all.
         checkpoint(_sum_angles, student, teacher, chunk, use_reentrant=False, preserve_rng_state=False)
         for chunk in chunks
     ]
@@ -52,9 +54,12 @@ def _relative_distances(features: Tensor) -> Tensor:
     """Euclidean distances (B, B) over their mean positive value; all zero if all features are equal."""
     features = features - features.mean(dim=0)  # changes no distance, spares digits
     squares = features.square().sum(dim=1)
+    # By products, so that no (B, B, D) differences are held.
     squared = squares[:, None] + squares[None, :] - 2 * features @ features.t()
     apart = (squared > SMALLEST) & ~torch.eye(len(features), dtype=torch.bool, device=features.device)
+    # Clamped inside the root: the gradient at a distance of 0 is infinite, and where() would pass NaN on.
     distances = torch.where(apart, squared.clamp(min=SMALLEST).sqrt(), 0)
+    # The teacher's and the student's widths differ, and with them the size of distances.
     return distances / (distances.sum() / apart.sum().clamp(min=1)).clamp(min=SMALLEST)
 
 
@@ -66,6 +71,7 @@ def _sum_angles(student: Tensor, teacher: Tensor, vertices: slice) -> Tensor:
 def _cosines(features: Tensor, vertices: slice) -> Tensor:
     """The cosine of the angle at vertex v between images i and j, (V, B, B); 0 if one coincides with v."""
     offsets = features[None, :, :] - features[vertices, None, :]
+    # An image has no direction from itself; such angles count as 0 in both networks.
     squared = offsets.square().sum(dim=2, keepdim=True)
     inverse = torch.where(squared > SMALLEST, squared.clamp(min=SMALLEST).rsqrt(), 0)
     directions = offsets * inverse
@@ -79,6 +85,7 @@ class RKD(Method):
 
     def build_extras(self) -> dict[str, nn.Module]:
         """None; a network that does not show the feature asked for is refused before the first step."""
+        # Asked now and not at the first step, which comes much later.
         for network in (self.student, self.teacher):
             feature_width(network, self.settings.feature)
         return {}

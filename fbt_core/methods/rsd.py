@@ -23,8 +23,10 @@ def redundancy_loss(student: Tensor, teacher: Tensor, kappa: float) -> Tensor:
 
     student, teacher (B, D). A sum over the matrix, not a mean, as released (ICCV 2025, arXiv:2507.21844).
     """
+    # Each entry is a mean over the images: channel i of the teacher with channel j of the student.
     correlation = _standardised(teacher).t() @ _standardised(student) / len(student)
     own_channel = correlation.diagonal()
+    # By subtraction: a mask of the diagonal would be another (D, D) tensor.
     others = correlation.square().sum() - own_channel.square().sum()
     return (own_channel - 1).square().sum() + kappa * others
 

@@ -41,8 +41,10 @@ class Projector(nn.Module):
     def __init__(self, student: StagedModel, shape: FeatureShape, reduction: int, rectified: bool) -> None:
         super().__init__()
         self.student_shape = student.shapes[3]
+        # The smaller of both grids: an enlarged one would make up positions.
         self.shape = replace(shape, grid=common_grid(self.student_shape.grid, shape.grid))
         inner = max(1, shape.width // reduction)
+        # A last ReLU only if the teacher's own feature has one: else its negative part could not be met.
         last = nn.ReLU() if rectified else nn.Identity()
         self.convolutions = nn.Sequential(
             *(nn.Conv2d(self.student_shape.width, inner, 1, bias=False), nn.BatchNorm2d(inner), nn.ReLU()),
@@ -79,6 +81,7 @@ class SimKD(Method):
     unused_parameters = True  # the student's own classifier
 
     def build_extras(self) -> dict[str, nn.Module]:
+        # Looked at once, on the frozen teacher: it says the same in every run.
         rectified = rectified_features(self.teacher)[-1]
         shape = self.teacher.shapes[3]
         return {"projector": Projector(self.student, shape, self.settings.reduction, rectified)}
@@ -86,8 +89,10 @@ class SimKD(Method):
     def step(self, batch: Batch, teacher: StagedOutput | None) -> dict[str, Any]:
         student = self.student.features(batch.images)
         normed = self.teacher.norm(self.extras["projector"](student.stages[3], student.pooled))
+        # No gradient: logits are what is reported; the loss is on the features alone.
         with torch.no_grad():
             logits = self.teacher.head(normed)
+        # The teacher's last stage through the same norm: both are compared as the classifier reads them.
         return self.collect(logits, self._compare(normed, self.teacher.norm(teacher.stages[3])))
 
     def _compare(self, projected: Tensor, teacher: Tensor) -> Terms:
@@ -96,6 +101,7 @@ class SimKD(Method):
         if teacher.dim() == 2:  # a network that averages before it normalises
             return {"features": self.settings.feature_weight * feature_loss(projected, teacher)}
         target = shrink(to_map(teacher, shape), common.grid)
+        # Positions and class tokens apart: one mean over both would weigh tokens by their share.
         terms = {"features": feature_loss(to_map(projected, common), target)}
         if shape.prefix_tokens:
             terms["class_token"] = feature_loss(prefix_of(projected, common), prefix_of(teacher, shape))

@@ -27,6 +27,7 @@ def log_sum_loss(learner: Tensor, source: Tensor, power: float) -> Tensor:
     Mikolajczyk 2024 (AAAI), in the released form.
     """
     difference = _normalised(learner) - _normalised(source)
+    # Clamped: equal features have the logarithm of 0.
     return difference.abs().pow(power).sum().clamp(min=SMALLEST).log()
 
 

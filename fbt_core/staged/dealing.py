@@ -33,22 +33,28 @@ def deal(grids: Sequence[Grid], split: str) -> tuple[int, ...]:
     check_split(split)
     if len(grids) < STAGES:
         raise UnknownStructure(f"a body of {len(grids)} pieces cannot make {STAGES} stages")
+    # Four pieces are stages that the network's authors made.
     if len(grids) == STAGES:
         return (0, 1, 2, 3, 4)
+    # Neighbours of one grid are a resolution: strides between them are where networks change.
     sizes = [len(list(run)) for _, run in groupby(grids)]
     if len(sizes) == 1:
         return (0, *_fractions(len(grids), FRACTIONS[split]))
+    # Halved longest first: stages of few blocks stay whole.
     while len(sizes) < STAGES:
         sizes = _halve_longest(sizes)
     ends = [sum(sizes[: index + 1]) for index in range(len(sizes))]
+    # More than four resolutions: the first ones are little more than downsampling.
     in_stem = ends[-STAGES - 1] if len(sizes) > STAGES else 0
     return (in_stem, *ends[-STAGES:])
 
 
 def _fractions(pieces: int, twelfths: Sequence[int]) -> tuple[int, ...]:
     """Stage ends in proportion to those of a 12-block network, at least one piece a stage."""
+    # Rounded half up, and not to even as Python does: one rule for all depths.
     ends = [math.floor(pieces * twelfth / 12 + 0.5) for twelfth in twelfths]
     for index in range(STAGES):
+        # At least one piece a stage, from the front and then from the back.
         ends[index] = max(ends[index], ends[index - 1] + 1 if index else 1)
     return tuple(min(end, pieces - (STAGES - 1 - index)) for index, end in enumerate(ends))
 

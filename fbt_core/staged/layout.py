@@ -15,6 +15,7 @@ def to_map(x: Tensor, shape: FeatureShape) -> Tensor:
     if shape.layout == "nhwc":
         return x.permute(0, 3, 1, 2)
     patches = x[:, shape.prefix_tokens :]
+    # unflatten needs the grid from the shape: tokens have lost it.
     return patches.transpose(1, 2).unflatten(2, shape.grid)
 
 
@@ -37,6 +38,7 @@ def from_map(feature_map: Tensor, shape: FeatureShape, prefix: Tensor | None = N
 
     Raises ValueError when the map does not fit the shape or the prefix tokens are missing.
     """
+    # A map that does not fit would fail later, inside the network, without a word of why.
     _check_fit(feature_map, shape, prefix)
     if shape.layout == "nchw":
         return feature_map

@@ -15,12 +15,15 @@ from fbt_core.staged.base import FeatureShape, Layout, Parts, UnknownStructure
 @contextmanager
 def dry_run(network: nn.Module, image_size: int) -> Iterator[Tensor]:
     """Eval mode, no gradient, random state put back; gives one image (1, 3, S, S) on its device."""
+    # Each module's own mode: a frozen part of a training network is in eval.
     modes = [(module, module.training) for module in network.modules()]
     weight = next(network.parameters())
+    # A random image, not zeros: zeros would hide a cut that leaves a part out.
     image = torch.randn(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     devices = [weight.device] if weight.device.type == "cuda" else []
     network.eval()
     try:
+        # The caller's random numbers go on as if nothing had been looked at.
         with torch.no_grad(), torch.random.fork_rng(devices=devices):
             yield image.to(weight.device, weight.dtype)
     finally:

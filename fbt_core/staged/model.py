@@ -60,6 +60,7 @@ class StagedModel(nn.Module):
         self._skipped, self._averaged = _pooling(normed, self.shapes[-1])
         self.width = self.pool(normed).shape[1]
         logits = self.head(normed)
+        # To the last bit: a cut that is nearly right would be another network.
         if not _same(logits, self.network(image)):
             raise UnknownStructure("the stages one after the other do not give the network's own output")
         self.classes = logits.shape[-1]
@@ -80,6 +81,7 @@ class StagedModel(nn.Module):
 
         What is done to it (statistics, modes, hooks, other BatchNorms) shows nowhere else.
         """
+        # Parameters are in the memo, so the copy shares them; modules and buffers are its own.
         twin = copy.deepcopy(self, {id(parameter): parameter for parameter in self.parameters()})
         twin._deal(split)
         return twin
@@ -104,6 +106,7 @@ class StagedModel(nn.Module):
 
     def features_by_split(self, x: Tensor, splits: Collection[str]) -> dict[str, StagedOutput]:
         """What `features` gives for each way to deal the blocks, all from one pass."""
+        # One pass serves all splits: they differ only in which outputs are called stages.
         ends = {split: self._ends_of(split) for split in splits}
         x, start = self.stem(x), self._ends[0]  # where the stem ends, no split changes
         passed = {start: x}
@@ -129,6 +132,7 @@ class StagedModel(nn.Module):
 
     def keep_preactivations(self) -> None:
         """From now on `features` also gives what a stage is before its last ReLU, if it ends in one."""
+        # Looked for once: it takes a pass of its own.
         if self.split not in self._last_relus:
             with dry_run(self.network, self.image_size) as image:
                 relus = find_last_relus(self.network, self.stages, self.stem(image))
@@ -140,6 +144,7 @@ class StagedModel(nn.Module):
         self._keeps_stem = self._keeps_stem or view._keeps_stem
 
     def _keep(self, last_relus: dict[str, tuple[str | None, ...]]) -> None:
+        # A hook each, however many views ask for the same ReLU.
         hooked = {relu for relus in self._last_relus.values() for relu in relus}
         self._last_relus.update(last_relus)
         for relu in {relu for relus in last_relus.values() for relu in relus if relu} - hooked:
@@ -218,6 +223,7 @@ class StagedModel(nn.Module):
 
     def _recorded(self, relu: str) -> Tensor:
         """What the ReLU took in this pass; it is not kept longer, as it holds the pass's graph."""
+        # Taken away: it would hold this pass's activations until the next one.
         module = self.network.get_submodule(relu)
         recorded = module.recorded
         del module.recorded
@@ -255,12 +261,14 @@ def stage(
     `parts` says what the parts of a network of your own are; those of timm's networks are found.
     Raises UnknownStructure when no adapter can cut it to the last bit.
     """
+    # Before the dry run: a wrong name costs no pass.
     check_split(split)
     with dry_run(network, image_size) as image:
         if parts is None:
             name, staged = find_cut(network, image, lambda parts: StagedModel(network, parts, image, split))
         else:
             name, staged = "given", StagedModel(network, parts, image, split)
+    # The module's own flag follows the network, which was in eval for the dry run.
     staged.adapter, staged.training = name, network.training
     return staged
 
@@ -268,6 +276,7 @@ def stage(
 def _pooling(normed: Tensor, last: FeatureShape) -> tuple[int, tuple[int, ...]]:
     """How many tokens stand in front of the patches, and over which dimensions a map is averaged."""
     if normed.dim() == 3:
+        # More tokens than positions: the rest are class tokens in front.
         return max(normed.shape[1] - math.prod(last.grid), 0), ()
     if normed.dim() != 4:
         raise UnknownStructure(f"its last feature of shape {tuple(normed.shape)} has no positions to average")
@@ -279,6 +288,7 @@ def _classifier_width(network: nn.Module, normed: Tensor, logits: Tensor) -> int
     """The width of what enters the classifier, if timm's `pre_logits` gives just that."""
     try:
         entering = network.forward_head(normed, pre_logits=True)
+        # Checked and not believed: some networks normalise or drop between pre_logits and classifier.
         exact = entering.dim() == 2 and _same(network.get_classifier()(entering), logits)
     except (AttributeError, TypeError, RuntimeError):  # another signature, several classifiers, none at all
         return None

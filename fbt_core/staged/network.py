@@ -50,6 +50,7 @@ def build_network(spec: NetworkSpec, classes: int, image_size: int) -> nn.Module
     Raises NetworkError if `create` or an option is unknown, refused or of the wrong kind.
     """
     where = f"network {spec.architecture!r} (create: {spec.create})"
+    # Refused before decoding: what a spec sets elsewhere must not be set twice.
     _refuse_options(spec.options, where)
     options = {key: _option_value(key, value, where) for key, value in spec.options.items()}
     constructor, takes_size = _constructor(spec.create, where)
@@ -57,6 +58,7 @@ def build_network(spec: NetworkSpec, classes: int, image_size: int) -> nn.Module
         options["img_size"] = image_size
     try:
         return constructor(num_classes=classes, **options)
+    # Constructors of timm raise all of these for wrong options; anything else is a bug.
     except (TypeError, ValueError, AssertionError, RuntimeError, AttributeError, IndexError) as error:
         raise NetworkError(f"{where}: options {spec.options} do not build: {error}") from error
 
@@ -75,10 +77,12 @@ def _constructor(create: str, where: str) -> tuple[Callable[..., nn.Module], boo
     if ":" in create:
         network_class = _named_class(create, where)
         return network_class, "img_size" in inspect.signature(network_class).parameters
+    # Not create_model's own error, which does not name what is near.
     if create not in timm.list_models():
         matches = did_you_mean(create, timm.list_models(), count=3)
         raise NetworkError("; ".join([f"{where}: timm has no model {create!r}", *matches]))
     fixed_size = bool(getattr(timm.get_pretrained_cfg(create), "fixed_input_size", False))
+    # Never pretrained here: weights come from where the spec says.
     return lambda **options: timm.create_model(create, pretrained=False, **options), fixed_size
 
 
@@ -99,6 +103,7 @@ def get_act_or_name(key: str, value: str) -> Any:
 def _named_class(name: str, where: str) -> Any:
     """The nn.Module class that `module:Class` names, from an allowed module only."""
     module_name, _, class_name = name.partition(":")
+    # Importing runs code, so the name is checked before the import.
     if not _allowed(module_name):
         raise NetworkError(
             f"{where}: {name!r} is outside {', '.join(ALLOWED_MODULES)}; to allow a package of your own, "

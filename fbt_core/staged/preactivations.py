@@ -20,8 +20,10 @@ def find_last_relus(
     last = []
     try:
         for stage in stages:
+            # Cleared for each stage: only ReLUs that ran in it can end it.
             outputs.clear()
             x = stage(x)
+            # By identity: the stage's output is the very tensor that the ReLU gave.
             last.append(next((name for name, output in outputs.items() if output is x), None))
     finally:
         for hook in hooks:

@@ -25,6 +25,7 @@ Cut = TypeVar("Cut")
 @cache
 def all_adapters() -> tuple[ModuleType, ...]:
     """The adapter modules, special ones before general ones."""
+    # Sorted names: the order of a folder differs from disk to disk.
     names = sorted(module.name for module in pkgutil.iter_modules(adapters.__path__))
     modules = [importlib.import_module(f"{adapters.__name__}.{name}") for name in names]
     return tuple(sorted(modules, key=lambda module: getattr(module, "ORDER", 0)))
@@ -38,6 +39,7 @@ def find_cut(network: nn.Module, image: Tensor, build: Callable[[Parts], Cut]) -
     reasons = []
     for adapter in all_adapters():
         name = adapter.__name__.rpartition(".")[2]
+        # Structure decides, because timm's names say little and users' own nothing.
         if not adapter.recognise(network):
             continue
         try:

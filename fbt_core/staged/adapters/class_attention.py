@@ -25,6 +25,7 @@ def _embed(network: nn.Module, x: Tensor) -> Tensor:
     if isinstance(network, Cait):
         return network.pos_drop(network.patch_embed(x) + network.pos_embed)
     x, (height, width) = network.patch_embed(x)
+    # Fourier positions are made for a grid, and then read as tokens.
     if network.pos_embed is not None:
         positions = network.pos_embed(x.shape[0], height, width).reshape(x.shape[0], -1, x.shape[1])
         x = x + positions.permute(0, 2, 1)

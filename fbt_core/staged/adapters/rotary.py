@@ -17,6 +17,7 @@ def recognise(network: nn.Module) -> bool:
 
 def cut(network: nn.Module, image: Tensor) -> Parts:
     """Blocks are dealt by the split; the rotation depends on the grid alone, so each block asks again."""
+    # Such an embedding cannot be asked for again by each block.
     if getattr(network, "rope_mixed", False) or network.patch_drop is not None:
         raise UnknownStructure("its rotary embedding differs by block or dropped patch")
     blocks, prefix = pieces(network, "blocks", _block), network.num_prefix_tokens
@@ -31,6 +32,7 @@ def _embed(network: Eva, x: Tensor) -> Tensor:
 def _block(network: Eva, block: nn.Module, x: Tensor) -> Tensor:
     if network.rope is None:
         return block(x)
+    # A grid that is fixed has its embedding in a buffer.
     if not network.dynamic_img_size and hasattr(network.rope, "feat_shape"):
         return block(x, rope=network.rope.get_embed())
     side = math.isqrt(x.shape[1] - network.num_prefix_tokens)

@@ -32,6 +32,7 @@ class Call:
 
     def feeds(self, other: Call) -> bool:
         """Whether the other call took just what this one gave."""
+        # Versions count changes in place: the same tensor may hold other values by then.
         return self.gives is other.takes and self.given_version == other.taken_version
 
     def opened(self) -> list[Call]:
@@ -53,6 +54,7 @@ def recognise(network: nn.Module) -> bool:
 def cut(network: nn.Module, image: Tensor) -> Parts:
     """The recorded chain; the body's longest pieces are opened until there are four."""
     stem, body, tail = divide(recorded(network, image))
+    # The body decides: fewer than four pieces cannot be four stages.
     while len(body) < STAGES:
         body = open_longest(body)
     return Parts(
@@ -71,6 +73,7 @@ def recorded(network: nn.Module, image: Tensor) -> Call:
     with _recording(network, whole):
         whole.gives = network.forward_features(image)
         whole.given_version = getattr(whole.gives, "_version", 0)
+    # Some networks wrap everything in one module, whose inside is the chain.
     while len(whole.opened()) == 1 and whole.opened() != [whole]:
         whole = whole.inner[0]  # the chain may be one module's
     if whole.opened() == [whole]:
@@ -81,10 +84,12 @@ def recorded(network: nn.Module, image: Tensor) -> Call:
 def divide(whole: Call) -> tuple[list[Call], list[Call], list[Call]]:
     """Stem, body and tail of the chain: the body is the first container with one of the usual names."""
     calls = []
+    # A container's children are the pieces; a stem's stay together.
     for part in whole.opened():
         calls += part.opened() if part.name in BODIES else [part]
     for name in BODIES:
         inside = [index for index, part in enumerate(calls) if part.name.startswith(f"{name}.")]
+        # From the first to the last of the body's children, with whatever stands between them.
         if inside:
             return calls[: inside[0]], calls[inside[0] : inside[-1] + 1], calls[inside[-1] + 1 :]
     return calls[:1], calls[1:], []
@@ -95,6 +100,7 @@ def open_longest(body: Sequence[Call]) -> list[Call]:
     lengths = [len(part.opened()) for part in body]
     if not lengths or max(lengths) == 1:
         raise UnknownStructure(f"its body has {len(body)} pieces and none of them is a chain")
+    # The longest piece: most likely a stage whose blocks are worth a cut.
     longest = lengths.index(max(lengths))
     return [*body[:longest], *body[longest].opened(), *body[longest + 1 :]]
 
@@ -120,12 +126,14 @@ def _recording(network: nn.Module, whole: Call) -> Iterator[None]:
     open_calls = [whole]
 
     def enter(name: str, inputs: tuple[object, ...], options: dict[str, object]) -> None:
+        # Modules of several inputs are recorded too: they break the chain, and the message names them.
         takes = inputs[0] if len(inputs) == 1 and not options else inputs
         started = Call(name, takes, getattr(takes, "_version", 0))
         open_calls[-1].inner.append(started)
         open_calls.append(started)
 
     def leave(output: object) -> None:
+        # Popped in the order of returning: a call's parent is what is still open.
         finished = open_calls.pop()
         finished.gives, finished.given_version = output, getattr(output, "_version", 0)
 
@@ -143,4 +151,5 @@ def _recording(network: nn.Module, whole: Call) -> Iterator[None]:
 
 
 def _channels_last(x: object) -> bool:
+    # Square maps whose channels differ from their side; a network where both agree is not guessed.
     return isinstance(x, Tensor) and x.dim() == 4 and x.shape[1] == x.shape[2] != x.shape[3]

@@ -20,6 +20,7 @@ def cut(network: nn.Module, image: Tensor) -> Parts:
 
 def _layer(network: nn.Module, name: str) -> Piece:
     """A layer, which its patch merging opens."""
+    # The merging apart from the blocks: PAT's prompts stand between the two.
     whole, count = chain(name), len(network.get_submodule(f"{name}.blocks"))
     blocks = chain(*(f"{name}.blocks.{index}" for index in range(count)))
     return Piece(whole.run, whole.owns, opening=chain(f"{name}.downsample").run, rest=blocks.run)

@@ -25,8 +25,10 @@ def _stage(index: int) -> Piece:
         x = network.pos_drops[index](x)
         for number, block in enumerate(network.blocks[index]):
             x = block(x, size)
+            # The position encoding stands behind the first block, as in the network's own forward.
             x = network.pos_block[index](x, size) if number == 0 else x
         last = index == len(network.blocks) - 1
+        # A map between stages, because each stage embeds one again; the last gives tokens to the norm.
         return x if last else x.reshape(x.shape[0], *size, -1).permute(0, 3, 1, 2).contiguous()
 
     return Piece(
