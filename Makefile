@@ -2,11 +2,13 @@
 # VENV may point outside the clone (CI keeps one between runs); PYTHON picks the interpreter.
 PYTHON ?= python3
 VENV ?= .venv
-BIN := $(abspath $(VENV))/bin
+# Relative in commands: the clone may lie in a folder with a space or a quote in its name.
+BIN := $(VENV)/bin
+ON_PATH := PATH="$$(cd $(BIN) && pwd):$$PATH"
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 CORES ?= 2
-PYTEST := PATH="$(BIN):$$PATH" $(BIN)/python -m pytest
+PYTEST := $(ON_PATH) $(BIN)/python -m pytest
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -33,7 +35,7 @@ install-dev: $(INSTALLED_DEV)  ## the same with what the tests and checks need
 
 .PHONY: demo
 demo: install  ## every table and figure at scale smoke, on this machine
-	PATH="$(BIN):$$PATH" fbt run --cores $(CORES)
+	$(ON_PATH) fbt run --cores $(CORES)
 
 .PHONY: test
 test: install-dev  ## fast tests and the smoke workflow (<= 12 minutes)
@@ -55,7 +57,7 @@ test-lowest:  ## the fast tests with the oldest versions allowed (but for torch'
 	@test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
 	$(PYTHON) scripts/lowest_versions.py > $(LOWEST)/constraints.txt
 	$(LOWEST)/bin/python -m pip install --quiet -c $(LOWEST)/constraints.txt -e plugin -e '.[dev]'
-	PATH="$(abspath $(LOWEST))/bin:$$PATH" $(LOWEST)/bin/python -m pytest -n $(CORES) -m "not smoke and not slow and not slurm"
+	PATH="$$(cd $(LOWEST)/bin && pwd):$$PATH" $(LOWEST)/bin/python -m pytest -n $(CORES) -m "not smoke and not slow and not slurm"
 
 .PHONY: test-gpu
 test-gpu:  ## on a machine with a CUDA GPU, with the torch installed there: every method, resume, memory (<= 8 minutes)

@@ -385,10 +385,41 @@ def test_a_teachers_file_that_no_run_could_read_is_refused_before_the_first_job(
     check_teachers(copy, tmp_path, {"swin_t": ("good.pt", sha256)})
 
 
+@pytest.mark.parametrize("rule", ["train", "publish"])
+def test_no_job_starts_and_no_spec_is_frozen_before_the_teachers_files_are_checked(
+    rule, copy, tmp_path, monkeypatch
+):
+    """A run that reads no such file goes ahead."""
+    flow = flow_with_teachers(copy, tmp_path, {"swin_t": ("missing.pt", "ab" * 32)})
+    monkeypatch.chdir(tmp_path)
+    (student,) = flow.plan.tables["table2"].cells["fbt", "swin_t__resnet18"].runs
+    assert flow.plan.runs[student].teacher.weights == f"file:{'ab' * 32}"
+    with pytest.raises(ConfigError, match=r"teacher_files: .*missing\.pt: weights file is missing"):
+        flow.prepare([planned_job(rule, student)])
+    assert not Path("results").exists()
+
+    other = next(spec for spec in flow.plan.runs.values() if spec.teacher is None)
+    flow.prepare([planned_job(rule, other.id)])
+    assert Path(flow.specs, f"{other.id}.json").exists()
+
+
+def planned_job(rule: str, run: str) -> Namespace:
+    """A job as Snakemake gives it to the `onstart` of the rules."""
+    return Namespace(rule=Namespace(name=rule), wildcards=Namespace(run=run))
+
+
+def flow_with_teachers(copy: ConfigCopy, folder: Path, files: dict[str, tuple[str, str]]) -> Flow:
+    """Scale paper with files of `folder` and their sha256 as teachers on CIFAR-100."""
+    entries = {key: {"path": str(folder / name), "sha256": sha256} for key, (name, sha256) in files.items()}
+    (folder / "train").mkdir(exist_ok=True)
+    roots = {"cifar100": str(folder)}
+    settings = {"scale": "paper", "teacher_files": {"cifar100": entries}, "data_roots": roots}
+    return Flow(settings, copy.folder)
+
+
 def check_teachers(copy: ConfigCopy, folder: Path, files: dict[str, tuple[str, str]]) -> None:
     """What `snakemake` asks of these teachers before its first job."""
-    entries = {key: {"path": str(folder / name), "sha256": sha256} for key, (name, sha256) in files.items()}
-    flow = Flow({"scale": "paper", "teacher_files": {"cifar100": entries}}, copy.folder)
+    flow = flow_with_teachers(copy, folder, files)
     flow.check_weights_files(flow.plan.runs)
 
 
