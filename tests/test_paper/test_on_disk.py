@@ -1,4 +1,4 @@
-"""A run that read other weights than its teacher, or its earlier phase, has now is named where it is shown."""
+"""Runs that read other weights than their teacher, or earlier phase, has now are named wherever they show."""
 
 from __future__ import annotations
 
@@ -13,14 +13,25 @@ from fbt_paper.plan.on_disk import describe_outdated
 from fbt_paper.plan.targets import Flow
 from fbt_paper.tables import compare
 from fbt_paper.tables.results import collect_tables
-from tests.test_paper.page_results import write_results
+from tests.test_paper.config_copy import ConfigCopy
+from tests.test_paper.made_up_results import write_scale
 
 WARNING = "was trained again and has other weights now than those that"
 
 
 @pytest.fixture
 def flow(tmp_path: Path) -> Flow:
-    return write_results(tmp_path)
+    """Made-up results of a study of Tables 3 and 5 alone, which takes a second to show."""
+    copy = ConfigCopy(tmp_path)
+    for path in [*copy.folder.glob("tables/*"), *copy.folder.glob("figures/*")]:
+        if path.name not in ("table3.yaml", "table5.yaml"):
+            path.unlink()
+    copy.write("claims.yaml", "claims: []\n")
+    flow = Flow({}, copy.folder)
+    flow.results = str(tmp_path / "results")
+    flow.runs = f"{flow.results}/runs"
+    write_scale(flow)
+    return flow
 
 
 def note(flow: Flow, run: str, **digests: str) -> None:
@@ -74,5 +85,7 @@ def test_the_page_is_made_without_a_teacher_that_nobody_awaits(flow):
     needed = flow.results_of(flow.plan.all_tables, needed=True)
     assert f"{flow.runs}/{teacher}/metrics.json" not in needed
     page = write_page(flow, "index", []).read_text(encoding="utf-8")
-    runs = json.loads(page.split('<script type="application/json" id="data">')[1].split("</script>")[0])["runs"]
+    runs = json.loads(page.split('<script type="application/json" id="data">')[1].split("</script>")[0])[
+        "runs"
+    ]
     assert teacher not in runs and student_and_teacher(flow)[0] in runs

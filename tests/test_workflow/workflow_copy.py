@@ -53,7 +53,8 @@ for spec in specs:
     top1 = 60 + int(spec.id[-4:], 16) % 200 / 10
     score = {"epoch": 1, "top1": top1, "top5": 99.0}
     metrics = {"run": spec.id, "spec": spec.model_dump(mode="json")}
-    metrics |= {"best": score, "last": score, "history": []}
+    epoch = score | {"loss": 1.0, "terms": {"labels": 1.0}, "top1_ema": None}
+    metrics |= {"best": score, "last": score, "history": [epoch]}
     metrics["weights_sha256"] = hashlib.sha256(weights.encode()).hexdigest()
     for network, key in ((spec.teacher, "teacher_weights_sha256"), (spec.student, "initial_weights_sha256")):
         metrics[key] = digests.get(network.weights.removeprefix("run:")) if network else None
