@@ -1,4 +1,4 @@
-"""Runs that read other weights than their teacher, or earlier phase, has now are named wherever they show."""
+"""Runs that read other weights than their teacher or earlier phase has now are named where they are shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A whole small workflow where things are unlike a developer's desk: a difficult path, no locale, a notebook."""
+"""A whole small workflow unlike on a developer's desk: a difficult path, no locale, a notebook's backend."""
 
 from __future__ import annotations
 
