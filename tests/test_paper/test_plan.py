@@ -116,7 +116,7 @@ def test_every_cell_has_a_run_but_pretrained_teachers(planned):
 
 
 def test_grids_belong_to_all_only_at_paper_scale(planned):
-    grids = {"ablation", "cifar100", "homogeneous", "imagenet"}
+    grids = {"ablation", "cifar100", "homogeneous", "imagenet", "modern", "sensitivity"}
     assert set(planned.target("grid")) == grids
     assert (grids <= set(planned.all_tables)) == (planned.scale == "paper")
 
@@ -129,7 +129,7 @@ def test_a_cell_that_several_tables_print_is_one_run(planned):
     assert run == only_run(planned, "table2", "fbt", "swin_t__resnet18").id
     assert run == only_run(planned, "cifar100", "swin_t__resnet18", "fbt").id
     assert run == only_run(planned, "ablation", "full", "cifar100_swin_t__resnet18").id
-    tables = {"table2", "table5", "cifar100", "ablation"}
+    tables = {"table2", "table5", "cifar100", "ablation", "modern"}
     if planned.scale == "smoke":  # where one dataset stands in for both
         tables.add("imagenet")
     assert set(planned.tables_of(run)) == tables
