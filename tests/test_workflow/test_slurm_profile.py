@@ -195,7 +195,7 @@ def test_table_5_through_slurm_with_a_dead_head_and_a_requeue(
         head.wait(30)
     run = wait_for(lambda: requeue_one(cluster, clone), 300, "a training that was requeued before it ended")
     call(clone, "--unlock")
-    cluster.let_start(journal(clone)[run]["job_id"], timeout=90)
+    cluster.let_start(journal(clone)[run]["job_id"], timeout=600)  # both GPUs may train teachers
     call(clone, *arguments, conf=cluster.conf)
     check_results(clone, run)
     weights = clone / "results/smoke/runs" / run / "weights.safetensors"
