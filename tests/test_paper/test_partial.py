@@ -35,9 +35,9 @@ def test_what_is_there_is_shown_and_the_rest_says_how_it_stands(partial, capsys)
     table = Path("results/smoke/partial/tables/table5.md").read_text()
     cells = sum(len(cell.runs) > 0 for cell in partial.plan.tables["table5"].cells.values())
     assert f"1 of {cells} cells are filled." in table
-    assert r"\[epoch 2/3, 20 s left\]" in table and r"\[FAILED, epoch 2/3\]" in table
+    assert re.search(r"\\\[epoch 2/\d, 20 s left\\\]", table) and re.search(r"\\\[FAILED, epoch 2/\d\\\]", table)
     assert r"\[waiting\]" in table
-    assert "epoch 2/3, 20 s left" in Path("results/smoke/partial/comparison.md").read_text()
+    assert re.search(r"epoch 2/\d, 20 s left", Path("results/smoke/partial/comparison.md").read_text())
     assert "0 holds, 0 contradicted" in Path("results/smoke/partial/claims.md").read_text()
 
 
@@ -45,7 +45,7 @@ def test_the_page_counts_cells_and_shows_curves_of_what_runs(partial):
     assert main(["build-page", "index", "--partial"]) == 0
     page = Path("results/smoke/partial.html").read_text(encoding="utf-8")
     assert re.search(r"<b>1 of \d+</b> cells filled", page)
-    assert "epoch 2/3, 20 s left" in page and "FAILED" in page and 'id="claims"' in page
+    assert re.search(r"epoch 2/\d, 20 s left", page) and "FAILED" in page and 'id="claims"' in page
     data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S)[1])
     assert data["runs"][partial.plan.tables["table5"].runs[1]]["curves"]["epoch"] == [1, 2]
     assert not os.path.exists("results/smoke/index.html")
