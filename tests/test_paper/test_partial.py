@@ -35,7 +35,9 @@ def test_what_is_there_is_shown_and_the_rest_says_how_it_stands(partial, capsys)
     table = Path("results/smoke/partial/tables/table5.md").read_text()
     cells = sum(len(cell.runs) > 0 for cell in partial.plan.tables["table5"].cells.values())
     assert f"1 of {cells} cells are filled." in table
-    assert re.search(r"\\\[epoch 2/\d, 20 s left\\\]", table) and re.search(r"\\\[FAILED, epoch 2/\d\\\]", table)
+    assert re.search(r"\\\[epoch 2/\d, 20 s left\\\]", table) and re.search(
+        r"\\\[FAILED, epoch 2/\d\\\]", table
+    )
     assert r"\[waiting\]" in table
     assert re.search(r"epoch 2/\d, 20 s left", Path("results/smoke/partial/comparison.md").read_text())
     assert "0 holds, 0 contradicted" in Path("results/smoke/partial/claims.md").read_text()
