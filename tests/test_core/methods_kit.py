@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
+import os
+import traceback
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -122,3 +126,24 @@ def copy_state(module):
 
 def same_state(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def in_process_of_its_own(test: Callable[..., None]) -> Callable[..., None]:
+    """A test whose backward passes start autograd's threads; no later test of its process could fork."""
+
+    @functools.wraps(test)
+    def forked(*arguments: object, **named: object) -> None:
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                test(*arguments, **named)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0, "see what the child wrote to stderr"
+
+    return forked

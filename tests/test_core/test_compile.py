@@ -10,7 +10,15 @@ from fbt_core.distributed import Group
 from fbt_core.methods import method_names
 from fbt_core.provenance import compile_fallbacks
 from fbt_core.spec import ExecutionSettings
-from tests.test_core.methods_kit import CLASSES, IMAGES, PAIRS, make_batch, make_method, observe
+from tests.test_core.methods_kit import (
+    CLASSES,
+    IMAGES,
+    PAIRS,
+    in_process_of_its_own,
+    make_batch,
+    make_method,
+    observe,
+)
 
 EPOCHS, STEPS = 4, 2
 
@@ -28,6 +36,7 @@ class CountingBackend:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in method_names() if name not in EAGER])
+@in_process_of_its_own
 def test_no_method_is_compiled_again_after_the_second_epoch(name):
     torch._dynamo.reset()
     backend = CountingBackend()

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fbt_core.measure import training_memory
 from fbt_core.measure.training_cost import read_yaml
 from fbt_core.methods import method_names
-from tests.test_core.methods_kit import CLASSES, IMAGES, PAIRS, SIZE, make_method
+from tests.test_core.methods_kit import CLASSES, IMAGES, PAIRS, SIZE, in_process_of_its_own, make_method
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,6 +30,7 @@ def test_what_lives_at_the_same_time_is_counted_and_what_was_there_before_is_not
 
 
 @pytest.mark.parametrize("name", method_names())
+@in_process_of_its_own
 def test_every_method_does_a_fake_step_in_every_precision(name):
     """Backward and optimiser too, and no number is read on the way: what a GPU would be waited for."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -49,6 +50,7 @@ def test_every_method_does_a_fake_step_in_every_precision(name):
 
 
 @pytest.mark.slow
+@in_process_of_its_own
 def test_the_committed_counts_come_out_again():
     committed = json.loads((ROOT / "fbt_paper" / "plan" / "data" / "training_memory.json").read_text())
     architectures, methods = (read_yaml(ROOT / "config" / f"{n}.yaml") for n in ("architectures", "methods"))
