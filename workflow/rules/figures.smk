@@ -140,6 +140,7 @@ rule plot_sweeps:
     params:
         files=lambda wildcards, output: FIGURES.arguments(output),
         shows=lambda wildcards: FIGURES.shows(wildcards.figure),
+        standing=lambda wildcards: FLOW.standing(FIGURES.results(wildcards.figure)),
     shell:
         f"{FLOW.fbt} draw {{wildcards.figure:q}} {{params.files}} 2>&1 | tee {{log:q}}"
 
@@ -197,6 +198,7 @@ rule plot_gaps:
     params:
         files=lambda wildcards, output: FIGURES.arguments(output),
         shows=lambda wildcards: FIGURES.shows(wildcards.figure),
+        standing=lambda wildcards: FLOW.standing(FIGURES.results(wildcards.figure)),
     shell:
         f"{FLOW.fbt} draw {{wildcards.figure:q}} {{params.files}} 2>&1 | tee {{log:q}}"
 
