@@ -19,12 +19,7 @@ from pathlib import Path
 from fbt_core.errors import UserError
 from fbt_core.files import cannot_write
 from fbt_core.packs import read_marker
-from fbt_core.run_files import METRICS_FILE, READY_FOLDER, WEIGHTS_FILE
-
-
-def is_ready(folder: Path) -> bool:
-    """Whether a pack left the results of the run whose folder this is; metrics come last."""
-    return (folder / READY_FOLDER / METRICS_FILE).exists()
+from fbt_core.run_files import METRICS_FILE, READY_FOLDER, WEIGHTS_FILE, is_ready
 
 
 def publish(folder: Path) -> None:

@@ -24,6 +24,16 @@ READY_FOLDER = "ready"  # where a pack leaves metrics and weights
 TAIL_BYTES = 65536
 
 
+def has_results(folder: Path) -> bool:
+    """Whether both results of a run lie in a folder: its weights, and its metrics, which come last."""
+    return all((folder / name).exists() for name in (METRICS_FILE, WEIGHTS_FILE))
+
+
+def is_ready(folder: Path) -> bool:
+    """Whether a pack left both results of the run of this folder to be published."""
+    return has_results(folder / READY_FOLDER)
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file; None if the file is not there (yet) or not whole."""
     try:

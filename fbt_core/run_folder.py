@@ -30,6 +30,8 @@ from fbt_core.run_files import (
     READY_FOLDER,
     SPEC_FILE,
     WEIGHTS_FILE,
+    has_results,
+    is_ready,
     read_json,
 )
 from fbt_core.spec import RunSpec
@@ -113,12 +115,12 @@ class RunFolder:
     def complete(self) -> bool:
         """Whether both results are there: nothing is left to do."""
         # Both: weights are written first, so metrics alone mean that something was deleted.
-        return _are_in(self.path)
+        return has_results(self.path)
 
     @property
     def ready(self) -> bool:
         """Whether a pack left both results to be published."""
-        return _are_in(self.path / READY_FOLDER)
+        return is_ready(self.path)
 
     def note(self, text: str, terminal: bool = True) -> None:
         """One line to the terminal and to log.txt; a full disk does not stop it."""
@@ -193,7 +195,3 @@ class RunFolder:
         write_bytes(folder / WEIGHTS_FILE, content)
         digest = hashlib.sha256(content).hexdigest()
         write_json(folder / METRICS_FILE, {**metrics, "weights_sha256": digest})
-
-
-def _are_in(folder: Path) -> bool:
-    return (folder / METRICS_FILE).exists() and (folder / WEIGHTS_FILE).exists()

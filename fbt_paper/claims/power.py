@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fbt_paper.config.claims import Claim, Observation, Ratio, named_cells, pairs
 from fbt_paper.config.records import ReferenceRow
 from fbt_paper.plan.claims import ClaimPlan
+from fbt_paper.plan.names import name_cells
 from fbt_paper.tables.statistics import smallest_difference
 
 SEED_DEVIATION = 0.5
@@ -39,7 +40,8 @@ def _planned(claims: ClaimPlan, claim: Claim) -> PlannedClaim:
     flow = claims.flow
     cells = pairs(flow.config, tuple(named_cells(claim).values()))
     paths = [path for names in cells.values() for path in names]
-    runs = [flow.plan.tables[path.split("/")[0]].cells[_inside(path)].runs for path in paths]
+    behind = name_cells(flow.plan)
+    runs = [behind[path] for path in paths]
     # The weakest cell decides what a claim about all of them can show.
     seeds = min(len(of_cell) for of_cell in runs)
     images = min(flow.plan.runs[run].dataset.test_images for of_cell in runs for run in of_cell)
@@ -52,11 +54,6 @@ def _planned(claims: ClaimPlan, claim: Claim) -> PlannedClaim:
         printed=printed,
         seeds_needed=None if printed is None else _seeds_for(printed, images),
     )
-
-
-def _inside(path: str) -> tuple[str, str]:
-    _, row, column = path.split("/")
-    return row, column
 
 
 def _smallest_printed(

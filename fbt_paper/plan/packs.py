@@ -24,7 +24,7 @@ from pathlib import Path
 
 from fbt_core.files import make_folder, write_json
 from fbt_core.packs import read_marker, stream_key, teacher_key
-from fbt_core.run_files import METRICS_FILE, READY_FOLDER, WEIGHTS_FILE, read_json
+from fbt_core.run_files import METRICS_FILE, is_ready, read_json
 from fbt_core.spec import RunSpec
 
 JOURNAL = Path(".snakemake/submitit")
@@ -169,11 +169,6 @@ def find_packing(
     for runs in compose(specs, [run for run in left if run not in taken], kind, fits):
         packs[files.new_id(runs)] = runs
     return Packing(packs, frozenset(running), ready)
-
-
-def is_ready(folder: Path) -> bool:
-    """Whether the results of the run of this folder wait to be published."""
-    return all((folder / READY_FOLDER / name).exists() for name in (WEIGHTS_FILE, METRICS_FILE))
 
 
 def queued_outputs() -> set[str]:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -99,13 +99,15 @@ def watch(flow: Flow, runs: Sequence[str], process: subprocess.Popen[bytes]) -> 
     """One bar until Snakemake ends: runs done, time left, what is training; in a pipe a line per run."""
     console = new_console()
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-    known = done_of(look(flow, runs))
+    # Once: names follow from the plan, and the loop looks every second.
+    names = run_names(flow.plan)
+    known = done_of(look(flow, runs, names))
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("planning", total=len(runs), completed=len(known))
         while process.poll() is None:
             try:
                 time.sleep(LOOK_SECONDS)
-                overview = look(flow, runs)
+                overview = look(flow, runs, names)
             # Snakemake has received it as well: wait for it to end its jobs, so that nothing is left behind.
             except KeyboardInterrupt:
                 bar.update(task, description="stopping: the trainings save their state")
@@ -124,10 +126,9 @@ def done_of(overview: Overview) -> dict[str, str]:
     return {status.name: "-" if status.best_top1 is None else f"{status.best_top1:.2f} %" for status in runs}
 
 
-def look(flow: Flow, runs: Sequence[str]) -> Overview:
-    """The state of these runs now."""
+def look(flow: Flow, runs: Sequence[str], names: Mapping[str, str]) -> Overview:
+    """The state of these runs now; `names` are the plan's."""
     jobs = newest_jobs(JOURNAL)
-    names = run_names(flow.plan)
     return observe_tables(
         Path(flow.runs), {"runs": tuple(runs)}, flow.plan.runs, jobs, datetime.now(UTC), names
     )
@@ -146,7 +147,8 @@ def describe(overview: Overview) -> str:
 def report(flow: Flow, names: Sequence[str], runs: Sequence[str], code: int, log: Path) -> None:
     """Why it failed; or what was built: the tables asked for, of everything Table 2, claims and page."""
     if code:
-        failed = [status for status in look(flow, runs).tables["runs"] if status.state == "failed"]
+        overview = look(flow, runs, run_names(flow.plan))
+        failed = [status for status in overview.tables["runs"] if status.state == "failed"]
         for status in failed:
             print(f"{status.name} failed: {status.note}")
         if not failed:

@@ -35,6 +35,7 @@ from fbt_core.run_files import (
     PROGRESS_FILE,
     SPEC_FILE,
     as_number,
+    is_ready,
     parse_time,
     printable,
     read_history,
@@ -42,7 +43,6 @@ from fbt_core.run_files import (
     read_tail,
 )
 from fbt_core.spec import RunSpec
-from fbt_paper.plan.packs import is_ready
 from fbt_paper.status.jobs import Job
 
 STATES = ("running", "silent", "interrupted", "failed", "queued", "waiting", "done")
