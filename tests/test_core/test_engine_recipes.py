@@ -230,7 +230,8 @@ def test_faster_kernels_round_otherwise_and_move_the_score_less_than_a_seed_does
         [scores(method, seed, tmp_path, root, **chosen) for seed in SEEDS] for chosen in ({}, {setting: True})
     )
     for exact, faster in zip(plain, changed, strict=True):
-        assert exact["losses"] == pytest.approx(faster["losses"], rel=1e-4)
+        assert exact["losses"][0] == pytest.approx(faster["losses"][0], rel=1e-5)
+        assert exact["losses"] == pytest.approx(faster["losses"], rel=1e-3)
     assert [run["test_loss"] for run in plain] != [run["test_loss"] for run in changed], "it did nothing"
     moved = [exact["top1"] - faster["top1"] for exact, faster in zip(plain, changed, strict=True)]
     assert abs(statistics.mean(moved)) <= statistics.stdev(run["top1"] for run in plain)
