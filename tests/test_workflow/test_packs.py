@@ -44,7 +44,7 @@ def failed(tmp_path_factory) -> WorkflowCopy:
     (copy.folder / "config/tables/mini.yaml").write_text(TABLE)
     done = copy.snakemake("--cores", "2", *PACK[8], TARGET, FAILING_RUN=runs(copy)["rkd"])
     assert done.returncode == 1
-    assert "error: this run is meant to fail" in done.stdout
+    assert "error: data/7.jpg: this run is meant to fail" in done.stdout
     return copy
 
 

@@ -8,11 +8,13 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from fbt_core.spec import parse_spec
 from fbt_paper.config.load import load
+from fbt_paper.plan.failures import FIX, explain_failures
 from fbt_paper.plan.frozen import timm_tags
 from fbt_paper.plan.runs import plan
 from fbt_paper.plan.targets import Flow, execution_settings
@@ -197,9 +199,37 @@ def test_a_failing_run_is_told_and_the_others_go_on(tmp_path):
     failing = PLAN.tables["table5"].cells["vit_block", "swin_t__resnet18"].runs[0]
     done = copy.snakemake("--cores", "2", TARGETS[1], FAILING_RUN=failing)
     assert done.returncode == 1
-    assert "error: this run is meant to fail" in done.stdout
     assert sorted(copy.trained()) == sorted(set(PLAN.needed(PLAN.tables["table5"].runs)) - {failing})
     assert not (copy.folder / TARGETS[1]).exists()
+    # What a user reads last: the run, its error with the file and the fix, the log, what to do.
+    assert done.stdout.splitlines()[-3:] == [
+        "train table5/vit_block/swin_t__resnet18 failed: data/7.jpg: this run is meant to fail; "
+        "put the file back",
+        f"  its log: results/smoke/logs/train/{failing}.log",
+        FIX,
+    ]
+
+
+def test_many_failures_a_group_and_jobs_that_were_ended_from_outside(tmp_path):
+    """As Snakemake gives them to `onerror`; a log without an error ends where the job was ended."""
+    (tmp_path / "cut").write_text("error: an earlier one\nepoch 3\n")
+    (tmp_path / "killed").write_text("epoch 3\n")
+
+    def job(name: str, *log: str) -> SimpleNamespace:
+        return SimpleNamespace(name=name, log=[str(tmp_path / file) for file in log], wildcards={})
+
+    group = SimpleNamespace(jobs=[job("a", "cut"), job("b", "killed")])
+    assert explain_failures(PLAN, [group, job("c"), job("d", "missing")]).splitlines()[2:-1] == [
+        "a failed: an earlier one",
+        f"  its log: {tmp_path}/cut",
+        "b failed: epoch 3",
+        f"  its log: {tmp_path}/killed",
+        "c failed: it wrote no log; the message above says more",
+        "d failed: it wrote no log; the message above says more",
+        f"  its log: {tmp_path}/missing",
+    ]
+    many = explain_failures(PLAN, [job(f"job{number}") for number in range(7)])
+    assert many.count(" failed: ") == 5 and "\n2 more failed; `fbt status` lists them.\n" in many
 
 
 def test_a_mistake_in_the_configuration_stops_snakemake_with_one_message(tmp_path):

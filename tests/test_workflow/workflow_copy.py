@@ -18,6 +18,7 @@ RUN = '''\
 import argparse, hashlib, json, os, sys
 from pathlib import Path
 
+from fbt_core.errors import UserError
 from fbt_core.packs import Ending, check_together, write_marker
 from fbt_core.spec import ExecutionSettings, parse_spec
 
@@ -40,7 +41,8 @@ for spec in specs:
         endings[spec.id] = Ending("complete")
         continue
     if spec.id == os.environ.get("FAILING_RUN"):
-        endings[spec.id] = Ending("failed", "this run is meant to fail")
+        error = UserError("this run is meant to fail", where="data/7.jpg", hint="put the file back")
+        endings[spec.id] = Ending("failed", str(error))
         continue
     digests = {}
     for needed in spec.needed_runs():

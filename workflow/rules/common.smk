@@ -1,8 +1,10 @@
 # The plan as files. FLOW answers every question the rules have (fbt_paper/plan/targets.py); the job of a training
 # has its frozen spec instead and reads nothing of config/ (fbt_paper/plan/frozen.py).
+import atexit
 import sys
 from pathlib import Path
 
+from fbt_paper.plan.failures import explain_failures
 from fbt_paper.plan.frozen import Members, is_training_job, runs_of_job
 from fbt_paper.plan.targets import Flow
 

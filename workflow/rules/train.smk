@@ -8,6 +8,15 @@ onstart:
     workflow.persistence._params.cache_clear()
 
 
+onerror:
+    # The last lines of all are read first, and Snakemake's own are without the reason.
+    atexit.register(
+        print,
+        explain_failures(FLOW.plan, workflow.scheduler.failed),
+        file=sys.stderr,
+    )
+
+
 localrules:
     fetch_weights,
     publish,
