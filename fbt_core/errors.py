@@ -55,6 +55,12 @@ class Interrupted(Exception):  # noqa: N818
     exit_code = 75
 
 
+class TooLarge(Interrupted):
+    """The memory does not hold the runs of a pack together: several processes end, and halves begin anew."""
+
+    exit_code = 76
+
+
 def nearest(name: object, choices: Iterable[object]) -> str:
     """The valid choices and the nearest match, as the tail of a message."""
     # Sorted, so that the same mistake gives the same message.

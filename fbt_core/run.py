@@ -20,7 +20,7 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from fbt_core import distributed
-from fbt_core.errors import Interrupted, UserError
+from fbt_core.errors import Interrupted, TooLarge, UserError
 from fbt_core.files import make_folder
 from fbt_core.packs import Ending, check_together, write_marker
 from fbt_core.spec import ExecutionSettings, RunSpec, check_frozen, parse_spec
@@ -104,7 +104,9 @@ def main(arguments: list[str] | None = None) -> int:
         return report(endings, marker)
     # Not an error: the code says that the same command continues the run.
     except Interrupted as error:
-        if distributed.rank() == 0:
+        if distributed.rank() == 0 and not isinstance(
+            error, TooLarge
+        ):  # that was said, and goes on by itself
             print(f"interrupted: {error}", file=sys.stderr)
         return error.exit_code
     except Exception as error:

@@ -4,7 +4,8 @@
 
 torchrun ends with 1 and a traceback whatever its processes ended with, and a SIGUSR2 sent to it alone does
 not reach them. Here it is passed on; one that comes before they listen waits until they do. A SIGKILL of
-torchrun cannot be passed on: its processes see that it is gone, and save and stop by themselves.
+torchrun cannot be passed on: its processes see that it is gone, and save and stop by themselves. Processes
+that ended because the memory did not hold their runs together are started again (fbt_core/halving.py).
 """
 
 from __future__ import annotations
@@ -14,26 +15,37 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Mapping
 
 import psutil  # type: ignore[import-untyped, unused-ignore]
 
-from fbt_core.errors import Interrupted, UserError
+from fbt_core.errors import Interrupted, TooLarge, UserError
 
 TORCHRUN = "FBT_TORCHRUN"  # the variable that holds the process id of torchrun
+TOO_LARGE = "FBT_TOO_LARGE"  # and the one that holds the file of runs that did not fit together
 ENDED = -signal.SIGTERM  # how torchrun ends the processes that are left when one has failed
 
 
 def main(arguments: list[str]) -> int:
     # Blocked before torch starts its threads; the processes inherit that and unblock it once they listen.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
-    threading.Thread(target=pass_on, args=(signal.SIGUSR2,), daemon=True).start()
+    asked = threading.Event()
+    threading.Thread(target=pass_on, args=(signal.SIGUSR2, asked), daemon=True).start()
     logging.disable(logging.CRITICAL)  # torchrun's own words about processes that have said it better
     os.environ[TORCHRUN] = str(os.getpid())
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "120")  # seconds to save after SIGTERM
-    return run(arguments)
+    with tempfile.NamedTemporaryFile(prefix="fbt-") as notes:
+        # Of several nodes each has a torchrun of its own, which cannot start the processes of the others.
+        if "--standalone" in arguments:
+            os.environ[TOO_LARGE] = notes.name
+        code = run(arguments)
+        while code == TooLarge.exit_code and not asked.is_set():
+            code = run(arguments)
+    # Asked to stop while the processes ended: nothing was lost, and the same command goes on.
+    return Interrupted.exit_code if code == TooLarge.exit_code else code
 
 
 def run(arguments: list[str]) -> int:
@@ -54,6 +66,9 @@ def run(arguments: list[str]) -> int:
 def exit_code(codes: Mapping[int, int]) -> int:
     """One exit code from those of the processes that did not end well; names one that was killed."""
     distinct = set(codes.values())
+    # The others could only report that this one has gone.
+    if TooLarge.exit_code in distinct:
+        return TooLarge.exit_code
     # torchrun ends the others by SIGTERM when one has gone: that code says nothing of its own.
     if Interrupted.exit_code in distinct and distinct <= {Interrupted.exit_code, ENDED}:
         return Interrupted.exit_code
@@ -66,10 +81,11 @@ def exit_code(codes: Mapping[int, int]) -> int:
     return UserError.exit_code
 
 
-def pass_on(number: signal.Signals) -> None:
-    """Hand every such signal to the processes that torchrun starts."""
+def pass_on(number: signal.Signals, asked: threading.Event) -> None:
+    """Hand every such signal to the processes that torchrun starts; `asked` remembers that one came."""
     while True:
         signal.sigwait({number})
+        asked.set()
         # Signals may come before torchrun has started anything.
         while not (started := psutil.Process().children()):
             time.sleep(0.1)

@@ -29,6 +29,7 @@ from fbt_core.data.order import BatchKey, seed_everything
 from fbt_core.data.splits import Split, blank_images
 from fbt_core.distributed import Group, Vote
 from fbt_core.errors import Interrupted
+from fbt_core.halving import halves, noted_as_full, report_full
 from fbt_core.learner import Learner
 from fbt_core.methods.base import Context, Method
 from fbt_core.methods.registry import build_method
@@ -79,28 +80,18 @@ def train_or_divide(
     folders: list[RunFolder], settings: ExecutionSettings, runs: Path, group: Group, stop: StopRequest
 ) -> list[list[RunFolder]]:
     """Train these runs together; if the memory does not hold them, the halves to train instead."""
-    try:
-        train_together(folders, settings, runs, group, stop)
-        return []
-    except torch.OutOfMemoryError as error:
-        # One process may run out of memory while others wait for it in an exchange: there it ends all.
-        if group.world > 1:
-            raise
-        full = distributed.explain(error)
+    full: Exception | None = noted_as_full(folders)
+    if full is None:
+        try:
+            train_together(folders, settings, runs, group, stop)
+            return []
+        except torch.OutOfMemoryError as error:
+            full = distributed.explain(error)
+        report_full(folders, full, group)
     # Gone with the exception: networks and graphs that it held are freed before the halves begin.
     gc.collect()
     torch.cuda.empty_cache()
-    going = [folder for folder in folders if not folder.ended]
-    # One run cannot be halved: its own error says what would help.
-    if len(going) == 1:
-        with going[0].ends_alone():
-            raise full
-        return []
-    first, second = going[: (len(going) + 1) // 2], going[(len(going) + 1) // 2 :]
-    going[0].note(f"the memory does not hold {len(going)} runs: {len(first)} go on, then {len(second)}")
-    for folder in going:
-        folder.too_large.append(len(going))
-    return [first, second]
+    return halves(folders, full)
 
 
 def train_together(

@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,10 +15,12 @@ import pytest
 import torch
 
 from fbt_core import checkpoint, train
-from fbt_core.errors import UserError
+from fbt_core.errors import TooLarge, UserError
 from fbt_core.learner import Learner
 from fbt_core.packs import read_marker
 from fbt_core.publish import main as publish
+from fbt_core.run import main
+from fbt_core.torchrun import TOO_LARGE
 from tests.test_core.engine_runs import (
     arguments,
     at_step,
@@ -45,6 +49,15 @@ def alone(root, tmp_path_factory) -> Path:
     runs = tmp_path_factory.mktemp("alone")
     for spec in SPECS:
         assert in_child(arguments(spec, runs, root)) == 0
+    return runs
+
+
+@pytest.fixture(scope="module")
+def alone_in_two(root, tmp_path_factory) -> Path:
+    """The same, each trained by two processes."""
+    runs = tmp_path_factory.mktemp("alone_in_two")
+    for spec in SPECS:
+        assert run_together(arguments(spec, runs, root), 2) == [0, 0]
     return runs
 
 
@@ -144,15 +157,12 @@ def test_trouble_of_one_run_ends_that_run_alone(name, root, alone, tmp_path, cap
 
 
 @pytest.mark.parametrize("name", ["nan", "full_disk", "error_while_building"])
-def test_two_processes_agree_on_who_leaves(name, root, alone, tmp_path, capfd):
+def test_two_processes_agree_on_who_leaves(name, root, alone_in_two, tmp_path, capfd):
     """The first process alone meets the full disk; none waits for the run that left."""
     trouble, words = TROUBLES[name]
-    both = tmp_path / "both"
-    for spec in (SPECS[0], SPECS[2]):
-        assert run_together(arguments(spec, both, root, gradient_accumulation=1), 2) == [0, 0]
     command = pack(tmp_path, root, checkpoint_minutes=1e-9, log_steps=1)
     assert run_together(command, 2, lambda rank: trouble()) == [0, 0]
-    check_that_the_second_failed(tmp_path, both, capfd, words)
+    check_that_the_second_failed(tmp_path, alone_in_two, capfd, words)
 
 
 def test_errors_of_a_pack_without_marker_end_it_with_1(root, tmp_path, capfd):
@@ -231,6 +241,53 @@ def test_halves_train_one_after_the_other_if_the_memory_does_not_hold_all(root, 
     assert capfd.readouterr().err.count("the memory does not hold 3 runs: 2 go on, then 1") == 1
 
 
+def limit_memory(runs: int, learner_that_is_full: str = "") -> None:
+    """From now on a step of more than so many runs, or of a certain one, finds the memory full."""
+    step = train.train_step
+
+    def limited(learners, *values):
+        if len(learners) > runs or learner_that_is_full in [learner.spec.id for learner in learners]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0")
+        step(learners, *values)
+
+    train.train_step = limited
+
+
+def test_several_processes_begin_anew_with_halves(root, alone_in_two, tmp_path, monkeypatch, capfd):
+    """One of two meets the full memory while the other waits for it; torchrun then starts both again."""
+    (tmp_path / "notes").touch()
+    monkeypatch.setenv(TOO_LARGE, str(tmp_path / "notes"))
+    command = pack(tmp_path, root)
+    limit = lambda rank: limit_memory(2) if rank else None  # noqa: E731
+    assert run_together(command, 2, limit) == [UserError.exit_code, TooLarge.exit_code]
+    assert not (tmp_path / "pack.json").exists()
+    assert run_together(command, 2, limit) == [0, 0]
+    assert {ending.state for ending in read_marker(tmp_path / "pack.json").values()} == {"ready"}
+    assert all(as_alone(tmp_path, alone_in_two, spec) for spec in SPECS)
+    executions = [metrics_of(tmp_path, spec)["execution"] for spec in SPECS]
+    assert [execution["pack"] for execution in executions] == [[SECOND], [FIRST], []]
+    assert [execution["pack_too_large"] for execution in executions] == [[3], [3], [3]]
+    assert capfd.readouterr().err.count("the memory does not hold 3 runs: 2 go on, then 1") == 1
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_halves_and_a_run_that_is_too_large_alone_fails_alone(root, tmp_path):
+    """Started three times: with both runs, with one after the other, and when the second fits not even so."""
+    torchrun = ["-m", "fbt_core.torchrun", "--standalone", "--nproc-per-node=2"]
+    command = pack(tmp_path, root, SPECS[:2], device="cpu")
+    program = ["-m", "tests.test_core.test_pack_independence", SECOND, *command]
+    done = subprocess.run([sys.executable, *torchrun, *program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    endings = read_marker(tmp_path / "pack.json")
+    assert [ending.state for ending in endings.values()] == ["ready", "failed"]
+    assert "the GPU's memory is full" in endings[SECOND].error
+    progress = json.loads((tmp_path / SECOND / "progress.json").read_text())
+    assert progress["state"] == "failed" and "the GPU's memory is full" in progress["error"]
+    said = [line for line in done.stderr.splitlines() if "the memory does not hold" in line]
+    assert said == [f"{FIRST}: the memory does not hold 2 runs: 1 go on, then 1"]
+    assert "Traceback" not in done.stderr
+
+
 def test_a_run_that_the_memory_does_not_hold_alone_fails_alone(root, alone, tmp_path, capfd):
     def full(learner, call):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0")
@@ -246,3 +303,8 @@ def test_the_hours_of_a_pack_are_shared(root, tmp_path, monkeypatch):
     states = [checkpoint.load(tmp_path / spec.id, spec)[0]["state"] for spec in SPECS]
     for state in states:
         assert state["gpu_seconds"] == pytest.approx(2 * state["seconds"] / 3, rel=1e-6)
+
+
+if __name__ == "__main__":  # what torchrun starts: the engine, with a memory that holds one run, but not all
+    limit_memory(1, sys.argv[1])
+    sys.exit(main(sys.argv[2:]))
