@@ -184,7 +184,7 @@ def compare_command(options: Options) -> int:
 
 def judge_claims_command(options: Options) -> int:
     """Write what the results say of each claim of the paper: holds, contradicted or undecided."""
-    from fbt_paper.claims.show import to_csv, to_latex, to_markdown
+    from fbt_paper.claims.show import intervals_to_csv, to_csv, to_latex, to_markdown
     from fbt_paper.claims.verdicts import Evidence, judge_all
     from fbt_paper.plan.claims import ClaimPlan
 
@@ -194,12 +194,13 @@ def judge_claims_command(options: Options) -> int:
     datasets = dict.fromkeys(spec.dataset.name for spec in flow.plan.runs.values())
     data = f"scale {flow.scale}, {', '.join(datasets)}"
     texts = {
-        "csv": to_csv(judgements),
-        "md": to_markdown(judgements, data),
-        "tex": to_latex(judgements, data),
+        "_intervals.csv": intervals_to_csv(judgements),
+        ".csv": to_csv(judgements),
+        ".md": to_markdown(judgements, data),
+        ".tex": to_latex(judgements, data),
     }
-    for kind, text in texts.items():
-        path = Path(flow.results, f"{options.claims}.{kind}")
+    for ending, text in texts.items():
+        path = Path(flow.results, f"{options.claims}{ending}")
         write_text(path, text)
         print(path)
     return 0

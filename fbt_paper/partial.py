@@ -40,6 +40,7 @@ def write_partial(flow: Flow, page: str) -> Iterator[Path]:
     (name,) = [name for name, shown_on in FILES.items() if shown_on == page]
     judgements = judge_all(ClaimPlan(flow).of(name), Evidence(flow.config, flow.plan, Path(flow.results)))
     texts |= {f"{name}.csv": show.to_csv(judgements), f"{name}.md": show.to_markdown(judgements, flow.scale)}
+    texts |= {f"{name}_intervals.csv": show.intervals_to_csv(judgements)}
     for file, text in texts.items():
         write_text(folder / file, text)
         yield folder / file

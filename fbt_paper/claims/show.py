@@ -11,6 +11,7 @@ from fbt_paper.claims.verdicts import Judgement
 from fbt_paper.tables.latex import escape_latex, footnotes, hints
 
 HEADER = ("key", "where", "claim", "verdict", "evidence", "chance", "note")
+INTERVALS = ("key", "pair", "verdict", "difference", "low", "high", "printed", "unit")
 ORDER = ("holds", "contradicted", "undecided", "not measured")
 RULE = """\
 A claim *holds* if the whole 95 % interval of the difference is on the claimed side, is *contradicted* if the
@@ -44,6 +45,24 @@ def to_csv(judgements: Sequence[Judgement]) -> str:
         claim = judgement.claim
         row = (claim.key, claim.where, claim.says, judgement.verdict, judgement.words)
         writer.writerow((*row, chance(judgement), claim.note or ""))
+    return text.getvalue()
+
+
+def intervals_to_csv(judgements: Sequence[Judgement]) -> str:
+    """One line per comparison inside a claim: what was measured, its interval, what the paper prints."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(INTERVALS)
+    for judgement in judgements:
+        for part in judgement.parts:
+            # A ratio of counted numbers has a value and no interval.
+            numbers: tuple[float | None, ...] = (part.value, None, None)
+            if part.measured is not None:
+                numbers = (part.measured.mean, *part.measured.interval())
+            unit = "ratio" if part.measured is None else "points"
+            printed = "" if part.printed is None else f"{part.printed:g}"
+            rounded = ["" if number is None else f"{number:.3f}" for number in numbers]
+            writer.writerow((judgement.claim.key, part.name, part.verdict, *rounded, printed, unit))
     return text.getvalue()
 
 

@@ -21,7 +21,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from fbt_paper.config.claims import Above, Claim, Observation, Ordered, Ratio, Same, Varies, pairs
+from fbt_paper.config.claims import (
+    Above,
+    Claim,
+    Observation,
+    Ordered,
+    Ratio,
+    Same,
+    Varies,
+    pair_label,
+    pairs,
+)
 from fbt_paper.config.load import Config
 from fbt_paper.config.records import CostTable
 from fbt_paper.plan.runs import Plan
@@ -127,7 +137,8 @@ def judge_same(claim: Same, evidence: Evidence) -> Judgement:
             verdict = "holds"
         elif wide_low > claim.within or wide_high < -claim.within:
             verdict = "contradicted"
-        parts.append(Part(name, verdict, measured, _printed_difference(evidence, first, second)))
+        printed = _printed_difference(evidence, first, second)
+        parts.append(Part(pair_label(evidence.config, first, name), verdict, measured, printed))
     if unfinished:
         return _not_measured(claim, unfinished)
     words = f"{_interval_words(parts)}; band ± {claim.within:g}: {claim.because}"
@@ -167,7 +178,7 @@ def judge_ratio(claim: Ratio, evidence: Evidence) -> Judgement:
         printed = [evidence.printed(path) for path in (above, below)]
         in_print = printed[0] / printed[1] if printed[0] is not None and printed[1] else None
         verdict: Verdict = "holds" if low <= share <= high else "contradicted"
-        parts.append(Part(name, verdict, None, in_print, share))
+        parts.append(Part(pair_label(evidence.config, above, name), verdict, None, in_print, share))
     words = ", ".join(f"{part.name} {part.value:.3f}" for part in parts)
     return Judgement(claim, _all_hold(parts), parts, words)
 
@@ -247,7 +258,8 @@ def _compare_each(
             return None
         measured = compare(*sides)
         printed = _printed_difference(evidence, better, than)
-        parts.append(Part(name, verdict_of(measured, threshold), measured, printed))
+        label = pair_label(evidence.config, better, name)
+        parts.append(Part(label, verdict_of(measured, threshold), measured, printed))
     return parts
 
 

@@ -160,6 +160,13 @@ def pairs(config: Config, cells: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
     return {name: tuple(cell.replace("*", name) for cell in cells) for name in names}
 
 
+def pair_label(config: Config, cell: str, name: str) -> str:
+    """The label of a pair's row or column, which a reader knows, in place of its key; empty stays empty."""
+    entry = config.tables[cell.split("/")[0]]
+    lines = [*entry.rows, *(entry.columns if isinstance(entry, AccuracyTable) else ())]
+    return next((line.label for line in lines if line.key == name), name)
+
+
 def _problems(config: Config, index: int, claim: Claim) -> Iterator[Problem]:
     """Names in a claim that no table has, and stars that do not fit together."""
     cells = named_cells(claim)

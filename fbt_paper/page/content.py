@@ -307,7 +307,46 @@ def describe_claims(path: Path | None) -> Record | None:
     with path.open(newline="", encoding="utf-8") as file:
         claims = list(csv.DictReader(file))
     counted = Counter(claim["verdict"] for claim in claims)
+    comparisons = draw_intervals(path.with_name(f"{path.stem}_intervals.csv"))
+    for claim in claims:
+        claim["comparisons"] = comparisons.get(claim["key"], [])
+        claim["evidence"] = pretty(claim["evidence"])
     return {"claims": claims, "counts": {verdict: counted[verdict] for verdict in VERDICTS}}
+
+
+def draw_intervals(path: Path) -> dict[str, list[Record]]:
+    """The comparisons of each claim with what a small drawing of them needs: positions in % of its width.
+
+    All share one axis, which reaches as far as the intervals do. A printed difference beyond it is an arrow.
+    """
+    if not path.exists():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        lines = [line for line in csv.DictReader(file) if line["unit"] == "points"]
+    ends = [float(line[end]) for line in lines for end in ("low", "high")]
+    # Zero is always shown: an interval means nothing without it.
+    least, most = min([-1.0, *ends]), max([1.0, *ends])
+
+    def position(value: float) -> float:
+        return round(4 + 92 * (min(max(value, least), most) - least) / (most - least), 2)
+
+    drawn: dict[str, list[Record]] = {}
+    for line in lines:
+        low, mean, high = (float(line[number]) for number in ("low", "difference", "high"))
+        record: Record = {
+            "pair": pretty(line["pair"]),
+            "verdict": line["verdict"],
+            "mean": mean,
+            "low": low,
+            "high": high,
+        }
+        record |= {"at": [position(value) for value in (0.0, low, mean, high)], "printed": None}
+        if line["printed"]:
+            printed = float(line["printed"])
+            beyond = "left" if printed < least else "right" if printed > most else ""
+            record |= {"printed": printed, "printed_at": position(printed), "beyond": beyond}
+        drawn.setdefault(line["key"], []).append(record)
+    return drawn
 
 
 def train_again(flow: Flow) -> dict[str, str]:

@@ -118,7 +118,7 @@ class TableResults:
     def _optimism(self) -> str:
         """What choosing the epoch on the test images can add at most; empty if no epoch is chosen so."""
         above = self.cells.optimism.dropna()
-        if self.score == "last" or above.empty:
+        if self.score == "last" or not above.max() > 0:
             return ""
         # A maximum over epochs on the test set itself: the last epoch is what an honest user would have.
         return (

@@ -1,6 +1,7 @@
 """Claims: what may stand in config/claims.yaml, and the verdicts from made-up runs whose truth is known."""
 
 import csv
+import io
 import json
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from fbt_core.errors import UserError
 from fbt_paper.claims.power import plan_claims
-from fbt_paper.claims.show import counts, to_csv, to_markdown
+from fbt_paper.claims.show import counts, intervals_to_csv, to_csv, to_markdown
 from fbt_paper.claims.verdicts import Evidence, judge_all
 from fbt_paper.cli import main
 from fbt_paper.config.claims import Above, load_claims, pairs
@@ -89,6 +90,11 @@ def test_on_every_pair_holds_only_if_each_does(copy, tmp_path):
     (judgement,) = judge(config, tmp_path, cells)
     assert judgement.verdict == "holds" and judgement.words.startswith("holds on 3 of 3")
     assert judgement.sources == ("images",)
+    assert "; ViT-S -> ResNet18 +5.00 [" in judgement.words
+    lines = list(csv.DictReader(io.StringIO(intervals_to_csv([judgement]))))
+    assert [line["pair"] for line in lines] == [column.label for column in config.tables["table2"].columns]
+    assert {(line["difference"], line["unit"]) for line in lines} == {("5.000", "points")}
+    assert [line["printed"] for line in lines] == ["3.27", "28.35", "3.05"]
     (judgement,) = judge(config, tmp_path, {**cells, f"table2/fbt/{names[1]}": 79.9})
     assert judgement.verdict == "undecided" and judgement.words.startswith("holds on 2 of 3")
     (judgement,) = judge(config, tmp_path, {**cells, f"table2/fbt/{names[1]}": 70.0})
@@ -237,7 +243,7 @@ def test_a_claim_is_one_item_and_its_verdict_one_command(copy, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     assert main(["--config", str(copy.folder), "judge-claims", "claims"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        f"results/smoke/claims.{kind}" for kind in ("csv", "md", "tex")
+        f"results/smoke/claims{ending}" for ending in ("_intervals.csv", ".csv", ".md", ".tex")
     ]
     assert "not measured" in (tmp_path / "results/smoke/claims.md").read_text()
 

@@ -51,7 +51,10 @@ def read_data(page: str) -> dict:
 
 
 def test_no_address_in_the_page_leads_to_a_network(page):
-    addresses = re.findall(r'(?:src|href|action|poster)="([^"]*)"', page)
+    # What a reader may choose to follow is a link; all that a browser fetches by itself is inside.
+    links = re.findall(r'<a href="(https://[^"]*)"', page)
+    assert links == ["https://arxiv.org/abs/2410.12342", "https://github.com/liguopeng0923/FBT"]
+    addresses = [a for a in re.findall(r'(?:src|href|action|poster)="([^"]*)"', page) if a not in links]
     assert addresses
     assert all(address.startswith(("#", "data:", "figures/")) for address in addresses)
     assert not re.search(r'(?:src|action|poster)="figures/', page)  # links for people, which nothing loads
@@ -321,6 +324,11 @@ def test_the_page_begins_with_the_verdicts_on_the_papers_claims(flow, tmp_path):
         'one,"appendix, Table 2",A <b> above B,holds,"difference +1.20 [0.31, 2.09]",images; one seed,\n'
         "two,main paper,C above D,undecided,difference +0.10 [-1.00; 1.20],seeds and images,a note\n"
     )
+    (tmp_path / "claims_intervals.csv").write_text(
+        "key,pair,verdict,difference,low,high,printed,unit\n"
+        "two,Swin-T -> X,undecided,0.1,-1.0,1.2,0.7,points\n"
+        "two,ViT-S -> X,undecided,0.3,-0.8,1.4,28.35,points\n"
+    )
     page = write_page(flow, "index", write_pixels(FigurePlan(flow)), claims).read_text(encoding="utf-8")
     assert page.index('id="claims"') < page.index('<section id="table')
     for text in (
@@ -331,6 +339,11 @@ def test_the_page_begins_with_the_verdicts_on_the_papers_claims(flow, tmp_path):
         "a note",
     ):
         assert text in page, text
+    # A claim whose intervals are known is drawn: the second pair's printed number is off the common axis.
+    assert "difference +0.10" not in page and "<b>+0.10</b> [-1.00, +1.20]" in page
+    assert page.count('class="zero"') == 2 and page.count('class="printed"') == 1
+    assert 'x1="4.0" x2="88.33"' in page  # [-1, 1.2] on an axis from -1 to 1.4
+    assert "Swin-T → X" in page
     assert "difference +1.20 [0.31, 2.09]" in page and "chance of images; one seed" in page
     without = write_page(flow, "index", write_pixels(FigurePlan(flow))).read_text(encoding="utf-8")
     assert 'id="claims"' not in without

@@ -21,6 +21,7 @@ rule judge_claims:
             caption="../report/claims.rst",
             category="Claims of the paper",
         ),
+        intervals=f"{FLOW.results}/{{claims}}_intervals.csv",
         md=f"{FLOW.results}/{{claims}}.md",
         tex=f"{FLOW.results}/{{claims}}.tex",
     log:
