@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+import psutil  # type: ignore[import-untyped, unused-ignore]
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from fbt_core.errors import UserError
@@ -47,9 +50,40 @@ def run_workflow(flow: Flow, names: Sequence[str], options: Sequence[str]) -> in
             stdout=file,
             stderr=subprocess.STDOUT,
         )
-        watch(flow, runs, process)
+        with handing_on_signals(process):
+            watch(flow, runs, process)
     report(flow, names, runs, process.returncode, log)
     return 1 if process.returncode else 0
+
+
+@contextmanager
+def handing_on_signals(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """While it lasts, SIGTERM and SIGHUP to this process end Snakemake and its trainings as Ctrl-C does."""
+
+    def hand_on(number: int, frame: object) -> None:
+        # Snakemake first, so that it starts nothing in place of what ends. It does not signal its jobs.
+        process.terminate()
+        for training in trainings_below(process.pid):
+            training.terminate()
+
+    before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def trainings_below(pid: int) -> list[psutil.Process]:
+    """The processes of the engine that this one has started; of a run on several GPUs the first alone."""
+    try:
+        below = {child.pid: child for child in psutil.Process(pid).children(recursive=True)}
+        engine = {key for key, child in below.items() if "fbt_core." in " ".join(child.cmdline())}
+        # A shell names the engine in its command line as well, and is only waiting for it.
+        engine -= {key for key in engine if Path(below[key].exe()).name in ("bash", "sh", "dash")}
+        return [below[key] for key in engine if below[key].ppid() not in engine]
+    except psutil.NoSuchProcess:  # ended meanwhile
+        return []
 
 
 def refuse_second_workflow() -> None:

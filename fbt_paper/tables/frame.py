@@ -174,41 +174,13 @@ def collect(
     columns = [(line.key, line.label) for line in table.columns]
     if table.gain:
         (rows if table.gain.along == "rows" else columns).append((table.gain.key, table.gain.label))
-    labels = dict(rows), dict(columns)
-
-    # one row per seed, or one that holds the printed number alone
-    printed = printed_numbers(config, key)
-    results: dict[str, dict[str, object]] = {}
-    for run in plan.tables[key].runs:
-        if unfinished and run in unfinished:
-            results[run] = {"run": run, "seed": plan.runs[run].seed, "state": unfinished[run]}
-        else:
-            results[run] = _describe_run(run, runs, config.main.score)
-            results[run] |= _baseline(config, plan, run, runs)
-    measured = [
-        {
-            "row": cell.row,
-            "column": cell.column,
-            **taught_score(cell, runs, unfinished or {}),
-            **results.get(run or "", {}),
-        }
-        for cell in plan.tables[key].cells.values()
-        for run in cell.runs or (None,)
-    ]
+    measured = list(_measured(config, plan, key, runs, unfinished or {}))
     frame = make_frame(measured, table=key, scale=plan.scale, unit="%")
     if table.gain:
         # Made twice: the closing line is a mean over cells, which only the frame gives.
         frame = make_frame([*measured, *_gains(table, frame)], table=key, scale=plan.scale, unit="%")
-
-    # labels and printed numbers belong to cells
-    frame["row_label"], frame["column_label"] = frame.row.map(labels[0]), frame.column.map(labels[1])
-    measured_by_others = independent_numbers(config, key)
-    numbers = [
-        _printed(printed.get(cell)) | _independent(measured_by_others.get(cell, ()))
-        for cell in zip(frame.row, frame.column, strict=True)
-    ]
-    # With the frame's own index: pandas aligns by index, not by position.
-    frame[PRINTED_COLUMNS] = pd.DataFrame(numbers, columns=PRINTED_COLUMNS, index=frame.index)
+    frame["row_label"], frame["column_label"] = frame.row.map(dict(rows)), frame.column.map(dict(columns))
+    _add_printed(config, key, frame)
     return TableResults(
         key=key,
         title=table.title,
@@ -222,6 +194,34 @@ def collect(
         score=config.main.score,
         outdated=describe_outdated(plan, plan.tables[key].runs, runs),
     )
+
+
+def _measured(
+    config: Config, plan: Plan, key: str, runs: Path, unfinished: Mapping[str, str]
+) -> Iterator[dict[str, object]]:
+    """A row per cell and seed; a cell without a run has one, which will hold the printed number alone."""
+    results: dict[str, dict[str, object]] = {}
+    for run in plan.tables[key].runs:
+        if run in unfinished:
+            results[run] = {"run": run, "seed": plan.runs[run].seed, "state": unfinished[run]}
+        else:
+            results[run] = _describe_run(run, runs, config.main.score)
+            results[run] |= _baseline(config, plan, run, runs)
+    for cell in plan.tables[key].cells.values():
+        row = {"row": cell.row, "column": cell.column, **taught_score(cell, runs, unfinished)}
+        for known in [results[run] for run in cell.runs] or [{}]:
+            yield {**row, **known}
+
+
+def _add_printed(config: Config, key: str, frame: pd.DataFrame) -> None:
+    """Fill the columns of printed and independently measured numbers, which belong to cells."""
+    printed, independent = printed_numbers(config, key), independent_numbers(config, key)
+    numbers = [
+        _printed(printed.get(cell)) | _independent(independent.get(cell, ()))
+        for cell in zip(frame.row, frame.column, strict=True)
+    ]
+    # With the frame's own index: pandas aligns by index, not by position.
+    frame[PRINTED_COLUMNS] = pd.DataFrame(numbers, columns=PRINTED_COLUMNS, index=frame.index)
 
 
 def taught_score(cell: PlannedCell, runs: Path, unfinished: Mapping[str, str]) -> dict[str, object]:

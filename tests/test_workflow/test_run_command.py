@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from fbt_core.errors import UserError
@@ -72,6 +75,32 @@ def test_a_failed_run_is_named_and_leaves_its_exit_code(copy, tmp_path, monkeypa
     done = fbt(other, "run", run, "--cores", "1")
     assert done.returncode == 1
     assert "meant to fail" in done.stdout and "fbt_run.log" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_command_alone_ends_its_trainings_and_frees_the_folder(copy, tmp_path, number):
+    other = copy.clone(tmp_path / "signalled")
+    flow = Flow({}, other.folder / "config")
+    run = next(run for run, spec in flow.plan.runs.items() if not spec.needed_runs())
+    (other.folder / "results/smoke/runs" / run / "metrics.json").unlink(missing_ok=True)
+    command = [sys.executable, "-m", "fbt_paper.cli", "run", run, "--cores", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(other.folder), "LASTING_RUN": run}
+    process = subprocess.Popen(
+        command, cwd=other.folder, env=environment, stdout=-1, stderr=subprocess.STDOUT
+    )
+    folder = other.folder / "results/smoke/runs" / run
+    for _ in range(600):
+        if (folder / "started").exists():
+            break
+        time.sleep(0.1)
+    started = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 1, said
+    assert (folder / "saved").exists()
+    assert [child for child in started if child.is_running() and child.status() != "zombie"] == []
+    assert not list(other.folder.glob(f"{run_workflow.LOCKS}/*"))
 
 
 def test_a_second_workflow_is_refused_while_one_holds_the_folder(tmp_path, monkeypatch):
