@@ -9,6 +9,7 @@ import torch
 
 from fbt_core import distributed
 from fbt_core.batch_division import compiles
+from fbt_core.data.device_cache import keeps_on_device
 from fbt_core.display import Display
 from fbt_core.distributed import Group
 from fbt_core.provenance import (
@@ -155,6 +156,7 @@ class Report:
             "threads": torch.get_num_threads(),
             "workers": self.settings.workers,
             "gradient_accumulation": self.settings.gradient_accumulation,
+            "device_cache": keeps_on_device(self.spec, self.settings),
             "channels_last": self.settings.channels_last,
             "compile": compiles(self.spec.method.name, self.settings),
             "compile_fallbacks": compile_fallbacks(),

@@ -287,6 +287,11 @@ class ExecutionSettings(Strict):
     )
     threads: int | None = Field(default=None, description="torch CPU threads; None = what the job was given")
     workers: int = Field(default=0, ge=0, description="loader processes per GPU")
+    device_cache: bool = Field(
+        default=False,
+        description="small images stay on the device, and are cropped, flipped and resized there (pixels "
+        "differ by rounding); recipes with RandAugment or colour jitter keep the loaders",
+    )
     channels_last: bool = False
     compile: bool = False
     gradient_accumulation: int = Field(default=1, ge=1)

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from fbt_core.data.feed import Feed, Preparation, Raw
+from fbt_core.data.device_cache import make_feed
+from fbt_core.data.feed import Preparation, Raw
 from fbt_core.data.order import STEP, BatchKey, Order, seed_everything, test_keys, test_rounds
 from fbt_core.data.splits import Split
 from fbt_core.data.transforms import test_pipeline, training_pipeline
@@ -28,7 +29,7 @@ class Stream:
         recipe, dataset, student = spec.recipe, spec.dataset, spec.student
         training = training_pipeline(splits[0], dataset, recipe.augmentation, spec.seed)
         # Made once: its loader processes live as long as the run.
-        self.train_feed = Feed(splits[0], training, settings.workers, group.device)
+        self.train_feed = make_feed(splits[0], training, spec, settings, group.device)
         self.order = Order(dataset.train_images, recipe.batch_size, spec.seed, group.rank, group.world)
         self.preparation = Preparation(
             recipe, dataset.classes, student.mean, student.std, group.device, settings.channels_last
@@ -69,7 +70,7 @@ class TestImages:
         # No gradients are kept in a test, so the training's batch fits in any case.
         self.batch = max(1, spec.recipe.batch_size // group.world)
         pipeline = test_pipeline(split, spec.dataset, crop)
-        self.feed = Feed(split, pipeline, settings.workers, group.device)
+        self.feed = make_feed(split, pipeline, spec, settings, group.device)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (B, 3, H, W) and labels (B,)."""

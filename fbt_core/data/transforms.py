@@ -13,7 +13,7 @@ from timm.data.transforms_factory import transforms_imagenet_eval, transforms_im
 from torch import Tensor
 from torchvision.transforms.functional import center_crop
 
-from fbt_core.data.crops import centred_squares, cut, draw_crops, resize, resize_each, resize_whole
+from fbt_core.data.crops import Crops, centred_squares, cut, draw_crops, resize, resize_each, resize_whole
 from fbt_core.data.order import AUGMENT, BatchKey, generator, seed_everything
 from fbt_core.data.splits import InMemory, OnDisk, Split
 from fbt_core.spec import AugmentationSpec, CropSpec, DatasetSpec
@@ -45,41 +45,38 @@ class TrainingBatches:
         self.augmentation, self.size, self.seed, self.augment = augmentation, size, seed, augment
 
     def __call__(self, split: Split, key: BatchKey) -> Tensor:
+        flips, crops = self.draw(key)
+        if isinstance(split, InMemory):
+            images = self._from_memory(split, key, flips, crops)
+        else:
+            images = self._from_disk(split, key, flips, crops)
+        return images if self.augment is None else self._augmented(images, key)
+
+    def draw(self, key: BatchKey) -> tuple[np.ndarray, Crops]:
+        """Which of the key's images are flipped, (N,), and their crops (if uncropped, the filters)."""
         # One generator per step, and draws for the whole batch in it: a process then takes its rows.
         draws = generator(self.seed, AUGMENT, key.epoch, key.step)
         # Drawn before the crops, always: switching crops off changes no flip.
         flips = (draws.random(key.whole) < self.augmentation.flip)[list(key.rows)]
-        if isinstance(split, InMemory):
-            images = self._from_memory(split, key, draws, flips)
-        else:
-            images = self._from_disk(split, key, draws, flips)
-        return images if self.augment is None else self._augmented(images, key)
+        # For the whole batch, then this process's rows: the number of GPUs changes no crop.
+        scale = self.augmentation.crop_scale or (1.0, 1.0)
+        return flips, draw_crops(draws, key.whole, scale).of(list(key.rows))
 
-    def _from_memory(
-        self, split: InMemory, key: BatchKey, draws: np.random.Generator, flips: np.ndarray
-    ) -> Tensor:
+    def _from_memory(self, split: InMemory, key: BatchKey, flips: np.ndarray, crops: Crops) -> Tensor:
         # Fancy indexing copies, so the flip below does not touch the data set.
         pixels = split.images[list(key.indices)]
         pixels[flips] = pixels[flips, :, ::-1]  # before they grow: a box is as likely as its mirror image
         images = as_tensor(pixels)
         if self.augmentation.crop_scale is None:
             return resize_whole(images, self.size, split.enlarge)
-        # For the whole batch, then this process's rows: the number of GPUs changes no crop.
-        crops = draw_crops(draws, key.whole, self.augmentation.crop_scale).of(list(key.rows))
         boxes = crops.boxes(np.array(images.shape[2:]))
         return resize_each(map(cut, images, boxes), crops.filters, self.size)
 
-    def _from_disk(
-        self, split: OnDisk, key: BatchKey, draws: np.random.Generator, flips: np.ndarray
-    ) -> Tensor:
-        scale = self.augmentation.crop_scale
-        # Drawn even if nothing is cropped, because the filters come from it too.
-        crops = draw_crops(draws, key.whole, scale or (1.0, 1.0)).of(list(key.rows))
-
+    def _from_disk(self, split: OnDisk, key: BatchKey, flips: np.ndarray, crops: Crops) -> Tensor:
         # Sizes are read from the headers first: boxes depend on them, and decoding is the expensive part.
         files = [split.file(index) for index in key.indices]
         sides = np.array([file.side for file in files])
-        boxes = crops.boxes(sides) if scale else centred_squares(sides)
+        boxes = crops.boxes(sides) if self.augmentation.crop_scale else centred_squares(sides)
 
         # One image is decoded at a time: a batch of photographs would take a hundred megabytes.
         cuts = (cut(file.pixels(), box) for file, box in zip(files, boxes, strict=True))

@@ -128,6 +128,9 @@ class Execution(Strict):
 
     device: Literal["auto", "cpu", "cuda"] = Field(description="auto takes CUDA if torch sees it")
     workers: int = Field(ge=0, description="loader processes per GPU, unless the scale states them")
+    device_cache: bool = Field(
+        default=False, description="small images stay on the device, where a recipe allows it"
+    )
     channels_last: bool
     compile: bool
     gradient_accumulation: int = Field(ge=1)

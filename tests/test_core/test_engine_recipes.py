@@ -185,7 +185,14 @@ WIDE = {"channels": (8, 8, 8, 8), "stem_width": 8}
 
 
 @pytest.mark.parametrize(
-    "setting", [{"channels_last": True}, {"workers": 1}, {"log_steps": 1}, {"tracker": "tensorboard"}]
+    "setting",
+    [
+        {"channels_last": True},
+        {"workers": 1},
+        {"log_steps": 1},
+        {"tracker": "tensorboard"},
+        {"device_cache": True},  # these images are enlarged without a filter, so nothing is rounded
+    ],
 )
 def test_settings_do_not_change_what_is_learned(root, tmp_path, setting):
     spec = make_spec(student=network(**WIDE))
@@ -199,6 +206,7 @@ def test_settings_do_not_change_what_is_learned(root, tmp_path, setting):
         assert weights_of(tmp_path / "plain", spec) == weights_of(tmp_path / "changed", spec)
     execution = metrics_of(tmp_path / "changed", spec)["execution"]
     assert execution["channels_last"] is ("channels_last" in setting)
+    assert execution["device_cache"] is ("device_cache" in setting)
     assert execution["compile"] is False
     assert execution["deterministic"] is True
     assert execution["tf32_products"] is execution["cudnn_benchmark"] is None  # only GPUs have them

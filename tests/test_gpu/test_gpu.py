@@ -15,6 +15,7 @@ import torch
 from fbt_core.methods import method_names
 from tests.test_core.engine_runs import arguments, make_spec, metrics_of, write_images
 from tests.test_core.methods_kit import PAIRS
+from tests.test_core.test_data_device_cache import BATCHES, compare_with_loaders
 from tests.test_gpu import checks
 
 pytestmark = [
@@ -49,6 +50,11 @@ def test_compiled_and_channels_last_steps_are_the_plain_one(name):
     method = checks.prepare(name, pair, GPU)
     compiled = checks.train_step(method, batch, "float32", GPU, step=torch.compile(method))
     checks.check_like(compiled, plain, checks.FLOAT32_TOLERANCE, f"{name} compiled")
+
+
+@pytest.mark.parametrize(("split", "pipeline"), BATCHES)
+def test_images_that_stay_on_the_gpu_are_the_loaders_but_for_rounding(split, pipeline):
+    compare_with_loaders(split, pipeline, GPU)
 
 
 @pytest.mark.parametrize("name", method_names())
