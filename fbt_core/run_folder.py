@@ -44,14 +44,21 @@ class RunFolder:
     """`runs/<run id>`. With `writes` False (every process but the first) nothing is written.
 
     With `to_publish` the results are left in `ready/`, from where fbt_core.publish takes them. `error` says
-    what ended the run before its end; `label` stands before its lines on the terminal.
+    what ended the run before its end; `label` stands before its lines on the terminal. Others go on without
+    a run that `shares` its training with them.
     """
 
     def __init__(
-        self, runs: Path, spec: RunSpec, writes: bool = True, to_publish: bool = False, label: str = ""
+        self,
+        runs: Path,
+        spec: RunSpec,
+        writes: bool = True,
+        to_publish: bool = False,
+        label: str = "",
+        shares: bool = False,
     ) -> None:
         self.path, self.spec, self.writes = runs / spec.id, spec, writes
-        self.to_publish, self.label = to_publish, label
+        self.to_publish, self.label, self.shares = to_publish, label, shares
         self.error: UserError | None = None
         self.too_large: list[int] = []  # packs with this run that the memory did not hold
         self.opened = False
@@ -96,7 +103,7 @@ class RunFolder:
             # Noted before the folder is closed, so that the loop sees it as ended.
             self.error = error
             self.close(error)
-            if self.label and self.writes:
+            if self.shares and self.writes:
                 print(f"{self.label}{error}; the other runs go on", file=sys.stderr, flush=True)
 
     @property

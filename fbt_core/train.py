@@ -63,10 +63,10 @@ def train(
     """
     # torchrun may have started several processes: together they are one training, and the first writes.
     group = distributed.start(settings)
-    labels = [f"{spec.id}: " if len(specs) > 1 else "" for spec in specs]
+    # A run's name on each of its lines: other trainings, of this process or not, write to the same terminal.
     folders = [
-        RunFolder(runs, spec, group.first, to_publish, label)
-        for spec, label in zip(specs, labels, strict=True)
+        RunFolder(runs, spec, group.first, to_publish, label=f"{spec.id}: ", shares=len(specs) > 1)
+        for spec in specs
     ]
     with explaining_loaders(), reporting_errors(folders, group):
         # All runs at once; halves of them, one after the other, if the memory does not hold them together.

@@ -380,6 +380,8 @@ def merge_command(options: Options) -> int:
     known = sum(run in flow.plan.runs for run in (*merged.added, *merged.same))
     print(f"{options.bundle}: {len(merged.added)} runs added, {len(merged.same)} were here already")
     print(f"the plan of scale {flow.scale} shows {known} of them; `snakemake` builds what shows them")
+    if not known:
+        print("config/ here names none of them: take over the tables, and what they name, that it came from")
     for run, problem in merged.conflicts.items():
         print(f"conflict, nothing changed: {run}: {problem}", file=sys.stderr)
     return 1 if merged.conflicts else 0

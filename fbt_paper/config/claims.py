@@ -28,6 +28,9 @@ class Claim(Strict):
     where: Text = Field(description="e.g. appendix, Table 2")
     says: Text = Field(description="the paper's statement in short")
     note: Text | None = Field(default=None, description="what a reader should know beside the verdict")
+    priority: int = Field(
+        default=0, description="jobs of runs that claims with a higher one need start first"
+    )
 
 
 class Above(Claim):

@@ -220,6 +220,9 @@ class DatasetEntry(Strict):
         "from_scratch: a run that starts from nothing"
     )
     recipes: RecipesName = Field(description="whose recipes (config/recipes.yaml) its runs take")
+    recipe: dict[str, Any] = Field(
+        default={}, description="changes to the recipe of all its runs, teachers too, e.g. {batch_size: 8}"
+    )
     licence: Text | None = Field(default=None, description="of the images; for cards of networks")
     test_crop: Literal["network"] | None = Field(
         default=None,

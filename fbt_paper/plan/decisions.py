@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fbt_core.run_files import METRICS_FILE, PROGRESS_FILE
-from fbt_paper.config.claims import Claim, Observation, Ratio, named_cells, pairs
+from fbt_paper.config.claims import Claim, Observation, Ratio
 from fbt_paper.plan.bill import estimate, read_macs, read_training_macs
 from fbt_paper.plan.claims import ClaimPlan
-from fbt_paper.plan.names import name_cells, run_names
-from fbt_paper.plan.runs import Plan
+from fbt_paper.plan.names import run_names
+from fbt_paper.plan.runs import Plan, runs_of_claim
 from fbt_paper.plan.speeds import Range, Speeds
 from fbt_paper.plan.targets import Flow
 
@@ -123,10 +123,7 @@ def _is_trained(claim: Claim) -> bool:
 def _needed(claims: ClaimPlan, claim: Claim) -> set[str]:
     """The runs that the cells of a claim need, done or not."""
     plan = claims.flow.plan
-    behind = name_cells(plan)
-    cells = pairs(claims.flow.config, tuple(named_cells(claim).values()))
-    runs = [run for paths in cells.values() for path in paths for run in behind[path]]
-    return set(plan.needed(runs))
+    return set(plan.needed(runs_of_claim(claims.flow.config, plan, claim)))
 
 
 def render_cells(flow: Flow, tables: Sequence[str], speeds: Speeds, asked: Decisions) -> list[list[str]]:

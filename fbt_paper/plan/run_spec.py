@@ -167,9 +167,10 @@ def test_crop_of(config: Config, key: str, dataset: str) -> CropSpec | None:
 def _run_alone(config: Config, network: NetworkSpec, dataset: str, role: str) -> RunSpec:
     """The run that trains a network without a teacher."""
     stated, data = find_recipe(config, dataset, role), dataset_spec(config, dataset)
-    changes = scale_changes(config, "teacher_recipes", role)
-    recipe = _changed(stated.value, changes)
-    check_batch(data, recipe, changes.get("batch_size", stated))
+    changes, of_data = scale_changes(config, "teacher_recipes", role), dataset_changes(config, dataset)
+    # The data set's changes once more, last: no batch of a scale fits a data set that is smaller.
+    recipe = _changed(_changed(stated.value, changes), of_data)
+    check_batch(data, recipe, (changes | of_data).get("batch_size", stated))
     return RunSpec(
         dataset=data,
         student=network,
@@ -286,8 +287,8 @@ def find_recipe(config: Config, dataset: str, role: Any) -> Setting:
         file, path = "config/recipes.yaml", f"{reading}.{source}"
     if role not in recipes:
         raise ConfigError([Problem(file, path, f"has no recipe for '{role}'; {nearest(role, recipes)}")])
-    changes = scale_changes(config, "recipe_changes", role)
-    return Setting(_changed(recipes[role], changes), file, f"{path}.{role}")
+    of_scale = _changed(recipes[role], scale_changes(config, "recipe_changes", role))
+    return Setting(_changed(of_scale, dataset_changes(config, dataset)), file, f"{path}.{role}")
 
 
 def scale_changes(config: Config, name: str, role: str) -> dict[str, Setting]:
@@ -296,12 +297,19 @@ def scale_changes(config: Config, name: str, role: str) -> dict[str, Setting]:
     return {key: Setting(value, file, f"{name}.{role}.{key}") for key, value in changes.items()}
 
 
+def dataset_changes(config: Config, dataset: str) -> dict[str, Setting]:
+    """What a data set changes in the recipes of all its runs, and where config/datasets.yaml states it."""
+    file, changes = "config/datasets.yaml", config.datasets[dataset].recipe
+    return {key: Setting(value, file, f"{dataset}.recipe.{key}") for key, value in changes.items()}
+
+
 def recipe_of(config: Config, settings: Settings, dataset: str, family: str) -> RecipeSpec:
     """The recipe of the student's family with the changes that the table makes to it."""
     stated, changes = find_recipe(config, dataset, family), settings.group("recipe")
     recipe = _changed(stated.value, changes)
     seen = students_part(config, dataset_spec(config, dataset))
-    check_batch(seen, recipe, changes.get("batch_size", stated))
+    stating = dataset_changes(config, dataset) | changes
+    check_batch(seen, recipe, stating.get("batch_size", stated))
     return recipe
 
 
@@ -340,7 +348,8 @@ def check_batch(dataset: DatasetSpec, recipe: RecipeSpec, source: Setting) -> No
     source = replace(source, path=path)
     if batch > images:
         message = f"{batch} is larger than the training set of {dataset.name} ({images} images)"
-        raise source.error(f"{message}; use {images} or fewer")
+        entry = f"`recipe: {{batch_size: {images}}}` of {dataset.name} in config/datasets.yaml"
+        raise source.error(f"{message}; use {images} or fewer: {entry} counts for all its runs")
     mixes = recipe.augmentation.mixup or recipe.augmentation.cutmix
     if mixes and batch % 2:
         message = f"mixup and cutmix mix pairs of images, so {batch} must be even"

@@ -131,8 +131,10 @@ def render_recipe(config: Config, dataset: str, family: str) -> str:
         return f"At scale {config.main.scale} teachers are trained from scratch, with their family's recipe."
     recipe = find_recipe(config, dataset, family)
     released = _released_for(config, recipe.value, dataset)
+    of_data = {path for path, _ in leaves(config.datasets[dataset].recipe, "")}
+    stated_here = f"config/datasets.yaml: {dataset}.recipe"
     lines = [
-        [path, str(value), _source_of(config, released, family, path)]
+        [path, str(value), stated_here if path in of_data else _source_of(config, released, family, path)]
         for path, value in leaves(recipe.value.model_dump(), "")
     ]
     return (

@@ -14,6 +14,7 @@ import yaml
 
 from fbt_core.errors import UserError
 from fbt_core.spec import ExecutionSettings, RunSpec, TeacherFacts
+from fbt_paper.config.claims import load_claims
 from fbt_paper.config.data_roots import find_root
 from fbt_paper.config.load import CONFIG_FOLDER, Config, load, read_yaml
 from fbt_paper.config.problems import Collector, ConfigError, Problem
@@ -24,7 +25,7 @@ from fbt_paper.plan.on_disk import awaited, outdated
 from fbt_paper.plan.pack_memory import fits_memory, state_gb
 from fbt_paper.plan.packs import Packing, find_packing
 from fbt_paper.plan.resources import TABLE_FILE, TABLE_KEY, Amount, TrainingResources, check_resources
-from fbt_paper.plan.runs import Plan, plan
+from fbt_paper.plan.runs import Plan, plan, runs_of_claim
 from fbt_paper.plan.shown import digest, renderer, table_shows
 
 TABLE_KINDS = ("csv", "md", "tex")
@@ -189,7 +190,7 @@ class Flow(Runs):
         return list(dict.fromkeys(files))
 
     def priority(self, run: str) -> int:
-        """How early a run's job starts: the highest priority of the tables that need it."""
+        """How early a run's job starts: the highest priority of the tables and claims that need it."""
         return self._priorities.get(run, 0)
 
     def priority_of_pack(self, pack: str) -> int:
@@ -198,8 +199,13 @@ class Flow(Runs):
 
     @cached_property
     def _priorities(self) -> dict[str, int]:
-        tables = sorted(self.plan.tables.values(), key=lambda table: table.priority)
-        return {run: table.priority for table in tables for run in self.plan.needed(table.runs)}
+        stated = [(table.priority, table.runs) for table in self.plan.tables.values()]
+        # Of claims that state one: 0 would speed up a table whose own is below.
+        for claim in filter(lambda claim: claim.priority, load_claims(self.config)):
+            stated.append((claim.priority, runs_of_claim(self.config, self.plan, claim)))
+        # The highest last: of several that need a run it is the one that counts.
+        stated.sort(key=lambda entry: entry[0])
+        return {run: priority for priority, runs in stated for run in self.plan.needed(runs)}
 
     def standing(self, files: Iterable[str]) -> str:
         """A digest of what is wrong with results, empty if nothing is; as a rule's param it remakes a file.

@@ -109,7 +109,15 @@ def what_to_build(flow: Flow, names: Sequence[str]) -> tuple[list[str], tuple[st
     files = dict.fromkeys(file for run in chosen for file in flow.run_files(run))
     tables = [key for key in plan.tables if key in names or is_filled(flow, key, tuple(chosen))]
     files.update(dict.fromkeys(flow.table_files(tables)))
+    files.update(dict.fromkeys(sweep_plots(flow, tables)))
     return list(files), plan.needed(chosen)
+
+
+def sweep_plots(flow: Flow, tables: Sequence[str]) -> list[str]:
+    """The line plots of these tables' sweeps."""
+    figures = FigurePlan(flow)
+    chosen = [name for name in figures.names("sweeps") if figures.drawings[name].table in tables]
+    return [f"{figures.folder}/{name}.png" for name in chosen]
 
 
 def is_filled(flow: Flow, key: str, chosen: Sequence[str]) -> bool:
@@ -192,9 +200,13 @@ def report(flow: Flow, names: Sequence[str], runs: Sequence[str], code: int, log
     # Imported only here: pandas is slow to load, and a failed run has no table.
     from fbt_paper.status.show_table import print_table
 
+    shown: list[str] = []
     for name in dict.fromkeys(name.partition("/")[0] for name in names or flow.plan.all_tables[:1]):
         if Path(flow.results, "tables", f"{name}.csv").exists():
             print_table(flow, name)
+            shown += sweep_plots(flow, [name])
+    for path in shown:
+        print(path)
     print(f"{len(runs)} runs are done.")
     claims, page = Path(flow.results, "claims.csv"), Path(flow.results, "index.html")
     if not names and claims.exists():

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from snakemake_executor_plugin_submitit.messages import explain_failure, explain
 from snakemake_executor_plugin_submitit.record import JobRecord
 from snakemake_executor_plugin_submitit.requests import IGNORE_SIGNALS, RequestError, read_request
 from snakemake_executor_plugin_submitit.settings import ExecutorSettings, setting_problems
+from snakemake_executor_plugin_submitit.workflow_jobs import title_of
 
 from fakes import Watched, make_entry
 
@@ -409,6 +411,30 @@ def make_job(tmp_path: Path) -> Callable[..., SnakemakeJob]:
         return SnakemakeJob(path, tmp_path, tmp_path / "record.json", **{**options, **changes})
 
     return make
+
+
+def test_a_task_of_an_array_shows_its_own_name(
+    make_job: Callable[..., SnakemakeJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\nexit 1\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    # A Slurm that refuses costs the name alone.
+    assert make_job("exit 0", title="train-a")() == {"exit_code": 0}
+    assert (tmp_path / "asked").read_text() == "update JobId=12_3 JobName=train-a\n"
+    assert make_job("exit 0")() == {"exit_code": 0}
+    assert len((tmp_path / "asked").read_text().splitlines()) == 1
+
+
+def test_a_jobs_name_is_its_rule_and_wildcards_in_characters_that_slurm_takes() -> None:
+    job = SimpleNamespace(
+        name="train", wildcards_dict={"run": "a-kd-b", "part": "1 of 2; x"}, is_group=lambda: False
+    )
+    assert title_of(job) == "train-a-kd-b-1_of_2_x"
 
 
 def test_job_keeps_its_record_and_tells_its_child(

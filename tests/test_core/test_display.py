@@ -58,7 +58,7 @@ def test_a_bar_of_every_epoch_is_drawn_on_a_terminal(root, tmp_path):
     shown = read_terminal(arguments(make_spec(), tmp_path, root))
     bars = re.findall(r"epoch (\d)/2: +\d+%.*?(\d)/6 \[", shown)
     assert {epoch for epoch, _ in bars} == {"1", "2"}
-    assert re.search(r"epoch 2/2  loss \d", shown)
+    assert re.search(rf"{make_spec().id}: epoch 2/2  loss \d", shown)
 
 
 def test_a_log_has_a_line_an_epoch_and_no_bar(root, tmp_path):
@@ -66,7 +66,8 @@ def test_a_log_has_a_line_an_epoch_and_no_bar(root, tmp_path):
     with log.open("wb") as file:
         assert start(arguments(make_spec(), tmp_path / "runs", root), file.fileno()).wait() == 0
     lines = log.read_text().splitlines()
-    assert [line[:9] for line in lines if line.startswith("epoch")] == ["epoch 1/2", "epoch 2/2"]
+    name = make_spec().id
+    assert [line.split("  ")[0] for line in lines] == [f"{name}: epoch 1/2", f"{name}: epoch 2/2"]
     assert "%|" not in log.read_text() and "\r" not in log.read_text()
 
 

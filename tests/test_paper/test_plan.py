@@ -18,6 +18,7 @@ from fbt_paper.config.problems import ConfigError
 from fbt_paper.config.records import AccuracyTable
 from fbt_paper.plan.frozen import timm_tags
 from fbt_paper.plan.runs import Plan, plan, table_label
+from fbt_paper.plan.show import render_recipe
 from fbt_paper.plan.targets import Flow
 from tests.test_paper.config_copy import ConfigCopy
 
@@ -627,6 +628,32 @@ def test_a_recipe_that_no_training_could_use_is_refused_with_its_line(copy, chan
     (problem,) = copy.problems()
     assert problem.startswith("config/tables/table5.yaml: rows[0].recipe.")
     assert message in problem
+
+
+def test_a_data_set_changes_the_recipes_of_all_its_runs_teachers_too(copy):
+    copy.replace(
+        "datasets.yaml",
+        "  train_images: 10000\n",
+        "  recipe: {batch_size: 8, epochs: 3}\n  train_images: 40\n",
+    )
+    copy.replace("scales/smoke.yaml", "student_images: {fashion_mnist: 1000}\n", "")
+    planned = copy.plan()
+    recipes = {(run.recipe.batch_size, run.recipe.epochs) for run in planned.runs.values()}
+    assert recipes == {(8, 3)}, "those of teachers too, in place of the scale's own"  # words: allow
+    # A table's own change wins: it is about fewer runs.
+    copy.replace(
+        "tables/table5.yaml", "parameters: {block: vit}", "parameters: {block: vit}, recipe: {epochs: 2}"
+    )
+    changed = copy.plan().tables["table5"].cells["vit_block", "swin_t__resnet18"].runs[0]
+    recipe = copy.plan().runs[changed].recipe
+    assert (recipe.batch_size, recipe.epochs) == (8, 2)
+    shown = render_recipe(copy.load(), "fashion_mnist", "cnn")
+    assert re.search(r"batch_size +8  config/datasets.yaml: fashion_mnist.recipe", shown)
+    copy.replace("datasets.yaml", "batch_size: 8", "batch_size: 80")
+    assert any(
+        problem.startswith("config/datasets.yaml: fashion_mnist.recipe.batch_size: 80 is larger")
+        for problem in copy.problems()
+    )
 
 
 def test_a_data_set_smaller_than_the_batch_of_its_recipe_is_refused_with_the_recipes_line(copy):

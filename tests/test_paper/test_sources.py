@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fbt_paper.config.load import load
+
 ROOT = Path(__file__).parents[2]
 POINTER = re.compile(r"\b((?:docs|config)/[\w/-]+\.md)#([\w-]+)")
 LINK = re.compile(r"\]\(([^)#: ]*)(?:#([\w-]+))?\)")
@@ -53,6 +55,17 @@ def test_methods_point_to_what_is_known_of_the_paper():
     for name, method in yaml.safe_load(text).items():
         sources = [method.get("source", ""), *(p["source"] for p in method["parameters"].values())]
         assert all(source.strip() for source in sources), f"{name} has a number without a source"
+
+
+def test_the_newer_methods_have_the_numbers_of_the_grid():
+    """What is vouched for in one table is neither missing nor another number in the other."""
+    references = load().references
+    grid, newer = (
+        {(line.row, line.column, line.value, line.status, line.source) for line in references[name]}
+        for name in ("cifar100", "modern")
+    )
+    assert newer
+    assert newer <= grid
 
 
 def test_numbers_that_are_not_the_appendixs_say_where_they_are_from():

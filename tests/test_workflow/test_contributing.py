@@ -84,6 +84,13 @@ class Copy:
     def add_the_architecture(self) -> None:
         self.append("config/architectures.yaml", block("Add an architecture", "yaml"))
 
+    def add_the_dataset(self, images: Path) -> None:
+        """The entry, sixty images, and the line that names their folder."""
+        write_images(images, {"train": 20, "val": 10})
+        self.append("config/datasets.yaml", block("Add a dataset", "yaml"))
+        main = self.folder / "config/config.yaml"
+        main.write_text(re.sub(r"data_roots:.*\n", f"data_roots:\n  flowers: {images}\n", main.read_text()))
+
     def add_column(self, table: str, column: str) -> None:
         path = self.folder / "config" / "tables" / f"{table}.yaml"
         path.write_text(path.read_text() + f"  - {column}\n")
@@ -151,12 +158,8 @@ def test_the_tests_take_a_row_a_method_and_an_architecture_as_they_are(copy):
 
 
 def test_a_dataset_is_one_entry_and_a_folder(copy, tmp_path):
-    write_images(tmp_path / "flowers", {"train": 600, "val": 10})
     before = copy.runs()
-    copy.append("config/datasets.yaml", block("Add a dataset", "yaml"))
-    main = copy.folder / "config/config.yaml"
-    root = f"data_roots:\n  flowers: {tmp_path / 'flowers'}\n"
-    main.write_text(re.sub(r"data_roots:.*\n", root, main.read_text()))
+    copy.add_the_dataset(tmp_path / "flowers")
     assert copy.touched() == {"config/config.yaml", "config/datasets.yaml"}
     assert copy.runs() == before
     copy.add_column("ablation", FLOWERS)
@@ -183,13 +186,14 @@ print(Path(flow.runs, run, "metrics.json").read_text())
 
 
 def write_images(root: Path, counts: dict[str, int]) -> None:
-    """Noise, so many images of each of two classes."""
+    """Noise, so many images of each of two classes, which differ in brightness."""
     noise = random.Random(0)
     for split, count in counts.items():
         for number in range(2 * count):
             path = root / split / ("daisy", "tulip")[number % 2] / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.frombytes("RGB", (30, 40), noise.randbytes(30 * 40 * 3)).save(path)
+            picture = Image.frombytes("RGB", (30, 40), noise.randbytes(30 * 40 * 3))
+            picture.point([value // (1 + number % 2) for value in range(256)] * 3).save(path)
 
 
 def test_a_scale_is_one_file(copy):

@@ -137,6 +137,22 @@ def test_a_tables_priority_counts_for_all_that_it_needs(copy, tmp_path):
     assert {flow.priority(run) for run in set(flow.plan.runs) - set(first)} == {0}
 
 
+def test_a_claims_priority_counts_for_the_runs_of_its_cells(tmp_path):
+    config = ConfigCopy(tmp_path)
+    stated = "    better: table5/swin_block/swin_t__resnet18\n    than: table5/vit_block/swin_t__resnet18\n"
+    claim = f"  - key: ours\n    where: here\n    says: Swin is better\n{stated}    priority: 2\n"
+    config.append("claims.yaml", claim)
+    # Below 0: the claims that state no priority must not raise it.
+    config.replace("tables/table4.yaml", "kind: accuracy\n", "kind: accuracy\npriority: -1\n")
+    flow = Flow({}, config.folder)
+    cells = flow.plan.tables["table5"].cells
+    named = [run for row in ("swin_block", "vit_block") for run in cells[row, "swin_t__resnet18"].runs]
+    first = flow.plan.needed(named)
+    assert {flow.priority(run) for run in first} == {2}
+    others = {flow.priority(run) for run in set(flow.plan.runs) - set(first)}
+    assert others == {0, -1}
+
+
 def test_every_run_has_a_name_of_its_own():
     for scale in ("smoke", "paper"):
         plan = Flow({"scale": scale, "seeds": [0, 1]}, ROOT / "config").plan

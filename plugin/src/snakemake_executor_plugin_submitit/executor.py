@@ -42,6 +42,7 @@ from snakemake_executor_plugin_submitit.workflow_jobs import (
     make_entry,
     make_submitted,
     outputs_of,
+    title_of,
 )
 
 __all__ = ["Executor"]
@@ -320,8 +321,9 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
             make_submitted(job, entry, request, self.backend, latency_s)
             for job, entry in zip(jobs, entries, strict=True)
         ]
+        title = title_of(jobs[0]) if len(jobs) == 1 else name
         try:
-            job_ids = self.backend.submit(submitted, request, name, token)
+            job_ids = self.backend.submit(submitted, request, title, token)
         except SlurmRefusedError as error:
             for entry in entries:
                 del self.followed[entry.key]

@@ -82,6 +82,7 @@ class SnakemakeJob:
         inputs: Sequence[str] = (),
         outputs: Sequence[str] = (),
         latency_s: float = 5.0,
+        title: str = "",
     ) -> None:
         self.script = script
         self.workdir = workdir
@@ -95,6 +96,7 @@ class SnakemakeJob:
         self.submitted = submitted
         self.inputs, self.outputs = list(inputs), list(outputs)
         self.latency_s = latency_s
+        self.title = title
         # submitit pickles this object, so what belongs to one start is set apart from the settings.
         self._forget_process()
 
@@ -117,7 +119,14 @@ class SnakemakeJob:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Jobs that an older version has submitted may start, or be requeued, after an upgrade.
-        before_version_0_2 = {"inputs": [], "outputs": [], "latency_s": 5.0, "cpus": 1, "memory_mb": 0}
+        before_version_0_2 = {
+            "inputs": [],
+            "outputs": [],
+            "latency_s": 5.0,
+            "cpus": 1,
+            "memory_mb": 0,
+            "title": "",
+        }
         self.__dict__.update({**before_version_0_2, **state})
         self._forget_process()
 
@@ -168,6 +177,12 @@ class SnakemakeJob:
         self._record.start(os.environ.get("SLURMD_NODENAME") or socket.gethostname(), job_id())
         # Saved before anything runs: the controller finds a job's id here if it died while submitting.
         self._record.save(self.record_path)
+
+    def _show_title(self) -> None:
+        """Let squeue show this job's own name, not its array's; a Slurm that refuses costs only that."""
+        with suppress(OSError, subprocess.SubprocessError):
+            command = ["scontrol", "update", f"JobId={job_id()}", f"JobName={self.title}"]
+            subprocess.run(command, capture_output=True, timeout=20, check=False)
 
     def _raise_what_was_lost(self) -> None:
         """An `except Exception` that a signal interrupts, as in logging, swallows what its handler raises."""
@@ -231,6 +246,9 @@ class SnakemakeJob:
             return 143
         self._child = self._start()
         self._sampled = time.time()  # its own Snakemake starts up first
+        # After the start: a Slurm that answers late must not keep the program waiting.
+        if self.title:
+            self._show_title()
         exit_code = self._watch()
         # Held no longer than needed: what follows may wait for late files, and other jobs want the GPUs.
         self._release_slots()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -32,7 +33,10 @@ __all__ = [
     "make_entry",
     "make_submitted",
     "outputs_of",
+    "title_of",
 ]
+
+LONGEST_TITLE = 200
 
 
 def members_of(job: Any) -> list[Any]:
@@ -168,6 +172,12 @@ def make_entry(
     )
 
 
+def title_of(job: Any) -> str:
+    """What squeue shows of a job: its rule and its wildcards' values, in characters that Slurm takes."""
+    words = [job.name, *map(str, wildcards_of(job).values())]
+    return re.sub(r"[^\w.+-]+", "_", "-".join(words))[:LONGEST_TITLE]
+
+
 def files_to_see(paths: Iterable[Any]) -> list[str]:
     """Those of a job's files that its node must see: neither in a storage nor removed at its end."""
     passing = {"temp", "pipe", "service"}
@@ -198,4 +208,6 @@ def make_submitted(
         inputs=files_to_see(job.input),
         outputs=files_to_see(job.output),
         latency_s=latency_s,
+        # An array has one name: each of its tasks says its own when it starts.
+        title=title_of(job) if entry.index is not None and backend.name == "slurm" else "",
     )
