@@ -35,7 +35,7 @@ install-dev: $(INSTALLED_DEV)  ## the same with what the tests and checks need
 
 .PHONY: demo
 demo: install  ## every table and figure at scale smoke, on this machine
-	$(ON_PATH) fbt run --cores $(CORES)
+	$(ON_PATH) fbt run --cores $(CORES) --set "execution={pack: 8}"
 
 .PHONY: test
 test: install-dev  ## fast tests and the smoke workflow (<= 12 minutes)

@@ -17,13 +17,14 @@ from fbt_core.files import write_text
 from fbt_core.run_files import METRICS_FILE, PREDICTIONS_FILE, has_results
 from fbt_paper.bundle.runs import without_names
 
-SHOWN = ("claims.csv", "claims.md", "comparison.md", "results.csv", "tables/*.csv", "tables/*.md")
+SHOWN = ("claims*.csv", "claims.md", "comparison.md", "results.csv", "tables/*.csv", "tables/*.md")
+COUNTED = ("costs/*.json",)
 FIGURES = ("figures/*.svg", "figures/*.csv", "figures/figure2.png", "figures/similarity*.png")
 
 
 def ship(results: Path, to: Path) -> int:
     """Copy what a scale shows, and metrics and predictions of its finished runs; returns how many."""
-    for pattern in (*SHOWN, *FIGURES):
+    for pattern in (*SHOWN, *COUNTED, *FIGURES):
         for path in sorted(results.glob(pattern)):
             target = to / path.relative_to(results)
             target.parent.mkdir(parents=True, exist_ok=True)

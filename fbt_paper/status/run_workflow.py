@@ -50,17 +50,26 @@ def run_workflow(flow: Flow, names: Sequence[str], options: Sequence[str]) -> in
             stdout=file,
             stderr=subprocess.STDOUT,
         )
-        with handing_on_signals(process):
-            watch(flow, runs, process)
+        with handing_on_signals(process) as received:
+            watch(flow, runs, process, received)
+    if received:
+        # As shells report it: a script that calls this sees that it was stopped, not that a run failed.
+        print("stopped: what was training has saved its state, and the same command goes on from there")
+        return 128 + received[0]
     report(flow, names, runs, process.returncode, log)
     return 1 if process.returncode else 0
 
 
 @contextmanager
-def handing_on_signals(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """While it lasts, SIGTERM and SIGHUP to this process end Snakemake and its trainings as Ctrl-C does."""
+def handing_on_signals(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
+    """While it lasts, SIGTERM and SIGHUP to this process end Snakemake and its trainings as Ctrl-C does.
+
+    Gives the list of the signals received so far.
+    """
+    received: list[int] = []
 
     def hand_on(number: int, frame: object) -> None:
+        received.append(number)
         # Snakemake first, so that it starts nothing in place of what ends. It does not signal its jobs.
         process.terminate()
         for training in trainings_below(process.pid):
@@ -68,7 +77,7 @@ def handing_on_signals(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
     before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
-        yield
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -137,8 +146,11 @@ def given(flow: Flow) -> list[str]:
 # ---------------------------------------------------------------- what is shown
 
 
-def watch(flow: Flow, runs: Sequence[str], process: subprocess.Popen[bytes]) -> None:
-    """One bar until Snakemake ends: runs done, time left, what is training; in a pipe a line per run."""
+def watch(flow: Flow, runs: Sequence[str], process: subprocess.Popen[bytes], received: list[int]) -> None:
+    """One bar until Snakemake ends: runs done, time left, what is training; in a pipe a line per run.
+
+    Ctrl-C is noted in `received`.
+    """
     console = new_console()
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     # Once: names follow from the plan, and the loop looks every second.
@@ -152,6 +164,7 @@ def watch(flow: Flow, runs: Sequence[str], process: subprocess.Popen[bytes]) -> 
                 overview = look(flow, runs, names)
             # Snakemake has received it as well: wait for it to end its jobs, so that nothing is left behind.
             except KeyboardInterrupt:
+                received.append(signal.SIGINT)
                 bar.update(task, description="stopping: the trainings save their state")
                 continue
             done = done_of(overview)

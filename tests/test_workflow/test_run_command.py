@@ -97,7 +97,8 @@ def test_a_signal_to_the_command_alone_ends_its_trainings_and_frees_the_folder(c
     started = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(number)
     said = process.communicate(timeout=60)[0]
-    assert process.returncode == 1, said
+    assert process.returncode == 128 + number, said
+    assert b"stopped: what was training has saved its state" in said and b"Traceback" not in said
     assert (folder / "saved").exists()
     assert [child for child in started if child.is_running() and child.status() != "zombie"] == []
     assert not list(other.folder.glob(f"{run_workflow.LOCKS}/*"))
