@@ -43,9 +43,12 @@ def state_gb(spec: RunSpec, gpus: int, facts: MethodFacts, parameters: Mapping[s
     return FLOAT * (copies * trained + banks) / 1e9
 
 
-def fits_memory(states: Sequence[float | None], gpu_memory: float) -> bool:
-    """Whether `auto` puts runs together that keep so many GB each; one that was not counted trains alone."""
+def fits_memory(states: Sequence[float | None], memory: float) -> bool:
+    """Whether `auto` puts runs together that keep so many GB each on a device that has `memory` GB.
+
+    One that was not counted trains alone.
+    """
     counted = [state for state in states if state is not None]
     if len(counted) < len(states) or len(states) > LARGEST:
         return False
-    return sum(counted) <= STATE_SHARE * gpu_memory
+    return sum(counted) <= STATE_SHARE * memory

@@ -132,10 +132,13 @@ class Flow(Runs):
         size = self.pack_size(specs[0])
         if size != "auto":
             return len(specs) <= size
-        if self.resources.gpu_memory is None:
+        # Without a GPU the runs keep all that in main memory.
+        amount = self.resources.amount(specs[0])
+        memory = self.resources.gpu_memory if amount.gpus else amount.memory
+        if memory is None:
             message = "auto needs to know how much memory a GPU has, and no profile says it; state it (GB)"
             raise ConfigError([Problem(f"profile's {TABLE_FILE}", f"{TABLE_KEY}.gpu_memory", message)])
-        return fits_memory([self.state_gb(spec) for spec in specs], self.resources.gpu_memory)
+        return fits_memory([self.state_gb(spec) for spec in specs], memory)
 
     def state_gb(self, spec: RunSpec) -> float | None:
         """GB that a run keeps on each of its GPUs from step to step; None if that was not counted."""

@@ -138,20 +138,38 @@ def check_folder(request: Any) -> Check:
 
 
 def training_requests(profile: Mapping[str, Any], flow: Flow) -> dict[str, Any]:
-    """For each dataset and family one request as the profile makes it (or the error why it cannot)."""
+    """For each dataset and family one request as the profile makes it (or the error why it cannot).
+
+    If the settings put runs in packs, also one for the largest pack of each kind.
+    """
     from snakemake_executor_plugin_submitit.requests import RequestError, read_request
 
     requests: dict[str, Any] = {}
-    for run, spec in flow.plan.runs.items():
-        kind = f"trainings of {spec.dataset.name}, {family_of(flow, spec)}"
-        if kind in requests:
-            continue
+    for kind, (rule, wildcards, asked) in training_jobs(flow).items():
         try:
-            resources = profile_resources(profile, run, flow)
+            resources = profile_resources(profile, rule, wildcards, asked, flow.threads)
             requests[kind] = read_request(resources, flow.threads, "resources")
         except (RequestError, ValueError) as error:
             requests[kind] = error
     return requests
+
+
+def training_jobs(flow: Flow) -> dict[str, tuple[str, SimpleNamespace, dict[str, int]]]:
+    """Rule, wildcards and resources of one job of each kind."""
+    jobs: dict[str, tuple[str, SimpleNamespace, dict[str, int]]] = {}
+    for run, spec in flow.plan.runs.items():
+        kind = f"trainings of {spec.dataset.name}, {family_of(flow, spec)}"
+        jobs.setdefault(kind, ("train", SimpleNamespace(run=run), flow.resources_of(run)))
+    # What a pack asks for grows with its runs.
+    seen = set()
+    for pack, runs in sorted(flow.packing.packs.items(), key=lambda item: -len(item[1])):
+        spec = flow.spec(runs[0])
+        kind = f"trainings of {spec.dataset.name}, {family_of(flow, spec)}"
+        if kind not in seen:
+            seen.add(kind)
+            resources = flow.resources_of_pack(pack)
+            jobs[f"packs of up to {len(runs)} {kind}"] = ("pack", SimpleNamespace(pack=pack), resources)
+    return jobs
 
 
 def family_of(flow: Flow, spec: Any) -> str:
@@ -160,30 +178,30 @@ def family_of(flow: Flow, spec: Any) -> str:
     return str(entry.family) if entry is not None else "?"
 
 
-def profile_resources(profile: Mapping[str, Any], run: str, flow: Flow) -> dict[str, Any]:
-    """Resources of one training: the profile's defaults, the table's, then the profile's for the rule.
+def profile_resources(
+    profile: Mapping[str, Any], rule: str, wildcards: SimpleNamespace, asked: Mapping[str, int], threads: int
+) -> dict[str, Any]:
+    """Resources of one job: the profile's defaults, what the rule asks for, then the profile's for the rule.
 
     Snakemake itself reads the profile's values, which may be expressions.
     """
     from snakemake.resources import Resources
 
-    words = [
-        word.removeprefix("train:") for word in profile.get("set-resources", []) if word.startswith("train:")
-    ]
+    words = [word for word in profile.get("set-resources", []) if word.startswith(f"{rule}:")]
     # In Snakemake's order: what is stated later wins.
     stated = {
         **Resources.parse(profile.get("default-resources", []), allow_expressions=True),
-        **Resources.from_mapping(flow.resources_of(run)),
-        **Resources.parse(words, allow_expressions=True),
+        **Resources.from_mapping(asked),
+        **Resources.parse([word.removeprefix(f"{rule}:") for word in words], allow_expressions=True),
     }
-    known = {"wildcards": SimpleNamespace(run=run), "input": [], "attempt": 1, "threads": flow.threads}
+    known = {"wildcards": wildcards, "input": [], "attempt": 1, "threads": threads, "rulename": rule}
     return {name: evaluated(resource, known) for name, resource in stated.items()}
 
 
 def evaluated(resource: Any, known: Mapping[str, Any]) -> Any:
     """A resource's value, computed if it is an expression."""
     if resource.is_evaluable():
-        resource = resource.evaluate(**known, rulename="train", async_run=None)
+        resource = resource.evaluate(**known, async_run=None)
     return resource.value
 
 

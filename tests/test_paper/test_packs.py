@@ -164,6 +164,20 @@ def test_auto_fills_half_a_gpu_with_what_runs_keep_from_step_to_step():
         composed(flow_of("paper", "auto", training_resources=RESOURCES))
 
 
+def test_auto_on_a_cpu_fills_half_of_a_trainings_main_memory():
+    """Scale smoke needs no GPU, and so nobody has to say how much memory one has."""
+    largest = {}
+    for gb in (0.5, 2.0):
+        flow = flow_of(
+            "smoke", "auto", training_resources={"datasets": {}, "otherwise": CPU_ONLY | {"memory": gb}}
+        )
+        together = composed(flow)
+        assert all(sum(flow.state_gb(flow.plan.runs[run]) for run in pack) <= gb / 2 for pack in together)
+        largest[gb] = max(map(len, together))
+    assert 1 < largest[0.5] < largest[2.0] <= 16
+    assert composed(flow_of("smoke", "auto"))
+
+
 def test_what_a_run_keeps_is_counted():
     """ResNet18 with KD and SGD's momentum: weights, gradients, momentum; CRD's banks come on top."""
     flow = flow_of("paper", training_resources=RESOURCES)
@@ -310,6 +324,7 @@ def test_a_pack_gets_what_its_largest_run_gets_and_more_time_to_save():
     assert 120 <= alone["signal_seconds"] < eight["signal_seconds"]
 
 
+CPU_ONLY = {"gpus": 0, "hours": 1, "memory": 2, "cpus": 1}
 AMOUNT = {"gpus": 1, "hours": 24, "memory": 32, "cpus": 8}
 RESOURCES = {
     "datasets": {"cifar100": dict.fromkeys(("cnn", "msa", "mlp"), AMOUNT)},

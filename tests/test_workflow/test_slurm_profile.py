@@ -297,6 +297,24 @@ def test_check_cluster_tells_silence_from_refusal() -> None:
     assert check.hint == "try again later"
 
 
+def test_check_cluster_asks_for_the_largest_packs_too(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More memory than one training, more time to save, and what the profile sets for the rule of packs."""
+    from fbt_paper.plan.resources import read_resources
+    from fbt_paper.plan.targets import Flow
+    from fbt_paper.status.cluster import read_profile, training_requests
+
+    monkeypatch.chdir(clone)
+    profile, _ = read_profile(Path("profiles/slurm"))
+    flow = Flow({"scale": "paper", "execution": {"pack": 4}, **read_resources(Path("profiles/slurm"))})
+    requests = training_requests({**profile, "set-resources": ["pack:constraint=a100"]}, flow)
+    alone, pack = (requests[f"{what}trainings of cifar100, cnn"] for what in ("", "packs of up to 4 "))
+    assert (alone.mem_mb, pack.mem_mb) == (32000, 41600)
+    assert (pack.gpu, pack.cpus, pack.runtime) == (alone.gpu, alone.cpus, alone.runtime)
+    assert (alone.signal_seconds, pack.signal_seconds) == (0, 210)
+    assert (alone.constraint, pack.constraint) == (None, "a100")
+    assert not [kind for kind in training_requests(profile, Flow({"scale": "smoke"})) if "packs" in kind]
+
+
 @pytest.mark.slurm
 def test_check_cluster_asks_slurm(
     clone: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
