@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
 
 import pytest
 
+from cluster import wait_for
 from fbt_paper.plan.targets import Flow
 from tests.test_workflow.workflow_copy import WorkflowCopy
 
@@ -33,15 +35,21 @@ OTHERS = """  - {key: ofa, label: OFA, method: ofa}
 PACK = {size: ("--config", f"execution={{pack: {size}}}", "--") for size in (1, 2, 8)}
 
 
+def with_table(folder: Path, table: str) -> WorkflowCopy:
+    """A workflow with this table and nothing else."""
+    copy = WorkflowCopy.make(folder)
+    for part in ("tables", "figures"):
+        shutil.rmtree(copy.folder / "config" / part)
+        (copy.folder / "config" / part).mkdir()
+    (copy.folder / "config/claims.yaml").write_text("claims: []\n")
+    (copy.folder / "config/tables/mini.yaml").write_text(table)
+    return copy
+
+
 @pytest.fixture(scope="module")
 def failed(tmp_path_factory) -> WorkflowCopy:
     """One table of four runs and their teacher, trained in packs of up to eight; the run of RKD fails."""
-    copy = WorkflowCopy.make(tmp_path_factory.mktemp("packs") / "failed")
-    for folder in ("tables", "figures"):
-        shutil.rmtree(copy.folder / "config" / folder)
-        (copy.folder / "config" / folder).mkdir()
-    (copy.folder / "config/claims.yaml").write_text("claims: []\n")
-    (copy.folder / "config/tables/mini.yaml").write_text(TABLE)
+    copy = with_table(tmp_path_factory.mktemp("packs") / "failed", TABLE)
     done = copy.snakemake("--cores", "2", *PACK[8], TARGET, FAILING_RUN=runs(copy)["rkd"])
     assert done.returncode == 1
     assert "error: data/7.jpg: this run is meant to fail" in done.stdout
@@ -144,6 +152,93 @@ def test_added_rows_form_a_pack_that_keeps_its_runs_until_it_has_ended(copy):
     done = node_job(copy, record.stem)
     assert done.returncode == 0, done.stdout
     assert set(json.loads(marker_of(record).read_text())["members"]) == two
+
+
+@pytest.mark.slow
+def test_results_trained_alone_are_kept_in_packs_and_back(tmp_path):
+    """From `pack: 1` to 8, where added rows train together, and back to 1."""
+    copy = with_table(tmp_path / "copy", TABLE)
+    assert copy.snakemake("--cores", "2", *PACK[1], TARGET).returncode == 0
+    alone = copy.trained()
+    assert len(alone) == 5 and not (copy.folder / "results/smoke/packs").exists()
+    assert "Nothing to be done" in copy.snakemake("--cores", "2", *PACK[8], TARGET).stdout
+    (copy.folder / "config/tables/mini.yaml").write_text(TABLE + OTHERS)
+    done = copy.snakemake("--cores", "2", *PACK[8], TARGET)
+    added = {runs(copy)[row] for row in ("ofa", "fbt")}
+    assert done.returncode == 0 and packs(done.stdout) == [added]
+    assert copy.trained()[:5] == alone and set(copy.trained()[5:]) == added and len(copy.trained()) == 7
+    assert "Nothing to be done" in copy.snakemake("--cores", "2", *PACK[1], TARGET).stdout
+
+
+TWO_STUDENTS = TABLE.replace(", teacher: swin_t, student: resnet18}", "}").replace(
+    "  - {key: top1, label: top-1}\n",
+    """  - {key: one, label: ResNet18, teacher: swin_t, student: resnet18}
+  - {key: two, label: MobileNetV2, teacher: swin_t, student: mobilenetv2}
+""",
+)
+
+
+def check_packs_of_a_profile(folder: Path, *arguments: str, **environment: str) -> list[dict]:
+    """Two packs of four train at once; their controller dies, rows are added, and the next call goes on.
+
+    Returns the executor's entries of the two packs.
+    """
+    copy = with_table(folder, TWO_STUDENTS)
+    for profile in ("slurm", "workstation"):
+        (folder / profile).symlink_to(f"profiles/{profile}")
+    words = [
+        *arguments,
+        "--submitit-poll-seconds",
+        "1",
+        "--config",
+        "scale=smoke",
+        "execution={pack: 4}",
+        "--",
+    ]
+    (folder / "packs_wait").touch()
+    with (folder / "controller.log").open("w") as log:
+        controller = copy.start(*words, TARGET, stdout=log, **environment)
+    try:
+        at_work = lambda: len(devices(folder)) == 2  # noqa: E731
+        wait_for(at_work, 240, f"two packs at work; see {folder / 'controller.log'}")
+    finally:
+        controller.kill()
+        controller.wait(30)
+    composed = {path.stem: path.read_text() for path in folder.glob("results/smoke/packs/*.json")}
+    (folder / "config/tables/mini.yaml").write_text(TWO_STUDENTS + OTHERS)
+    assert copy.snakemake("--unlock", **environment).returncode == 0
+    (folder / "packs_wait").unlink()
+    done = copy.snakemake(*words, TARGET, **environment)
+    assert done.returncode == 0 and (folder / TARGET).exists(), done.stdout
+    # The teacher, eight runs and four added ones, each trained once; the two packs are as they were.
+    assert len(copy.trained()) == len(set(copy.trained())) == 13
+    assert {stem: (folder / f"results/smoke/packs/{stem}.json").read_text() for stem in composed} == composed
+    assert len(list(folder.glob("results/smoke/packs/*.done"))) == 3
+    entries = [json.loads(path.read_text()) for path in folder.glob(".snakemake/submitit/journal/*.json")]
+    return [entry for entry in entries if entry["rule"] == "pack" and entry["wildcards"]["pack"] in composed]
+
+
+def devices(folder: Path) -> list[str]:
+    """The GPUs that each pack was given."""
+    return [path.read_text() for path in folder.glob("results/smoke/packs/*.devices")]
+
+
+@pytest.mark.slurm
+@pytest.mark.timeout(900)
+def test_packs_through_slurm_are_one_array(tmp_path, start_cluster):
+    conf = str(start_cluster().conf)
+    entries = check_packs_of_a_profile(tmp_path / "copy", "--profile", "slurm", SLURM_CONF=conf)
+    assert len({entry["job_id"].split("_")[0] for entry in entries}) == 1
+    assert {entry["job_id"].split("_")[1] for entry in entries} == {"0", "1"}
+    assert set(devices(tmp_path / "copy")) == {"0", "1"}
+
+
+@pytest.mark.slow
+def test_packs_on_a_workstation_have_a_gpu_each(tmp_path):
+    names = [f"fake-{os.getpid()}-packs-{number}" for number in range(2)]
+    arguments = ("--profile", "workstation", "--submitit-gpus", ",".join(names))
+    assert len(check_packs_of_a_profile(tmp_path / "copy", *arguments)) == 2
+    assert set(devices(tmp_path / "copy")) == set(names)
 
 
 def marker_of(record: Path) -> Path:

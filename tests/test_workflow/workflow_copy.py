@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 COPIED = ("Snakefile", "config", "workflow", "profiles")
@@ -35,6 +36,10 @@ assert [spec.id for spec in specs] == [Path(path).stem for path in options.spec]
 check_together(specs)
 if os.environ.get("KILLED_PACKS") and options.pack:
     sys.exit("killed")
+if options.pack:
+    Path(options.pack).with_suffix(".devices").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    while Path("packs_wait").exists():
+        time.sleep(0.1)
 for spec in specs:
     folder = runs / spec.id
     if (folder / "metrics.json").exists():
@@ -122,15 +127,19 @@ class WorkflowCopy:
 
     def snakemake(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """`snakemake` in this folder, with its output as one text."""
+        with self.start(*arguments, **environment) as started:
+            text = started.communicate()[0]
+        return subprocess.CompletedProcess(started.args, started.returncode, text)
+
+    def start(
+        self, *arguments: str, stdout: Any = subprocess.PIPE, **environment: str
+    ) -> subprocess.Popen[str]:
+        """`snakemake` in this folder, begun."""
         command = [sys.executable, "-m", "snakemake", *arguments]
         known = {key: value for key, value in os.environ.items() if not key.startswith("SNAKEMAKE")}
-        return subprocess.run(
-            command,
-            cwd=self.folder,
-            env={**known, "PYTHONPATH": str(self.folder), **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+        variables = {**known, "PYTHONPATH": str(self.folder), **environment}
+        return subprocess.Popen(
+            command, cwd=self.folder, env=variables, stdout=stdout, stderr=subprocess.STDOUT, text=True
         )
 
     def planned(self, *arguments: str) -> dict[str, int]:
