@@ -196,8 +196,8 @@ def judge_claims_command(options: Options) -> int:
     texts = {
         "_intervals.csv": intervals_to_csv(judgements),
         ".csv": to_csv(judgements),
-        ".md": to_markdown(judgements, data),
-        ".tex": to_latex(judgements, data),
+        ".md": to_markdown(judgements, data, flow.config.main.teacher_seeds),
+        ".tex": to_latex(judgements, data, flow.config.main.teacher_seeds),
     }
     for ending, text in texts.items():
         path = Path(flow.results, f"{options.claims}{ending}")

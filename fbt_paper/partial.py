@@ -39,7 +39,8 @@ def write_partial(flow: Flow, page: str) -> Iterator[Path]:
     # claims: what lacks a run is `not measured`
     (name,) = [name for name, shown_on in FILES.items() if shown_on == page]
     judgements = judge_all(ClaimPlan(flow).of(name), Evidence(flow.config, flow.plan, Path(flow.results)))
-    texts |= {f"{name}.csv": show.to_csv(judgements), f"{name}.md": show.to_markdown(judgements, flow.scale)}
+    text = show.to_markdown(judgements, flow.scale, flow.config.main.teacher_seeds)
+    texts |= {f"{name}.csv": show.to_csv(judgements), f"{name}.md": text}
     texts |= {f"{name}_intervals.csv": show.intervals_to_csv(judgements)}
     for file, text in texts.items():
         write_text(folder / file, text)

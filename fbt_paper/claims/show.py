@@ -17,8 +17,9 @@ RULE = """\
 A claim *holds* if the whole 95 % interval of the difference is on the claimed side, is *contradicted* if the
 whole interval is on the other side, and is *undecided* otherwise: undecided is no verdict on the paper, it
 means that these runs cannot decide. Differences are of the last epoch's top-1, paired by seed and test
-image. What no interval here covers: a teacher trained again (each is trained once),
-another recipe, another data set."""
+image. What no interval here covers: {teacher}another recipe, another data set."""
+ONE_TEACHER = {"first": "a teacher trained again (each is trained once),\n", "each": ""}
+"""What one teacher for all seeds leaves out, by config.yaml's `teacher_seeds`."""
 
 
 def counts(judgements: Sequence[Judgement]) -> dict[str, int]:
@@ -66,7 +67,7 @@ def intervals_to_csv(judgements: Sequence[Judgement]) -> str:
     return text.getvalue()
 
 
-def to_latex(judgements: Sequence[Judgement], data: str) -> str:
+def to_latex(judgements: Sequence[Judgement], data: str, teacher_seeds: str = "first") -> str:
     """The claims as a LaTeX table whose texts wrap within the width of the text."""
     caption = escape_latex(f"What these runs say of the paper's statements. Measured on: {data}.")
     lines = [
@@ -86,12 +87,12 @@ def to_latex(judgements: Sequence[Judgement], data: str) -> str:
         claim = judgement.claim
         cells = (f"{claim.says} ({claim.where})", judgement.verdict, judgement.words)
         lines.append(" & ".join(map(escape_latex, cells)) + r" \\")
-    notes = footnotes([RULE.replace("*", "")])
+    notes = footnotes([RULE.format(teacher=ONE_TEACHER[teacher_seeds]).replace("*", "")])
     table = "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *notes, r"\end{table}", ""])
     return "".join([*hints(table), table])
 
 
-def to_markdown(judgements: Sequence[Judgement], data: str) -> str:
+def to_markdown(judgements: Sequence[Judgement], data: str, teacher_seeds: str = "first") -> str:
     """The claims as a table under a count of the verdicts; `data` says what was trained on."""
     number = counts(judgements)
     lines = [
@@ -99,7 +100,7 @@ def to_markdown(judgements: Sequence[Judgement], data: str) -> str:
         "",
         ", ".join(f"{count} {verdict}" for verdict, count in number.items()) + f". Measured on: {data}.",
         "",
-        RULE,
+        RULE.format(teacher=ONE_TEACHER[teacher_seeds]),
         "",
         "| where | claim | verdict | evidence (points, 95 % interval) | chance of |",
         "|---|---|---|---|---|",

@@ -179,6 +179,9 @@ class MainConfig(Strict):
     scale: ScaleName
     recipes: Literal["ofa", "as_printed"]
     seeds: Seeds | None = Field(description="one run per seed; null: those of the scale")
+    teacher_seeds: Literal["first", "each"] = Field(
+        default="first", description="first: one teacher for all seeds of a student; each: one of each seed"
+    )
     score: Score = Field(description="which top-1 the tables show: of the best epoch, the last, or the EMA's")
     data_roots: dict[DatasetName, str | None] = Field(description="dataset -> folder on this machine")
     teacher_files: dict[DatasetName, dict[ArchitectureName, WeightFile]] = Field(

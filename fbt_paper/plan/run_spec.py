@@ -125,7 +125,7 @@ def teacher_of(config: Config, settings: Settings, dataset: str, seed: int) -> S
         stated = {"mean": file.mean, "std": file.std} if file.mean else {}
         return Source(network.model_copy(update={"weights": f"file:{file.sha256}", **stated}))
     if entry.teachers == "from_scratch":
-        return _trained((_run_alone(config, network, dataset, network.family),))
+        return _trained((_run_alone(config, network, dataset, network.family, seed),))
 
     pretrained = config.architectures[key].pretrained
     if pretrained is None:
@@ -137,7 +137,7 @@ def teacher_of(config: Config, settings: Settings, dataset: str, seed: int) -> S
     if entry.teachers == "pretrained":
         stated = {"mean": pretrained.mean, "std": pretrained.std}
         return Source(network.model_copy(update={**weights, **stated}))
-    return _trained((_run_alone(config, network.model_copy(update=weights), dataset, "teacher"),))
+    return _trained((_run_alone(config, network.model_copy(update=weights), dataset, "teacher", seed),))
 
 
 def network_spec(config: Config, key: str, dataset: str) -> NetworkSpec:
@@ -164,8 +164,8 @@ def test_crop_of(config: Config, key: str, dataset: str) -> CropSpec | None:
     return config.architectures[key].test_crop
 
 
-def _run_alone(config: Config, network: NetworkSpec, dataset: str, role: str) -> RunSpec:
-    """The run that trains a network without a teacher."""
+def _run_alone(config: Config, network: NetworkSpec, dataset: str, role: str, seed: int) -> RunSpec:
+    """The run that trains a teacher, for students of this seed."""
     stated, data = find_recipe(config, dataset, role), dataset_spec(config, dataset)
     changes, of_data = scale_changes(config, "teacher_recipes", role), dataset_changes(config, dataset)
     # The data set's changes once more, last: no batch of a scale fits a data set that is smaller.
@@ -177,8 +177,8 @@ def _run_alone(config: Config, network: NetworkSpec, dataset: str, role: str) ->
         teacher=None,
         method=method_spec(config, "scratch", dataset, {}),
         recipe=recipe,
-        # One teacher for all seeds of a student; docs/claims.md says what the intervals leave out by that.
-        seed=planned_seeds(config)[0],
+        # docs/claims.md says what the intervals leave out if one teacher serves all seeds of a student.
+        seed=seed if config.main.teacher_seeds == "each" else planned_seeds(config)[0],
         engine_revision=ENGINE_REVISION,
         test_crop=test_crop_of(config, network.architecture, dataset),
     )

@@ -175,19 +175,20 @@ def plan_cell(config: Config, key: str, i: int, j: int) -> tuple[Cell, tuple[Run
         flatten(row, file, table.row_path(i)),
         flatten(column, file, f"columns[{j}]"),
     )
-    measure = settings.values.get("measure", Setting("student", file, ""))
-    if measure.value == "teacher":
-        # One run for all seeds: the teacher is trained once.
-        source = teacher_of(config, settings, dataset_of(config, settings), planned_seeds(config)[0])
-        shown = tuple(run.id for run in source.runs[-1:])
-        if shown:
-            return Cell(row.key, column.key, shown), source.runs
-        # Weights of timm or of the user's own have no run here, and no number that was not measured is shown.
-        note = f"{source.network.weights}, not measured here"
-        return Cell(row.key, column.key, (), note, source.network), ()
     # The nearest scale of the lineage decides: one that extends smoke has its seeds unless it states some.
     stated = table.seeds or {}
     seeds = next((stated[scale] for scale in config.lineage if scale in stated), planned_seeds(config))
+    measure = settings.values.get("measure", Setting("student", file, ""))
+    if measure.value == "teacher":
+        dataset = dataset_of(config, settings)
+        sources = [teacher_of(config, settings, dataset, seed) for seed in seeds]
+        # Each once: one teacher may serve all seeds.
+        shown = tuple(dict.fromkeys(run.id for source in sources for run in source.runs[-1:]))
+        if shown:
+            return Cell(row.key, column.key, shown), tuple(run for source in sources for run in source.runs)
+        # Weights of timm or of the user's own have no run here, and no number that was not measured is shown.
+        network = sources[0].network
+        return Cell(row.key, column.key, (), f"{network.weights}, not measured here", network), ()
     chains = [run_specs(config, settings, seed) for seed in seeds]
     # Said, because the cell's label will promise it.
     is_tiny = settings.required("student").value in config.scale.architectures

@@ -822,6 +822,19 @@ def test_mini_has_five_seeds_everywhere_and_the_students_images_of_smoke(copy):
     assert {spec.dataset.test_images for spec in specs} == {5000}
 
 
+def test_each_seed_may_have_a_teacher_of_its_own(copy):
+    shared = copy.plan("mini")
+    each = plan(copy.load({"scale": "mini", "teacher_seeds": "each"}))
+    cells = lambda planned: planned.tables["table2"].cells["fbt", "swin_t__resnet18"].runs  # noqa: E731
+    teachers = [each.runs[run].needed_runs()[0] for run in cells(each)]
+    assert [each.runs[teacher].seed for teacher in teachers] == [each.runs[run].seed for run in cells(each)]
+    assert {shared.runs[run].needed_runs() for run in cells(shared)} == {(teachers[0],)}
+    # The first seed's student is the same run either way, and a table's own row shows all teachers.
+    assert [run in cells(shared) for run in cells(each)] == [True, False, False, False, False]
+    rows = {key: len(cell.runs) for key, cell in each.tables["table4"].cells.items() if key[0] == "teacher"}
+    assert set(rows.values()) == {5}
+
+
 def test_pilot_is_the_papers_networks_at_112_pixels_where_they_allow_it(copy):
     pilot, paper = copy.plan("pilot"), copy.plan("paper")
     for key in ("table2", "table3", "table4", "table5"):
