@@ -35,7 +35,6 @@ from fbt_core.measure.training_cost import (
     table_pairs,
 )
 from fbt_core.methods.base import Batch, Context, Method
-from fbt_core.methods.crd import Bank
 from fbt_core.methods.fcfd import FCFD
 from fbt_core.methods.registry import build_method
 from fbt_core.spec import MethodSpec
@@ -102,10 +101,7 @@ def make_fake(method: Method, mode: FakeTensorMode, device: str = "cpu") -> Meth
 
 # Fake tensors have no numbers, so whatever asks for one must be answered beforehand.
 def without_numbers(method: Method) -> Method:
-    """Decide beforehand what a step would read from tensors: CRD's normaliser, FCFD's paths."""
-    for module in method.modules():
-        if isinstance(module, Bank):
-            module._seen_normalised = True
+    """Decide beforehand what a step would read from tensors: FCFD's paths."""
     if isinstance(method, FCFD):
         drawn = method._candidates()[: method.settings.paths]
         method._draw_paths = lambda: drawn  # type: ignore[method-assign]
@@ -116,7 +112,7 @@ def fake_step(
     method: Method, mode: FakeTensorMode, images: int, precision: torch.dtype | None, size: int = IMAGE_SIZE
 ) -> int:
     """Peak bytes, besides the weights, of a forward and backward pass of so many images."""
-    with mode:
+    with mode, next(method.parameters()).device:
         pixels = torch.empty(images, 3, size, size)
         batch = Batch(pixels, *(torch.zeros(images, dtype=torch.int64) for _ in range(2)))
     before = [*method.parameters(), *method.buffers(), pixels, batch.target, batch.indices]

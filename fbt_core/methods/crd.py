@@ -49,8 +49,9 @@ class Bank(nn.Module):
         self.register_buffer("vectors", torch.empty(images, width).uniform_(-bound, bound))
         self.register_buffer("log_normaliser", torch.zeros(()))
         self.register_buffer("is_normalised", torch.tensor(False))
-        # A Python flag beside the buffer: asking the buffer at each step would make the GPU wait.
-        self._seen_normalised = False
+        # A Python flag beside the buffer: to ask the buffer at a step makes the GPU wait and cuts a compiled graph.
+        self._normalised = False
+        self.register_load_state_dict_post_hook(Bank._read_flag)
 
     def similarity(self, embedding: Tensor, columns: Tensor, temperature: float) -> Tensor:
         """log of exp(similarity / T) / Z between embeddings (B, D) and the bank's rows `columns` (B, M)."""
@@ -60,7 +61,7 @@ class Bank(nn.Module):
             all_images = embedding.float() @ vectors.t() / temperature
         logits = all_images.gather(1, columns)
         # Constant: Z is a property of the first batch, with no gradient of its own.
-        if not self._has_normaliser():
+        if not self._normalised:
             self._set_normaliser(logits.detach())
         return logits - self.log_normaliser
 
@@ -70,10 +71,9 @@ class Bank(nn.Module):
         moved = self.vectors[indices] * momentum + embedding.float() * (1 - momentum)
         self.vectors[indices] = unit_rows(moved)
 
-    def _has_normaliser(self) -> bool:
-        """Whether Z is set; once it was seen to be, the device is not asked again."""
-        self._seen_normalised = self._seen_normalised or bool(self.is_normalised)
-        return self._seen_normalised
+    def _read_flag(self, _: object) -> None:
+        """A bank that goes on from a checkpoint keeps the Z that it had."""
+        self._normalised = bool(self.is_normalised)
 
     def _set_normaliser(self, logits: Tensor) -> None:
         """Z is estimated once, from the first batch: N times the mean of exp(similarity / T)."""
@@ -84,6 +84,7 @@ class Bank(nn.Module):
         log_mean = means.logsumexp(0) - math.log(len(means))
         self.log_normaliser.copy_(log_mean + math.log(len(self.vectors)))
         self.is_normalised.fill_(True)
+        self._normalised = True
 
 
 class OtherClasses(nn.Module):

@@ -3,6 +3,7 @@
 Before its first job starts, the main Snakemake process writes each run's spec to results/<scale>/specs/, and
 beside that folder how trainings are executed and what they get. A training's own job reads these files and
 nothing of config/: YAML that changes while the job waits changes neither what it trains nor whether it can.
+A later call writes the two common files again; the GPUs that a queued job trains on are those it was given.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import itertools
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -41,6 +43,7 @@ class Runs:
         self.settings_file = f"{self.results}/execution.json"
         self.resources_file = f"{self.results}/resources.json"
         self.packs = PackFiles(f"{self.results}/packs")
+        self.given = dict[str, int]()  # what this process's job has been given, whatever the files say now
 
     def spec(self, run: str) -> RunSpec:
         """A run's frozen spec; raises ConfigError if its file is missing or holds another run."""
@@ -68,7 +71,7 @@ class Runs:
 
     def resources_of(self, run: str) -> dict[str, int]:
         """What a run's training gets, by its data set and the family of its student."""
-        return self.resources.of(self.spec(run))
+        return self.resources.of(self.spec(run)) | self.given
 
     # ------------------------------------------------------------ files
 
@@ -108,7 +111,7 @@ class Runs:
 
     def resources_of_pack(self, pack: str) -> dict[str, int]:
         """What the job of a pack gets."""
-        return self.resources.of_pack([self.spec(run) for run in self.members(pack)])
+        return self.resources.of_pack([self.spec(run) for run in self.members(pack)]) | self.given
 
     # ------------------------------------------------------------ specs
 
@@ -149,27 +152,39 @@ def threads_of(execution: ExecutionSettings) -> int:
     return execution.threads or max(4, execution.workers)
 
 
+def target_jobs(arguments: Sequence[str]) -> list[str]:
+    """The jobs, such as `train:run=...`, that these arguments of a Snakemake process name; without, none."""
+    if "--target-jobs" not in arguments:
+        return []
+    after = arguments[list(arguments).index("--target-jobs") + 1 :]
+    # The option takes several jobs and ends at the next option.
+    return list(itertools.takewhile(lambda word: not word.startswith("-"), after))
+
+
 def is_training_job(arguments: Sequence[str]) -> bool:
     """Whether these are the arguments of a Snakemake process that is a training's or a pack's job on a node.
 
     Rules are read before Snakemake says which job it is for, so its command line is asked:
     `--target-jobs train:run=... --allowed-rules ... --mode remote`.
     """
-    if "--target-jobs" not in arguments:
-        return False
-    after = arguments[list(arguments).index("--target-jobs") + 1 :]
-    # The option takes several jobs and ends at the next option.
-    targets = list(itertools.takewhile(lambda word: not word.startswith("-"), after))
+    targets = target_jobs(arguments)
     # A group of jobs may hold other rules as well, and those need the whole plan.
-    return all(target.startswith(("train:", "pack:")) for target in targets)
+    return bool(targets) and all(target.startswith(("train:", "pack:")) for target in targets)
 
 
-def runs_of_job(scale: str) -> Runs:
-    """The runs as the job of a training sees them: frozen specs, settings and resources."""
+def runs_of_job(
+    scale: str, arguments: Sequence[str] = (), environment: Mapping[str, str] = MappingProxyType({})
+) -> Runs:
+    """The runs as the job of a training sees them: frozen specs, settings and resources, and its own GPUs."""
     results = Path(f"results/{scale}")
     # From files, not from config/: YAML that has changed since must not reach a job that waited.
     execution = _read(ExecutionSettings, results / "execution.json")
-    return Runs(scale, execution, _read(TrainingResources, results / "resources.json"))
+    runs = Runs(scale, execution, _read(TrainingResources, results / "resources.json"))
+    # A group's GPUs are the sum of its trainings', so only a job of one training knows its own.
+    gpus = environment.get("SNAKEMAKE_SUBMITIT_GPUS", "")
+    if gpus.isdigit() and len(target_jobs(arguments)) == 1:
+        runs.given["gpu"] = int(gpus)
+    return runs
 
 
 def _read(model: type[M], path: Path) -> M:

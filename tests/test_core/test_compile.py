@@ -39,6 +39,7 @@ class CountingBackend:
 @in_process_of_its_own
 def test_no_method_is_compiled_again_after_the_second_epoch(name):
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     backend = CountingBackend()
     method = make_method(name, PAIRS["cnn", "msa"], labels=torch.arange(IMAGES) % CLASSES)
     step, graphs = torch.compile(method, backend=backend), []
@@ -50,7 +51,22 @@ def test_no_method_is_compiled_again_after_the_second_epoch(name):
             step(batch, observe(method, batch))["loss"].backward()
         graphs.append(backend.graphs)
     assert graphs[0] >= 1 and graphs[-1] == graphs[1], graphs
-    assert compile_fallbacks() is not None
+    assert compile_fallbacks() == 0
+
+
+@in_process_of_its_own
+def test_what_falls_back_is_counted():
+    def read_number(tensor, text):
+        return tensor * len(text) if tensor.sum().item() > 0 else tensor
+
+    step = torch.compile(read_number, backend=CountingBackend(), dynamic=False)
+    assert compile_fallbacks() is None
+    step(torch.ones(2), "a")
+    broken = compile_fallbacks()
+    assert broken == 1
+    with torch._dynamo.config.patch(recompile_limit=1):
+        step(torch.ones(2), "ab")
+    assert compile_fallbacks() > broken
 
 
 def test_a_method_whose_graph_differs_at_each_step_stays_as_it_is():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import backend_registration
 
 from fbt_core.measure import training_memory
 from fbt_core.measure.training_cost import read_yaml
@@ -29,24 +31,55 @@ def test_what_lives_at_the_same_time_is_counted_and_what_was_there_before_is_not
     assert counter.peak == 8000 and counter.live == 0
 
 
-@pytest.mark.parametrize("name", method_names())
-@in_process_of_its_own
-def test_every_method_does_a_fake_step_in_every_precision(name):
-    """Backward and optimiser too, and no number is read on the way: what a GPU would be waited for."""
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    method = make_method(name, PAIRS["cnn", "msa"], labels=torch.arange(IMAGES) % CLASSES)
-    method = training_memory.make_fake(method, mode)
+class StandIn(getattr(backend_registration, "_DummyBackendModule", object)):
+    """A device that exists in name only: what torch asks of a GPU's module."""
+
+    def get_amp_supported_dtype(self):
+        return [torch.float16, torch.bfloat16]
+
+
+def stand_in_device():
+    """The name of a device without memory, in the role of a GPU; the CPU where torch cannot make one up."""
+    if not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
+        return "cpu"
+    backend_registration._setup_privateuseone_for_python_backend("standin", StandIn())
+    return "standin"
+
+
+def fake_step(method, device, precision):
+    """A step with fake tensors alone: a tensor that was left on the CPU, or a number that is read, is an error."""
+    mode = FakeTensorMode(allow_non_fake_inputs=device == "cpu")
+    method = training_memory.make_fake(method, mode, device)
+    peak = training_memory.fake_step(method, mode, 8, precision, size=SIZE)
     trained = [p for p in method.trainable_module.parameters() if p.requires_grad]
-    peaks = []
-    for precision in training_memory.PRECISIONS.values():
-        peaks.append(training_memory.fake_step(method, mode, 8, precision, size=SIZE))
-        assert all(p.grad is None or p.grad.dtype == torch.float32 for p in trained)
-        assert sum(p.grad is not None for p in trained) > len(trained) / 2
-        with mode:
-            torch.optim.AdamW(trained, lr=0.1).step()
-        method.zero_grad(set_to_none=True)
+    assert all(p.grad is None or p.grad.dtype == torch.float32 for p in trained)
+    assert all(p.grad is None or p.grad.device.type == device for p in trained)
+    assert sum(p.grad is not None for p in trained) > len(trained) / 2
+    with mode:
+        torch.optim.AdamW(trained, lr=0.1).step()
+    return peak
+
+
+@pytest.mark.parametrize(("number", "name"), enumerate(method_names()), ids=method_names())
+@in_process_of_its_own
+def test_every_method_does_a_fake_step_on_another_device_and_in_half_precision(number, name):
+    """Backward and optimiser too, and no number is read on the way: what a GPU would be waited for."""
+    pair = list(PAIRS.values())[number % len(PAIRS)]
+    method = make_method(name, pair, labels=torch.arange(IMAGES) % CLASSES)
+    twin = copy.deepcopy(method)
+    peak = fake_step(method, stand_in_device(), precision=None)
+    half = fake_step(twin, "cpu", training_memory.PRECISIONS["half"])
     # At this size the copies of weights in half precision may weigh as much as what they save (PAT).
-    assert 0 < peaks[1] < 1.01 * peaks[0]
+    assert 0 < half < 1.01 * peak
+
+
+@in_process_of_its_own
+def test_a_tensor_that_was_left_on_the_cpu_is_an_error():
+    method = make_method("kd", PAIRS["msa", "cnn"])
+    left, label_loss = torch.ones(()), method.label_loss
+    method.label_loss = lambda *inputs: label_loss(*inputs) * left
+    with pytest.raises(Exception, match="non-Fake Tensor|FakeTensorMode"):
+        fake_step(method, stand_in_device(), precision=None)
 
 
 @pytest.mark.slow

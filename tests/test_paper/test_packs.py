@@ -307,6 +307,19 @@ def test_a_pack_trains_what_is_asked_for_and_its_job_finds_the_same(here):
 
 
 @pytest.mark.parametrize(
+    ("targets", "gpus"), [(["train:run=a"], 4), (["pack:pack=0a"], 4), (["train:run=a", "train:run=b"], 1)]
+)
+def test_a_job_trains_on_the_gpus_it_was_given_whatever_a_later_call_has_written(here, targets, gpus):
+    flow = flow_of("paper", training_resources=RESOURCES)
+    spec = next(iter(flow.plan.runs.values()))
+    flow.freeze([spec])
+    arguments = ["--target-jobs", *targets, "--mode", "remote"]
+    on_node = runs_of_job("paper", arguments, {"SNAKEMAKE_SUBMITIT_GPUS": "4"})
+    assert on_node.resources_of(spec.id)["gpu"] == gpus
+    assert runs_of_job("paper", arguments).resources_of(spec.id)["gpu"] == 1
+
+
+@pytest.mark.parametrize(
     ("targets", "expected"),
     [(["pack:pack=0a"], True), (["train:run=a", "pack:pack=0a"], True), (["publish:run=a"], False)],
 )

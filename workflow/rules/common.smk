@@ -1,6 +1,7 @@
 # The plan as files. FLOW answers every question the rules have (fbt_paper/plan/targets.py); the job of a training
 # has its frozen spec instead and reads nothing of config/ (fbt_paper/plan/frozen.py).
 import atexit
+import os
 import sys
 from pathlib import Path
 
@@ -9,7 +10,11 @@ from fbt_paper.plan.frozen import Members, is_training_job, runs_of_job
 from fbt_paper.plan.targets import Flow
 
 TRAINING_JOB = workflow.remote_exec and is_training_job(sys.argv)
-FLOW = runs_of_job(config["scale"]) if TRAINING_JOB else Flow(config, Path("config"))
+FLOW = (
+    runs_of_job(config["scale"], sys.argv, os.environ)
+    if TRAINING_JOB
+    else Flow(config, Path("config"))
+)
 FLOW.dag = lambda: workflow.dag
 
 
