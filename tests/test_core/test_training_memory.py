@@ -47,7 +47,7 @@ def stand_in_device():
 
 
 def fake_step(method, device, precision):
-    """A step with fake tensors alone: a tensor that was left on the CPU, or a number that is read, is an error."""
+    """A step with fake tensors alone: tensors left on the CPU and numbers that are read are errors."""
     mode = FakeTensorMode(allow_non_fake_inputs=device == "cpu")
     method = training_memory.make_fake(method, mode, device)
     peak = training_memory.fake_step(method, mode, 8, precision, size=SIZE)

@@ -104,6 +104,8 @@ def test_the_bill_is_a_range_that_depends_on_the_gpu_and_ends_at_the_loaders(cap
     loading = int(re.search(r"Loading alone: ([\d,]+) hours", text)[1].replace(",", ""))
     assert hours("--tflops", "1e6")[0] == pytest.approx([loading, loading], abs=1)
     assert hours("--tflops", "1e6", "--cores-per-gpu", "16")[0][0] == pytest.approx(loading / 2, abs=1)
+    stated = f"{round(least, -3):,} to {round(most, -3):,} for the ImageNet-1K grid, of which loading alone"
+    assert f"{stated} takes {round(loading, -2):,} at 8 cores" in (ROOT / "docs/reproduced.md").read_text()
 
 
 def test_an_unknown_gpu_is_refused_with_those_that_are_known(capsys):
