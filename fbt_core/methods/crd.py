@@ -49,7 +49,7 @@ class Bank(nn.Module):
         self.register_buffer("vectors", torch.empty(images, width).uniform_(-bound, bound))
         self.register_buffer("log_normaliser", torch.zeros(()))
         self.register_buffer("is_normalised", torch.tensor(False))
-        # A Python flag beside the buffer: asking the buffer at a step makes the GPU wait and cuts compiled graphs.
+        # A Python flag beside the buffer, which a step cannot ask: a GPU would wait, a compiled graph break.
         self._normalised = False
         self.register_load_state_dict_post_hook(Bank._read_flag)
 

@@ -11,9 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fbt_core.measure import bench
 from fbt_core.methods.base import Batch, Method
+from fbt_core.spec import ExecutionSettings
 from fbt_core.teacher import Teacher
-from tests.test_core.methods_kit import make_batch, make_method
+from tests.test_core.engine_runs import EVERYTHING, make_spec
+from tests.test_core.methods_kit import CLASSES, IMAGES, make_batch, make_method
 
 PRECISIONS = {"float32": None, "tf32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FLOAT32_TOLERANCE = 2e-3
@@ -37,7 +40,7 @@ class StepResult:
 def prepare(name: str, pair: tuple[str, str], device: torch.device, channels_last: bool = False) -> Method:
     """A method on tiny networks of a pair, on the device, in training mode at the end of its ramps."""
     torch.manual_seed(5)
-    method = make_method(name, pair).to(device)
+    method = make_method(name, pair, labels=torch.arange(IMAGES) % CLASSES).to(device)
     if channels_last:
         method = method.to(memory_format=torch.channels_last)
     method.train()
@@ -64,7 +67,8 @@ def precision(kind: str, device: torch.device) -> Iterator[None]:
 def forward(method: Method, batch: Batch, step: object | None = None) -> dict[str, object]:
     """Teacher and method on a batch, as the loop calls them; `step` may be the compiled method."""
     seen = None if method.teacher is None else Teacher(method.teacher).observe(batch.images)
-    return (step or method)(batch, seen)  # type: ignore[operator]
+    called = method if step is None else step  # a compiled method has no truth value
+    return called(batch, seen)  # type: ignore[operator]
 
 
 def train_step(
@@ -73,7 +77,8 @@ def train_step(
     """Forward, backward and a step of SGD; every draw follows from one seed."""
     weights = {name: p.detach().clone() for name, p in method.student.named_parameters()}
     optimizer = torch.optim.SGD([p for p in method.trainable_module.parameters() if p.requires_grad], lr=0.05)
-    scaler = torch.amp.GradScaler(device.type, enabled=kind == "float16")
+    # Of torch's own first scale, 65536, a first step may overflow and be left out.
+    scaler = torch.amp.GradScaler(device.type, init_scale=256.0, enabled=kind == "float16")
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
@@ -132,6 +137,21 @@ def static_memory_mb(method: Method) -> float:
         p.numel() * p.element_size() for p in method.trainable_module.parameters() if p.requires_grad
     )
     return (every + gradients) / 1e6
+
+
+def compare_loaders_and_step(
+    student: dict[str, object], device: torch.device, size: int, batch: int, seconds: float
+) -> None:
+    """Notes what a training on this machine waits for: images that its cores load, or steps."""
+    changes = {"student": student, "dataset__loader": "image_folder", "dataset__image_size": size}
+    settings = ExecutionSettings(device=device.type)
+    spec = bench.with_batch(make_spec(EVERYTHING, **changes), batch, settings)
+    step = bench.measure_step(spec, settings, seconds)
+    assert step["device"] == device.type
+    loaded, trained = bench.measure_loader(spec, settings)["rate"] * bench.cores(), step["images_per_second"]
+    assert loaded > 0 and trained > 0
+    what = f"{size} px, scratch: loaders of {bench.cores()} cores / a step"
+    ROWS.append((what, f"{loaded:.0f} / {trained:.0f} images a second"))
 
 
 def twin(method: Method) -> Method:

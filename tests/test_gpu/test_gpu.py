@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fbt_core.methods import method_names
-from tests.test_core.engine_runs import arguments, make_spec, metrics_of, write_images
+from tests.test_core.engine_runs import arguments, make_spec, metrics_of, network, write_images
 from tests.test_core.methods_kit import PAIRS
 from tests.test_core.test_data_device_cache import BATCHES, compare_with_loaders
 from tests.test_gpu import checks
@@ -25,7 +25,7 @@ pytestmark = [
 ROOT = Path(__file__).parents[2]
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 EVERY = os.environ.get("FBT_GPU_ALL") == "1"
-KINDS = ("float32", "tf32", "bfloat16", "float16") if EVERY else ("float32", "bfloat16")
+KINDS = ("float32", "tf32", "bfloat16", "float16") if EVERY else ("float32", "bfloat16", "float16")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -59,9 +59,7 @@ def test_images_that_stay_on_the_gpu_are_the_loaders_but_for_rounding(split, pip
 
 @pytest.mark.parametrize("name", method_names())
 def test_a_step_waits_for_nothing(name):
-    checks.check_no_synchronisation(
-        checks.prepare(name, PAIRS["cnn", "msa"], GPU), checks.fixed_batch(GPU), GPU
-    )
+    checks.check_no_synchronisation(checks.prepare(name, PAIRS["cnn", "msa"], GPU), checks.fixed_batch(GPU))
 
 
 @pytest.mark.parametrize("name", ["scratch", "kd", "fbt"])
@@ -77,7 +75,7 @@ def test_a_killed_training_resumes_and_ends_like_an_undisturbed_one(tmp_path):
     root, spec = write_images(tmp_path / "data"), make_spec(recipe__epochs=8)
 
     def command(runs):
-        options = arguments(spec, tmp_path / runs, root, device="cuda", checkpoint_minutes=1e-9)
+        options = arguments(spec, tmp_path / runs, root, device=GPU.type, checkpoint_minutes=1e-9)
         return [sys.executable, "-m", "fbt_core.run", *options]
 
     subprocess.run(command("whole"), cwd=ROOT, check=True)
@@ -91,7 +89,13 @@ def test_a_killed_training_resumes_and_ends_like_an_undisturbed_one(tmp_path):
     assert [line["epoch"] for line in cut["history"]] == list(range(1, 9))
     for first, second in zip(whole["history"], cut["history"], strict=True):
         assert second["loss"] == pytest.approx(first["loss"], rel=0.02)
-    assert cut["execution"]["device"] == "cuda" and cut["execution"]["gpus"] == 1
+    assert cut["execution"]["device"] == GPU.type
+    assert cut["execution"]["gpus"] == (1 if GPU.type == "cuda" else 0)
+
+
+def test_loaders_against_a_step():
+    student = {**network(), "options": {}}  # a whole ResNet18
+    checks.compare_loaders_and_step(student, GPU, size=224, batch=128, seconds=5.0)
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
-from tests.test_core.methods_kit import PAIRS
-from tests.test_gpu import checks
+from fbt_core.measure import bench
+from tests.test_core.engine_runs import network
+from tests.test_core.methods_kit import PAIRS, in_process_of_its_own
+from tests.test_gpu import checks, test_gpu
 
+ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 PAIR = PAIRS["msa", "cnn"]
 
@@ -41,9 +50,44 @@ def test_what_is_not_finite_or_does_not_move_is_caught():
         checks.check_finite_and_moving(still, "kd")
 
 
-def test_every_tensor_of_a_method_moves_with_it():
-    """Placement, without a GPU: on the meta device no real tensor may be left behind."""
-    for name in ("fbt", "fcfd", "crd", "ofa", "simkd"):
-        method = checks.prepare(name, PAIR, CPU).to("meta")
-        left = [key for key, tensor in method.state_dict().items() if tensor.device.type != "meta"]
-        assert not left, (name, left)
+@pytest.fixture
+def stand_in(monkeypatch):
+    """The tests of the GPU, with the CPU for it."""
+    monkeypatch.setattr(test_gpu, "GPU", CPU)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda method: compiled(method, backend="eager"))
+    monkeypatch.setattr(checks, "ROWS", [])
+    return test_gpu
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("fbt", "float32"), ("crd", "float16"), ("rsd", "bfloat16"), ("kd", "tf32")]
+)
+def test_the_steps_of_a_gpu_pass_on_the_cpu(stand_in, name, kind):
+    """Placement is another test: tests/test_core/test_training_memory.py, on a device in name only."""
+    stand_in.test_a_step_is_finite_and_in_float32_the_cpus(name, ("cnn", "msa"), kind)
+    stand_in.test_a_step_waits_for_nothing(name)
+
+
+@in_process_of_its_own
+def test_loaders_and_a_step_are_compared(monkeypatch):
+    monkeypatch.setattr(bench, "LOADER_SECONDS", 0.1)
+    checks.compare_loaders_and_step(network(), CPU, size=32, batch=8, seconds=0.0)
+    ((what, value),) = checks.ROWS
+    assert "loaders of" in what and value.endswith("images a second")
+
+
+@pytest.mark.slow
+@in_process_of_its_own
+def test_compiled_and_killed_trainings_pass_on_the_cpu(stand_in, tmp_path):
+    stand_in.test_compiled_and_channels_last_steps_are_the_plain_one("kd")
+    stand_in.test_a_killed_training_resumes_and_ends_like_an_undisturbed_one(tmp_path)
+
+
+def test_without_a_gpu_all_of_it_is_skipped_and_the_command_ends_well():
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_gpu/test_gpu.py"]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "FBT_GPU_ALL": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"^\d+ skipped in", done.stdout, re.MULTILINE), done.stdout
