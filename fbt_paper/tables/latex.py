@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from fbt_paper.tables.cost_table import CostResults
+from fbt_paper.tables.cost_table import UNITS, CostResults
 from fbt_paper.tables.frame import rows_of
 from fbt_paper.tables.render import CellText, Sheet, all_remarks, make_sheet
 from fbt_paper.tables.results import Results
@@ -215,7 +215,9 @@ def _cost_body(costs: CostResults, paper: bool) -> Iterator[str]:
     width = len(counted)
     yield rf"\begin{{tabular}}{{l{'r' * 2 * width}}}"
     yield r"\toprule"
-    yield rf" & \multicolumn{{{width}}}{{c}}{{Parameters (M)}} & \multicolumn{{{width}}}{{c}}{{MACs (G)}} \\"
+    parameters, macs = (unit for _, _, unit in UNITS.values())
+    group = rf"\multicolumn{{{width}}}{{c}}"
+    yield rf" & {group}{{Parameters ({parameters})}} & {group}{{MACs ({macs})}} \\"
     yield rf"\cmidrule(lr){{2-{1 + width}}} \cmidrule(lr){{{2 + width}-{1 + 2 * width}}}"
     yield rf"{escape_latex(costs.corner)} & {' & '.join(counted * 2)} \\"
     for _, pair in costs.frame.groupby("row", sort=False):

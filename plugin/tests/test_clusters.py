@@ -264,6 +264,25 @@ def test_a_result_that_others_may_write_is_not_read(tmp_path: Path) -> None:
     assert "everybody may write to it" in said[0]
 
 
+@pytest.mark.parametrize("whose", ["another user's", "a link to the user's own"])
+def test_a_result_that_is_not_the_users_own_file_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whose: str
+) -> None:
+    said: list[str] = []
+    backend = SlurmBackend(ExecutorSettings(), tmp_path, said.append)
+    path = tmp_path / "7_0_result.pkl"
+    target = path if whose == "another user's" else tmp_path / "elsewhere"
+    target.write_bytes(pickle.dumps(("success", {"exit_code": 0})))
+    if target == path:
+        assert backend.result(make_entry(tmp_path, result=str(path))) == Result(None)
+        monkeypatch.setattr(os, "getuid", lambda: path.stat().st_uid + 1)
+    else:
+        path.symlink_to(target)
+    assert backend.result(make_entry(tmp_path, result=str(path))) is None
+    assert len(said) == 1
+    assert ("belongs to another user" if target == path else "is no plain file") in said[0]
+
+
 def test_a_result_runs_no_code(tmp_path: Path) -> None:
     class Harm:
         def __reduce__(self) -> Any:

@@ -13,6 +13,7 @@ from snakemake_executor_plugin_submitit.backends import Look, Result
 from snakemake_executor_plugin_submitit.executor import key_of
 from snakemake_executor_plugin_submitit.journal import JournalEntry, make_key
 from snakemake_executor_plugin_submitit.record import JobRecord
+from snakemake_executor_plugin_submitit.slurm import SlurmBusyError, SlurmRefusedError
 
 from fakes import MadeExecutor, Watched, make_entry, make_group, make_job
 
@@ -124,6 +125,83 @@ def test_record_knows_the_good_end_of_a_job_that_slurm_has_forgotten(tmp_path: P
     watched.now += 10
     assert earlier.known()
     assert [entry.state for entry in earlier.entries.values()] == ["COMPLETED"]
+    assert earlier.known(), "what has ended well is known ever after"
+
+
+def test_waiting_is_said_once_and_asks_the_cluster_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """squeue does not answer at first: nothing is submitted a second time meanwhile."""
+    watched, slept = Watched(tmp_path), []
+    watched.backend.answer = None
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        assert len(watched.said) == 1
+        if len(slept) == 6:
+            watched.backend.answer = Look("RUNNING")
+
+    monkeypatch.setattr(reattach.time, "sleep", sleep)
+    earlier = watched.earlier()
+    earlier.find_out()
+    assert list(earlier.entries) == ["k"]
+    assert len(slept) == watched.backend.hurries == 6
+    assert max(slept) == 5.0 and slept == sorted(slept)
+    assert watched.said == [
+        "an earlier call has submitted jobs; waiting until it is known what became of them."
+    ]
+
+
+def submitting(folder: Path, **changes: Any) -> JournalEntry:
+    """An entry whose controller has not noted the number of its job."""
+    return make_entry(folder, state="SUBMITTING", job_id=None, result=None, **changes)
+
+
+@pytest.mark.parametrize("error", [SlurmBusyError, SlurmRefusedError])
+def test_silence_of_slurm_settles_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    watched = Watched(tmp_path)
+    earlier = watched.earlier(submitting(tmp_path))
+
+    def find(entry: JournalEntry) -> str | None:
+        raise error("no answer")
+
+    monkeypatch.setattr(watched.backend, "find", find)
+    assert not earlier.known()
+    assert earlier.entries
+
+
+@pytest.mark.parametrize(("token", "job_id"), [("t", "31"), ("of another submission", None)])
+def test_number_that_another_controller_has_written_since(
+    tmp_path: Path, token: str, job_id: str | None
+) -> None:
+    """It submits at this moment. A later submission of the same job is another one."""
+    watched = Watched(tmp_path)
+    mine = submitting(tmp_path, submitted=time.time())
+    earlier = watched.earlier(mine)
+    watched.journal.write(make_entry(tmp_path, job_id="31", state="RUNNING", result=None, token=token))
+    assert earlier.known() is (job_id is not None)
+    (entry,) = earlier.entries.values()
+    assert (entry.job_id, entry.state) == (job_id, "RUNNING" if job_id else "SUBMITTING")
+    assert (entry.result is not None) is (job_id is not None), "the files of the job are named after it"
+
+
+def test_number_that_the_cluster_knows_is_written_down(tmp_path: Path) -> None:
+    watched = Watched(tmp_path)
+    earlier = watched.earlier(submitting(tmp_path))
+    watched.backend.found = "31"
+    assert earlier.known()
+    (written,) = watched.journal.entries()
+    assert written.job_id == "31" and written.result is not None
+
+
+def test_entry_of_long_ago_is_not_waited_for(tmp_path: Path) -> None:
+    """sbatch outlives its controller by seconds, not by hours; one of this minute may still come."""
+    watched = Watched(tmp_path)
+    assert not watched.earlier(submitting(tmp_path, submitted=time.time() - 20)).known()
+    earlier = watched.earlier(submitting(tmp_path, submitted=time.time() - 40))
+    assert earlier.known() and not earlier.entries
 
 
 @pytest.mark.parametrize(
@@ -159,6 +237,8 @@ def test_end_of_a_job_elsewhere_is_read_from_its_record(tmp_path: Path, exit_cod
     earlier = watched.earlier(entry)
     earlier.find_out()
     assert len(earlier.entries) == (exit_code == 0)
+    (written,) = watched.journal.entries()
+    assert (written.exit_code, written.ended) == (exit_code, 60.0)
 
 
 def test_job_that_ran_inside_a_dead_controller_is_forgotten(tmp_path: Path) -> None:
@@ -193,6 +273,15 @@ def test_group_of_jobs_that_run_apart_waits_for_another_call(tmp_path: Path) -> 
         "grouped in another way, make part of its outputs: train run=one (7), train" in executor.ended[0][1]
     )
     assert "scancel 7 8" in executor.ended[0][1]
+
+
+def test_group_that_an_earlier_job_makes_in_part_waits_for_another_call(tmp_path: Path) -> None:
+    """Re-attached, its other part would never be made; submitted, two jobs would write one file."""
+    watched = Watched(tmp_path)
+    executor = MadeExecutor(watched, tmp_path, entry_of(tmp_path, "a"))
+    executor.run_jobs([make_group(make_job("a"), make_job("b"))], announce=False)
+    assert watched.backend.chunks == [] and executor.active_jobs == []
+    assert "make part of its outputs: train run=one (7)" in executor.ended[0][1]
 
 
 def test_group_is_known_by_all_its_files() -> None:

@@ -370,6 +370,11 @@ BAD = {
         ("method: fbt}", "method: fbt"),
         "config/tables/table5.yaml: line 7: the bracket or brace that opens here is not closed",
     ),
+    "YAML that would run a command": (
+        "tables/table5.yaml",
+        ("label: ViT Block", "label: !!python/object/apply:os.mkdir [ran]"),
+        "config/tables/table5.yaml: line 9: a value begins with !; put quotes around it",
+    ),
     "day that does not exist": (
         "tables/table5.yaml",
         ("label: ViT Block", "label: 2024-02-30"),

@@ -67,6 +67,7 @@ PREPARED = {
     "config/architectures.yaml": [("title: Swin-T\n", "title: oldqnetwork\n")],
     "config/methods.yaml": [("title: FBT\n", "title: oldqmethod\n")],
     "fbt_paper/page/page.css": [(":root", "/* oldqpage */ :root")],
+    "fbt_paper/tables/cost_table.py": [('1e6, "M"', '1e6, "oldqunit"')],
 }
 TABLE = ("tables/table2.csv", "tables/table2.md", "tables/table2.tex", "comparison.md", "index.html")
 CURVES = tuple(f"figures/curves_table2{part}" for part in ("", "_losses", "_gaps"))
@@ -193,6 +194,14 @@ CHANGES = {
     ),
     "name of a method": named("config/methods.yaml", "method", "index.html", "figures/figure1.pdf"),
     "claim": named("config/claims.yaml", "claim", "claims.csv", "claims.md"),
+    "unit": named(
+        "fbt_paper/tables/cost_table.py",
+        "unit",
+        "tables/table6.md",
+        "tables/table6.tex",
+        "results.csv",
+        "index.html",
+    ),
     "style of the page": named("fbt_paper/page/page.css", "page", "index.html"),
     "style of figures": Change(
         "fbt_paper/figures/style.mplstyle",
