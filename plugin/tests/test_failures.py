@@ -248,4 +248,6 @@ def test_journal_is_whole_json(cluster: Cluster, make_workflow: Callable[..., Wo
     controller.finish()
     assert sorted("_" in job_id for job_id in cluster.states()) == [False, True, True, True]
     assert "[0-2]" in controller.text
+    names = {cluster.job(job_id)["JobName"] for job_id in cluster.states()}
+    assert names == {f"train-r{number}" for number in range(4)}, "tasks of an array as well"
     assert {entry["state"] for entry in work.entries().values()} == {"COMPLETED"}
