@@ -7,12 +7,13 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 
+from fbt_core import train
 from fbt_core.methods.registry import method_names
 from fbt_core.packs import read_marker
 from fbt_core.publish import main as publish
 from fbt_core.spec import ExecutionSettings, RunSpec
-from fbt_core.train import StopRequest, train
 from tests.test_core.engine_runs import (
     EVERYTHING,
     arguments,
@@ -65,21 +66,45 @@ PAIRS = {
 }
 
 
+def watch_the_teacher() -> None:
+    """Prepares a child to fail unless the shared teacher ends as it was made: frozen, and the same bytes."""
+    make, go_on, made = train.make_teacher, train.train_to_the_end, []
+
+    def make_and_note(*values):
+        network = make(*values)
+        made.append((network, {name: tensor.clone() for name, tensor in network.state_dict().items()}))
+        return network
+
+    def go_on_and_check(learners, *values):
+        modules = {module for learner in learners for module in learner.method.modules()}
+        go_on(learners, *values)
+        ((network, before),) = made
+        assert modules.isdisjoint(network.modules())
+        assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+        assert not any(weight.requires_grad or weight.grad is not None for weight in network.parameters())
+        assert not any(module.training for module in network.modules())
+
+    train.make_teacher, train.train_to_the_end = make_and_note, go_on_and_check
+
+
 @pytest.mark.parametrize(
     "pair", [p if p == "cnn_cnn" else pytest.param(p, marks=pytest.mark.slow) for p in PAIRS]
 )
 def test_all_methods_in_one_pack_end_as_each_alone(pair, root, tmp_path):
-    """The teacher's and the students' BatchNorms normalise by halves of the batch; interrupted on the way."""
+    """The teacher's and the students' BatchNorms normalise by halves of the batch; interrupted on the way.
+
+    What methods do to their views of the teacher (prompts, mixed passes, a classifier) leaves it as it was.
+    """
     specs, files = specs_of(tmp_path, *PAIRS[pair], recipe__normalisation_batch=8)
     marker, packed, alone = tmp_path / "pack.json", tmp_path / "packed", tmp_path / "alone"
     command = pack_of(specs, packed, root, marker, weight_files=files)
     assert in_child(command, at_step(6, lambda: os.kill(os.getpid(), signal.SIGUSR2))) == 75
-    assert in_child(command) == 0
+    assert in_child(command, watch_the_teacher) == 0
     settings = ExecutionSettings(threads=1, data_roots={"squares": str(root)}, weight_files=files)
     assert {ending.state for ending in read_marker(marker).values()} == {"ready"}
     for spec in specs:
         assert publish([spec.id, "--runs", str(packed), "--pack", str(marker)]) == 0
-        train([spec], settings, alone, StopRequest())
+        train.train([spec], settings, alone, train.StopRequest())
         assert results(packed, spec) == results(alone, spec), spec.method.name
         others = sorted(other.id for other in specs if other is not spec)
         assert metrics_of(packed, spec)["execution"]["pack"] == others
