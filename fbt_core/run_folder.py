@@ -92,6 +92,20 @@ class RunFolder:
         except OSError as error:  # no locks here; a folder that cannot be written is reported below
             self.note(f"no lock: {error}")
 
+    @property
+    def is_taken(self) -> bool:
+        """Whether another process of this machine trains this run."""
+        if not self.writes or self._lock is not None:  # closing a second handle would give up our own lock
+            return False
+        try:
+            with (self.path / "lock").open("r+") as lock:
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # no folder yet, or no locks here
+            return False
+        return False
+
     @contextlib.contextmanager
     def ends_alone(self, alone: bool = True) -> Iterator[None]:
         """A user's error inside ends this run and no other (with `alone` False: it goes on to the caller)."""

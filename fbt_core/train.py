@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -46,6 +47,7 @@ from fbt_core.weights import WeightSources, load_weights
 
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 Module = TypeVar("Module", bound=nn.Module)
+WAIT_SECONDS = 5.0  # between two looks whether another process still trains a run
 BUILD = 0  # the stream of random numbers that initial weights come from
 
 
@@ -103,7 +105,9 @@ def train_together(
     check_batch(folders[0].spec.recipe, group, settings.gradient_accumulation)
     splits = load_splits(folders[0].spec.dataset, settings.data_roots)
     vote = Vote()
-    # First: whether there is anything to do is one question for all processes.
+    # A run that another call trains is waited for, as from a second clone with the same results: its results
+    # are then this call's. And whether there is anything to do is one question for all processes.
+    wait_for_others(folders, vote, stop)
     folders = leave_out_complete(folders, vote)
     if not folders:
         return
@@ -144,6 +148,22 @@ def train_to_the_end(
         train_epoch(learners, stream, teacher, position, vote, stop)
         finish_epoch(learners, stream, teacher, position[0], vote, stop)
         publish_finished(learners, test_labels, vote)
+
+
+def wait_for_others(folders: Sequence[RunFolder], vote: Vote, stop: StopRequest) -> None:
+    """Wait until no other process of this machine trains one of these runs; a signal ends that."""
+    announced = False
+    # The first process alone looks, as it alone takes the folders.
+    while taken := vote.from_first([number for number, folder in enumerate(folders) if folder.is_taken]):
+        for number in [] if announced else taken:
+            folders[number].note(
+                f"another process is training {folders[number].spec.id}; waiting for its end"
+            )
+        announced = True
+        if (agreed := vote.ask(wanted([], stop))) >= Vote.STOP:
+            name = signal.Signals(agreed - Vote.STOP).name
+            raise Interrupted(f"{name}: stopped while another process was training the run")
+        time.sleep(WAIT_SECONDS)
 
 
 def leave_out_complete(folders: Sequence[RunFolder], vote: Vote) -> list[RunFolder]:

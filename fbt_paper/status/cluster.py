@@ -147,8 +147,9 @@ def training_requests(profile: Mapping[str, Any], flow: Flow) -> dict[str, Any]:
     requests: dict[str, Any] = {}
     for kind, (rule, wildcards, asked) in training_jobs(flow).items():
         try:
-            resources = profile_resources(profile, rule, wildcards, asked, flow.threads)
-            requests[kind] = read_request(resources, flow.threads, "resources")
+            threads = threads_of_rule(profile, rule, flow.threads)
+            resources = profile_resources(profile, rule, wildcards, asked, threads)
+            requests[kind] = read_request(resources, threads, "resources")
         except (RequestError, ValueError) as error:
             requests[kind] = error
     return requests
@@ -176,6 +177,12 @@ def family_of(flow: Flow, spec: Any) -> str:
     """Family of the network that a run trains."""
     entry = flow.config.architectures.get(spec.student.architecture)
     return str(entry.family) if entry is not None else "?"
+
+
+def threads_of_rule(profile: Mapping[str, Any], rule: str, threads: int) -> int:
+    """Threads of a rule: those that the profile sets for it (`set-threads`), else the rule's own."""
+    stated = dict(word.split("=", 1) for word in profile.get("set-threads", []))
+    return int(stated.get(rule, threads))
 
 
 def profile_resources(

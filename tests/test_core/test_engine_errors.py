@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -334,16 +335,32 @@ def test_loader_process_that_dies(root, tmp_path, capfd):
     assert weights_of(tmp_path, spec) == weights_of(tmp_path / "whole", spec)
 
 
-def test_two_processes_cannot_train_one_run(root, tmp_path, capfd):
-    command = arguments(SPEC, tmp_path, root)
-    codes = []
-    assert in_child(command, at_step(2, lambda: codes.append(in_child(command)) or check(codes))) == 0
-    assert "another process is training this run" in capfd.readouterr().err
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_run_that_another_process_trains_is_waited_for(interrupted, root, tmp_path, expected):
+    """As from a second clone whose results are the same folder."""
+    command, said = arguments(SPEC, tmp_path, root), tmp_path / "said.txt"
+
+    def call_again() -> None:
+        with said.open("w") as file:
+            second = subprocess.Popen([sys.executable, "-m", "fbt_core.run", *command], stderr=file)
+        wait_for_text(said, f"another process is training {SPEC.id}; waiting for its end")
+        if interrupted:
+            second.send_signal(signal.SIGUSR2)
+            if second.wait(60) != 75:
+                os._exit(98)
+
+    assert in_child(command, at_step(2, call_again)) == 0
+    last = "stopped while another process was training the run" if interrupted else "is complete; delete its"
+    wait_for_text(said, last)
+    assert weights_of(tmp_path, SPEC) == expected
+    assert json.loads((tmp_path / SPEC.id / "progress.json").read_text())["error"] is None
 
 
-def check(codes: list[int]) -> None:
-    if codes != [1]:
-        os._exit(98)
+def wait_for_text(path: Path, text: str) -> None:
+    end = time.monotonic() + 300
+    while text not in path.read_text():
+        assert time.monotonic() < end, path.read_text()
+        time.sleep(0.1)
 
 
 def test_complete_run_is_left_alone(root, tmp_path, capfd):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -313,6 +314,20 @@ def test_check_cluster_asks_for_the_largest_packs_too(clone: Path, monkeypatch: 
     assert (alone.signal_seconds, pack.signal_seconds) == (0, 210)
     assert (alone.constraint, pack.constraint) == (None, "a100")
     assert not [kind for kind in training_requests(profile, Flow({"scale": "smoke"})) if "packs" in kind]
+
+
+def test_check_cluster_knows_threads_that_the_profile_sets(clone: Path) -> None:
+    from fbt_paper.status.cluster import profile_resources, read_profile, threads_of_rule
+
+    path = clone / "profiles/slurm/config.yaml"
+    path.write_text(
+        path.read_text().replace("set-resources:\n", "set-threads: {train: 16}\nset-resources:\n")
+    )
+    profile, _ = read_profile(path.parent)
+    assert (threads_of_rule(profile, "train", 4), threads_of_rule(profile, "pack", 4)) == (16, 4)
+    profile["set-resources"] = ["train:cpus=threads+1"]
+    wildcards, threads = SimpleNamespace(run="x"), threads_of_rule(profile, "train", 4)
+    assert profile_resources(profile, "train", wildcards, {"cpus": 8}, threads)["cpus"] == 17
 
 
 @pytest.mark.slurm
