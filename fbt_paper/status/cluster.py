@@ -103,26 +103,34 @@ def check_slurm(profile: Mapping[str, Any], flow: Flow) -> list[Check]:
     names = sorted(backend.facts.partitions if backend.facts else ())
     checks = [Check(True, f"Slurm answers; partitions: {', '.join(names)}")]
     requests = training_requests(profile, flow)
-    for kind, request in requests.items():
-        checks += check_request(backend, kind, request)
+    checks += check_requests(backend, requests)
     return [*checks, *(check_folder(request) for request in list(requests.values())[:1])]
 
 
-def check_request(backend: Any, kind: str, request: Any) -> list[Check]:
+def check_requests(backend: Any, requests: Mapping[str, Any]) -> list[Check]:
+    """Whether Slurm would take each kind of training; kinds with the same answer share its line."""
+    kinds = dict[tuple[bool, str, str], list[str]]()
+    for kind, request in requests.items():
+        for check in check_request(backend, request):
+            kinds.setdefault((check.ok, check.what, check.hint), []).append(kind)
+    return [Check(ok, f"{'; '.join(alike)}: {what}", hint) for (ok, what, hint), alike in kinds.items()]
+
+
+def check_request(backend: Any, request: Any) -> list[Check]:
     """Whether the cluster has what one kind of training asks for, and Slurm would take it."""
     from snakemake_executor_plugin_submitit.slurm import SlurmBusyError
 
     hint = "edit profiles/slurm: the table in resources.yaml, or partition and account in config.yaml"
     if isinstance(request, Exception):
-        return [Check(False, f"{kind}: {request}", hint)]
+        return [Check(False, str(request), hint)]
     try:
         problems = backend.problems(request) or list(filter(None, [backend.try_submission(request, "train")]))
     except SlurmBusyError as error:
-        return [Check(False, f"{kind}: Slurm gives no answer: {error}", "try again later")]
+        return [Check(False, f"Slurm gives no answer: {error}", "try again later")]
     described = f"{request.gpu} GPUs, {request.cpus} CPUs, {request.mem_mb} MB, {request.runtime} minutes"
     if not problems:
-        return [Check(True, f"{kind}: {described}: sbatch would take it")]
-    return [Check(False, f"{kind}: {problem}", hint) for problem in problems]
+        return [Check(True, f"{described}: sbatch would take it")]
+    return [Check(False, problem, hint) for problem in problems]
 
 
 def check_folder(request: Any) -> Check:

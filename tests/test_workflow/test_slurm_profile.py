@@ -293,7 +293,7 @@ def test_check_cluster_tells_silence_from_refusal() -> None:
         raise SlurmBusyError("sbatch timed out")
 
     backend = SimpleNamespace(problems=lambda request: [], try_submission=silent)
-    (check,) = checks.check_request(backend, "trainings", SimpleNamespace())
+    (check,) = checks.check_request(backend, SimpleNamespace())
     assert "Slurm gives no answer" in check.what
     assert check.hint == "try again later"
 
@@ -316,13 +316,25 @@ def test_check_cluster_asks_for_the_largest_packs_too(clone: Path, monkeypatch: 
     assert not [kind for kind in training_requests(profile, Flow({"scale": "smoke"})) if "packs" in kind]
 
 
+def test_check_cluster_has_one_line_for_each_limit() -> None:
+    from fbt_paper.status.cluster import check_requests
+
+    answers = {1: ["no GPU"], 2: ["no GPU", "too long"], 3: []}
+    backend = SimpleNamespace(
+        problems=lambda request: answers[request.gpu], try_submission=lambda request, name: None
+    )
+    kinds = [SimpleNamespace(gpu=gpu, cpus=8, mem_mb=100, runtime=60) for gpu in (1, 2, 3)]
+    checks = check_requests(backend, {"a": kinds[0], "b": kinds[1], "c": kinds[2], "d": kinds[2]})
+    lines = [(check.ok, check.what) for check in checks]
+    assert lines[:2] == [(False, "a; b: no GPU"), (False, "b: too long")]
+    assert lines[2:] == [(True, "c; d: 3 GPUs, 8 CPUs, 100 MB, 60 minutes: sbatch would take it")]
+
+
 def test_check_cluster_knows_threads_that_the_profile_sets(clone: Path) -> None:
     from fbt_paper.status.cluster import profile_resources, read_profile, threads_of_rule
 
     path = clone / "profiles/slurm/config.yaml"
-    path.write_text(
-        path.read_text().replace("set-resources:\n", "set-threads: {train: 16}\nset-resources:\n")
-    )
+    path.write_text(path.read_text() + "\nset-threads: {train: 16}\n")
     profile, _ = read_profile(path.parent)
     assert (threads_of_rule(profile, "train", 4), threads_of_rule(profile, "pack", 4)) == (16, 4)
     profile["set-resources"] = ["train:cpus=threads+1"]
@@ -341,12 +353,11 @@ def test_check_cluster_asks_slurm(
     monkeypatch.setenv("SLURM_CONF", str(cluster.conf))
     assert checks.main([]) == 1
     text = capsys.readouterr().out
-    assert (
-        "trainings of cifar100, cnn: cpus: 8 asked, but no node of partition 'main' has more than 2" in text
-    )
+    limit = "cpus: 8 asked, but no node of partition 'main' has more than 2"
+    assert re.search(rf"trainings of cifar100, cnn(; [^:]*)?: {limit}", text)
+    assert text.count(limit) == 1, "one line for each limit, whatever breaks it"
     assert checks.main(["--scale", "smoke"]) == 0
     text = capsys.readouterr().out
-    assert (
-        "trainings of fashion_mnist, cnn: 1 GPUs, 1 CPUs, 2000 MB, 60 minutes: sbatch would take it" in text
-    )
+    taken = "1 GPUs, 1 CPUs, 2000 MB, 60 minutes: sbatch would take it"
+    assert re.search(rf"trainings of fashion_mnist, cnn(; [^:]*)?: {taken}", text)
     assert "nodes see" in text
