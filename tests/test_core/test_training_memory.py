@@ -14,6 +14,11 @@ from torch.utils import backend_registration
 from fbt_core.measure import training_memory
 from fbt_core.measure.training_cost import read_yaml
 from fbt_core.methods import method_names
+from fbt_core.methods.base import Context
+from fbt_core.methods.registry import build_method
+from fbt_core.spec import NetworkSpec, RunSpec
+from fbt_core.staged import StagedModel, build_network, stage
+from fbt_paper.plan.targets import Flow
 from tests.test_core.methods_kit import CLASSES, IMAGES, PAIRS, SIZE, in_process_of_its_own, make_method
 
 ROOT = Path(__file__).parents[2]
@@ -94,3 +99,36 @@ def test_the_committed_counts_come_out_again():
         assert entry["trainable"] == stated["trainable"] and entry["frozen"] == stated["frozen"]
         # torch's own choice of temporary tensors differs between versions.
         assert entry["float32"] == pytest.approx(stated["float32"], rel=0.05), method
+
+
+@pytest.mark.slow
+@in_process_of_its_own
+def test_fbt_does_a_fake_step_on_every_pair_at_scale_pilot():
+    """The paper's own networks at 112 pixels, or at 224 where their layers are bound to it."""
+    plan = Flow({"scale": "pilot"}, ROOT / "config").plan
+    pairs: dict[tuple[str, str], RunSpec] = {}
+    for spec in plan.runs.values():
+        if spec.method.name == "fbt" and spec.teacher is not None:
+            pairs.setdefault((spec.teacher.architecture, spec.student.architecture), spec)
+    sizes = {}
+    for pair, spec in pairs.items():
+        data = spec.dataset
+        networks = [staged(each, data.classes, data.image_size) for each in (spec.student, spec.teacher)]
+            staged(network, data.classes, data.image_size) for network in (spec.student, spec.teacher)
+        ]
+        labels = torch.arange(data.train_images) % data.classes
+        families = (spec.student.family, spec.teacher.family)
+        context = Context(data.classes, data.train_images, 100, 0.1, data.image_size, *families, labels)
+        method = build_method(spec.method, *networks, context).train()
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        method = training_memory.make_fake(method, mode)
+        assert training_memory.fake_step(method, mode, 4, None, size=data.image_size) > 0, pair
+        trained = [p for p in method.trainable_module.parameters() if p.requires_grad]
+        assert all(p.grad is not None for p in trained), pair
+        sizes[pair] = data.image_size
+    assert len(sizes) >= 12 and {size for pair, size in sizes.items() if "mixer" in pair[0]} == {224}
+    assert sizes["swin_t", "resnet18"] == 112
+
+
+def staged(network: NetworkSpec, classes: int, size: int) -> StagedModel:
+    return stage(build_network(network, classes, size), size)
