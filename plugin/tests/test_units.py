@@ -435,6 +435,11 @@ def test_a_jobs_name_is_its_rule_and_wildcards_in_characters_that_slurm_takes() 
         name="train", wildcards_dict={"run": "a-kd-b", "part": "1 of 2; x"}, is_group=lambda: False
     )
     assert title_of(job) == "train-a-kd-b-1_of_2_x"
+    # A message of the rule says more; without one Snakemake gives None.
+    job.message = None
+    assert title_of(job) == "train-a-kd-b-1_of_2_x"
+    job.message = "train table2/fbt/swin_t__resnet18, seed 0: a-kd-b\n"
+    assert title_of(job) == "train_table2_fbt_swin_t__resnet18_seed_0_a-kd-b"
 
 
 def test_job_keeps_its_record_and_tells_its_child(

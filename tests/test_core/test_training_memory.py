@@ -113,9 +113,8 @@ def test_fbt_does_a_fake_step_on_every_pair_at_scale_pilot():
     sizes = {}
     for pair, spec in pairs.items():
         data = spec.dataset
-        networks = [staged(each, data.classes, data.image_size) for each in (spec.student, spec.teacher)]
-            staged(network, data.classes, data.image_size) for network in (spec.student, spec.teacher)
-        ]
+        both = (spec.student, spec.teacher)
+        networks = [staged(network, data.classes, data.image_size) for network in both]
         labels = torch.arange(data.train_images) % data.classes
         families = (spec.student.family, spec.teacher.family)
         context = Context(data.classes, data.train_images, 100, 0.1, data.image_size, *families, labels)

@@ -173,9 +173,13 @@ def make_entry(
 
 
 def title_of(job: Any) -> str:
-    """What squeue shows of a job: its rule and its wildcards' values, in characters that Slurm takes."""
-    words = [job.name, *map(str, wildcards_of(job).values())]
-    return re.sub(r"[^\w.+-]+", "_", "-".join(words))[:LONGEST_TITLE]
+    """What squeue shows of a job, in characters that Slurm takes: its rule's message, if it has one.
+
+    Else its rule and its wildcards' values.
+    """
+    # Groups have no message of their own.
+    text = getattr(job, "message", None) or "-".join([job.name, *map(str, wildcards_of(job).values())])
+    return re.sub(r"[^\w.+-]+", "_", text).strip("_")[:LONGEST_TITLE]
 
 
 def files_to_see(paths: Iterable[Any]) -> list[str]:
