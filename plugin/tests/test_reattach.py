@@ -284,6 +284,19 @@ def test_group_that_an_earlier_job_makes_in_part_waits_for_another_call(tmp_path
     assert "make part of its outputs: train run=one (7)" in executor.ended[0][1]
 
 
+def test_a_deleted_script_of_a_waiting_job_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm starts the job perhaps days later, with the script of that name."""
+    watched = Watched(tmp_path)
+    executor, entry = MadeExecutor(watched, tmp_path), watched.entry
+    entry.script = str(tmp_path / "scripts" / "gone" / "a.sh")
+    executor.write_jobscript = lambda job, path: Path(path).write_text("#!/bin/sh\n")  # type: ignore
+    monkeypatch.setattr(watched.backend, "restore_function", lambda *_: None, raising=False)
+    executor._restore(make_job("out.txt"), entry)
+    assert Path(entry.script).read_text() == "#!/bin/sh\n"
+
+
 def test_group_is_known_by_all_its_files() -> None:
     pair = make_group(make_job("a"), make_job("b", input=["a"]))
     assert key_of(pair) == make_key(["b", "a"], "train", {})
