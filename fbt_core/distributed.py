@@ -177,6 +177,7 @@ def start(settings: ExecutionSettings) -> Group:
     # Before the group is made, so that NCCL talks for this GPU.
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = settings.cudnn_benchmark
     if world > 1 and not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         os.environ["TORCH_DIST_INIT_BARRIER"] = "1"  # none fails at once while another still connects to it

@@ -293,6 +293,9 @@ class ExecutionSettings(Strict):
         "differ by rounding); recipes with RandAugment or colour jitter keep the loaders",
     )
     channels_last: bool = False
+    cudnn_benchmark: bool = Field(
+        default=False, description="GPUs: cuDNN tries its kernels and keeps the fastest for each shape"
+    )
     compile: bool = False
     gradient_accumulation: int = Field(default=1, ge=1)
     checkpoint_minutes: float = Field(default=15.0, gt=0)

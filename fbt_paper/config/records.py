@@ -132,6 +132,7 @@ class Execution(Strict):
         default=False, description="small images stay on the device, where a recipe allows it"
     )
     channels_last: bool
+    cudnn_benchmark: bool = Field(default=False, description="GPUs: cuDNN keeps the fastest of its kernels")
     compile: bool
     gradient_accumulation: int = Field(ge=1)
     checkpoint_minutes: float = Field(gt=0)

@@ -154,6 +154,22 @@ def compare_loaders_and_step(
     ROWS.append((what, f"{loaded:.0f} / {trained:.0f} images a second"))
 
 
+def compare_settings(
+    student: dict[str, object], device: torch.device, size: int, batch: int, seconds: float
+) -> None:
+    """Notes a step's seconds with each execution setting that rounds otherwise, beside those without."""
+    before, spec = torch.backends.cudnn.benchmark, make_spec(student=student, dataset__image_size=size)
+    try:
+        for name in ("none", "channels_last", "cudnn_benchmark", "compile"):
+            chosen = {} if name == "none" else {name: True}
+            settings = ExecutionSettings.model_validate({"device": device.type} | chosen)
+            torch.backends.cudnn.benchmark = settings.cudnn_benchmark
+            step = bench.measure_step(bench.with_batch(spec, batch, settings), settings, seconds)
+            ROWS.append((f"{size} px, scratch, {name}: a step", f"{step['step_seconds'] * 1000:.1f} ms"))
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
 def twin(method: Method) -> Method:
     """A copy with the same weights."""
     return copy.deepcopy(method)

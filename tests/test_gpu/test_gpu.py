@@ -98,6 +98,11 @@ def test_loaders_against_a_step():
     checks.compare_loaders_and_step(student, GPU, size=224, batch=128, seconds=5.0)
 
 
+def test_what_execution_settings_are_worth():
+    student = {**network(), "options": {}}  # a whole ResNet18
+    checks.compare_settings(student, GPU, size=224, batch=128, seconds=3.0)
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_nccl(processes, tmp_path):
     if torch.cuda.device_count() < processes:

@@ -17,6 +17,7 @@ from tests.test_core.methods_kit import PAIRS, in_process_of_its_own
 from tests.test_gpu import checks, test_gpu
 
 ROOT = Path(__file__).parents[2]
+WIDE = {"channels": (8, 8, 8, 8), "stem_width": 8}  # of fewer, oneDNN overwrites memory in channels_last
 CPU = torch.device("cpu")
 PAIR = PAIRS["msa", "cnn"]
 
@@ -76,6 +77,15 @@ def test_loaders_and_a_step_are_compared(monkeypatch):
     checks.compare_loaders_and_step(network(), CPU, size=32, batch=8, seconds=0.0)
     ((what, value),) = checks.ROWS
     assert "loaders of" in what and value.endswith("images a second")
+
+
+@pytest.mark.slow
+@in_process_of_its_own
+def test_what_settings_are_worth_is_noted(stand_in):
+    checks.compare_settings(network(**WIDE), CPU, size=32, batch=8, seconds=0.0)
+    names = [what.split(", ")[2].split(":")[0] for what, _ in checks.ROWS]
+    assert names == ["none", "channels_last", "cudnn_benchmark", "compile"]
+    assert not torch.backends.cudnn.benchmark
 
 
 @pytest.mark.slow
