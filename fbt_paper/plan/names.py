@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 
 from fbt_core.spec import RunSpec
 from fbt_paper.plan.runs import Plan
@@ -30,23 +29,6 @@ def run_names(plan: Plan, first: Sequence[str] = ()) -> dict[str, str]:
 def _role(needed: str, spec: RunSpec) -> str:
     is_teacher = spec.teacher is not None and spec.teacher.weights == f"run:{needed}"
     return "teacher" if is_teacher else "first phase"
-
-
-class RunTitles:
-    """For a rule's message, which cannot call a function: `{TITLES:{wildcards.run}}` is ` (the run's name)`.
-
-    Without a plan, as in a training's own job, it is nothing.
-    """
-
-    def __init__(self, plan: Plan | None) -> None:
-        self._plan = plan
-
-    @cached_property
-    def _names(self) -> dict[str, str]:
-        return {} if self._plan is None else run_names(self._plan)
-
-    def __format__(self, run: str) -> str:
-        return f" ({self._names[run]})" if run in self._names else ""
 
 
 def name_cells(plan: Plan) -> dict[str, tuple[str, ...]]:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from fbt_paper.plan.failures import explain_failures
 from fbt_paper.plan.frozen import Members, is_training_job, runs_of_job
-from fbt_paper.plan.names import RunTitles
 from fbt_paper.plan.targets import Flow
 
 TRAINING_JOB = workflow.remote_exec and is_training_job(sys.argv)
@@ -16,7 +15,6 @@ FLOW = (
     if TRAINING_JOB
     else Flow(config, Path("config"))
 )
-TITLES = RunTitles(None if TRAINING_JOB else FLOW.plan)
 FLOW.dag = lambda: workflow.dag
 
 

@@ -56,8 +56,6 @@ rule train:
     params:
         # What Snakemake compares with the finished run; the engine reads the frozen file.
         spec=lambda wildcards: FLOW.spec_json(wildcards.run),
-    message:
-        "train {wildcards.run}{TITLES:{wildcards.run}}"
     shell:
         f"{FLOW.python} -m fbt_core.launch {{resources.gpu}} --spec {FLOW.specs}/{{wildcards.run}}.json"
         f" --settings {FLOW.settings_file} --runs {FLOW.runs} 2>&1 | tee {{log:q}}"
