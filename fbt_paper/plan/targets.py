@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from fbt_core.errors import UserError
+from fbt_core.files import make_folder, write_text
 from fbt_core.spec import ExecutionSettings, RunSpec, TeacherFacts
 from fbt_paper.config.claims import load_claims
 from fbt_paper.config.data_roots import find_root
@@ -21,9 +22,10 @@ from fbt_paper.config.problems import Collector, ConfigError, Problem
 from fbt_paper.config.records import CostTable, Pack
 from fbt_paper.plan.bill import read_parameters
 from fbt_paper.plan.frozen import Runs, shell_quoted, threads_of
+from fbt_paper.plan.names import run_names
 from fbt_paper.plan.on_disk import awaited, outdated
 from fbt_paper.plan.pack_memory import fits_memory, state_gb
-from fbt_paper.plan.packs import Packing, find_packing
+from fbt_paper.plan.packs import JOURNAL, Packing, find_packing
 from fbt_paper.plan.resources import TABLE_FILE, TABLE_KEY, Amount, TrainingResources, check_resources
 from fbt_paper.plan.runs import Plan, plan, runs_of_claim
 from fbt_paper.plan.shown import digest, renderer, table_shows
@@ -80,6 +82,9 @@ class Flow(Runs):
         self.check_data(runs)
         self.check_weights_files(runs)
         self.freeze(self.plan.runs[run] for run in self.plan.needed(runs))
+        # Names of jobs on a cluster: twelve runs of a table may differ in nothing else but their hash.
+        make_folder(JOURNAL)
+        write_text(JOURNAL / "names.json", json.dumps(run_names(self.plan), indent=1) + "\n")
         packs = [job.wildcards.pack for job in jobs if job.rule.name == "pack"]
         self._submitted = {pack: self.members(pack) for pack in packs}
         for pack in self._submitted.keys() - self.packing.running:

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from snakemake_executor_plugin_submitit import controller, queue, slurm
+from snakemake_executor_plugin_submitit import controller, queue, slurm, workflow_jobs
 from snakemake_executor_plugin_submitit.backends import Look, Result
 from snakemake_executor_plugin_submitit.job import RuleError, SnakemakeJob, TooManyTimeoutsError
 from snakemake_executor_plugin_submitit.journal import Journal, make_key
@@ -430,11 +430,24 @@ def test_a_task_of_an_array_shows_its_own_name(
     assert len((tmp_path / "asked").read_text().splitlines()) == 1
 
 
-def test_a_jobs_name_is_its_rule_and_wildcards_in_characters_that_slurm_takes() -> None:
+def test_a_jobs_name_is_its_rule_and_wildcards_in_characters_that_slurm_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     job = SimpleNamespace(
         name="train", wildcards_dict={"run": "a-kd-b", "part": "1 of 2; x"}, is_group=lambda: False
     )
     assert title_of(job) == "train-a-kd-b-1_of_2_x"
+    # A workflow may say what people call a value; whatever is in its file, jobs are submitted.
+    for content, title in (
+        ('{"a-kd-b": "table2/kd, seed 0"}', "train-a-kd-b_table2_kd_seed_0-1_of_2_x"),
+        ('["a-kd-b"]', "train-a-kd-b-1_of_2_x"),
+        ("{", "train-a-kd-b-1_of_2_x"),
+    ):
+        workflow_jobs.NAMES_FILE.parent.mkdir(parents=True, exist_ok=True)
+        workflow_jobs.NAMES_FILE.write_text(content)
+        workflow_jobs._read_names.cache_clear()
+        assert title_of(job) == title
     # A message of the rule says more; without one Snakemake gives None.
     job.message = None
     assert title_of(job) == "train-a-kd-b-1_of_2_x"

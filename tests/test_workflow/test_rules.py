@@ -302,6 +302,11 @@ def test_a_dry_run_writes_no_spec_and_a_training_has_its_own(built, tmp_path):
     assert not (copy.folder / "results").exists()
     for run in RUNS:
         assert parse_spec((built.folder / f"results/smoke/specs/{run}.json").read_text()) == PLAN.runs[run]
+    # Beside them, for the names of a cluster's jobs, what people call each run.
+    names = json.loads((built.folder / ".snakemake/submitit/names.json").read_text())
+    assert (
+        names[PLAN.tables["table5"].runs[0]].split("/")[0] in PLAN.tables and names.keys() == PLAN.runs.keys()
+    )
 
 
 def node_job(copy: WorkflowCopy, run: str) -> subprocess.CompletedProcess[str]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +39,8 @@ __all__ = [
 ]
 
 LONGEST_TITLE = 200
+NAMES_FILE = Path(".snakemake/submitit/names.json")
+"""A workflow may write it: what people call a wildcard's value, as a JSON object from value to text."""
 
 
 def members_of(job: Any) -> list[Any]:
@@ -175,11 +179,28 @@ def make_entry(
 def title_of(job: Any) -> str:
     """What squeue shows of a job, in characters that Slurm takes: its rule's message, if it has one.
 
-    Else its rule and its wildcards' values.
+    Else its rule and its wildcards' values, each with its name of NAMES_FILE.
     """
     # Groups have no message of their own.
-    text = getattr(job, "message", None) or "-".join([job.name, *map(str, wildcards_of(job).values())])
+    text = getattr(job, "message", None)
+    if not text:
+        names = _names_for_people()
+        values = [f"{value} {names.get(value, '')}" for value in wildcards_of(job).values()]
+        text = "-".join([job.name, *map(str.strip, values)])
     return re.sub(r"[^\w.+-]+", "_", text).strip("_")[:LONGEST_TITLE]
+
+
+def _names_for_people() -> dict[str, str]:
+    try:
+        return _read_names(NAMES_FILE.stat().st_mtime_ns)
+    except (OSError, ValueError):  # a name is a nicety: without it the job is submitted all the same
+        return {}
+
+
+@lru_cache(maxsize=1)  # thousands of jobs ask for the same file
+def _read_names(changed: int) -> dict[str, str]:
+    content = json.loads(NAMES_FILE.read_text(encoding="utf-8"))
+    return {str(value): str(name) for value, name in content.items()} if isinstance(content, dict) else {}
 
 
 def files_to_see(paths: Iterable[Any]) -> list[str]:
