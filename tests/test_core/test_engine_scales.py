@@ -43,6 +43,18 @@ def test_a_part_and_fewer_tests_make_other_runs_and_their_absence_the_same_ones(
     assert make_spec(recipe__evaluate_every=1).id == whole.id
 
 
+@pytest.mark.parametrize(("every", "tested"), [(None, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (9, [5])])
+def test_which_epochs_end_with_a_test(every, tested):
+    recipe = make_spec(recipe__epochs=5, recipe__evaluate_every=every).recipe
+    assert [epoch for epoch in range(1, 6) if recipe.evaluates(epoch)] == tested
+    assert recipe.tests == len(tested)
+
+
+def test_the_warm_up_may_be_the_whole_training():
+    recipe = make_spec(recipe__epochs=1).recipe
+    assert recipe.schedule.warmup_epochs == recipe.epochs
+
+
 def test_only_some_epochs_are_evaluated_and_the_last_one_always(root, tmp_path):
     often = make_spec(recipe__epochs=5)
     seldom = make_spec(recipe__epochs=5, recipe__evaluate_every=2)

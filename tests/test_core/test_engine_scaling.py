@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import random
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -40,6 +42,30 @@ def test_the_scale_of_the_loss_is_restored():
         == before.scaler.get_scale()
         == optimisation("float16").scaler.get_scale() / 2
     )
+
+
+def draws() -> list[float]:
+    """Numbers from every generator; numpy's keeps the second of a pair of normal ones."""
+    return [random.random(), np.random.rand(), np.random.randn(), torch.rand(1).item()]
+
+
+def test_every_random_generator_goes_on_where_it_was():
+    draws()
+    kept = checkpoint.random_state()
+    drawn = draws()
+    checkpoint.restore_random_state(kept)
+    assert draws() == drawn
+
+
+def test_a_damaged_checkpoint_does_not_push_out_the_good_one(tmp_path):
+    """It is put aside: else the next checkpoint would make it the one before."""
+    spec = make_spec()
+    for number in (1, 2):
+        checkpoint.save(tmp_path, spec, {"number": number})
+    (tmp_path / checkpoint.LAST).write_bytes(b"cut")
+    assert checkpoint.load(tmp_path, spec)[0]["number"] == 1
+    checkpoint.save(tmp_path, spec, {"number": 3})
+    assert checkpoint.read(tmp_path / checkpoint.PREVIOUS, spec)["number"] == 1
 
 
 class Bomb:
