@@ -61,7 +61,6 @@ GROUPS = {
 """Group -> the file that is changed, and the fast tests nearest to it."""
 LIBRARIES = ("pytest", "hypothesis", "numpy", "pandas", "pydantic", "torch", "timm", "snakemake.api")
 OURS = ("fbt_", "snakemake_executor_plugin_submitit", "gpu_slots")
-FAST = "not slow and not smoke and not slurm"
 PLAIN_SWAPS = {
     ast.Lt: "<=",
     ast.LtE: "<",
@@ -197,7 +196,7 @@ def make_copy(folder: Path) -> None:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
     for name in filter(None, listed.stdout.split("\0")):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, folder / name)
+        shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
     os.chdir(folder)
     # The copy's packages alone, never those that are installed; a file is written twice within a second.
     sys.path[:0] = ours = [str(folder / name) for name in (".", "plugin/src", "plugin/tests")]
@@ -235,8 +234,11 @@ def _run_in_child(tests: list[str]) -> None:
     os.dup2(silence, 2)
     code = 1
     try:
-        settings = ["plugin/pyproject.toml"] if tests[0].startswith(PLUGIN) else ["pyproject.toml"]
-        code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-c", *settings, "-m", FAST, *tests])
+        # The plugin's tests have settings of their own, and no marker `smoke`.
+        settings, fast = "pyproject.toml", "not slow and not smoke and not slurm"
+        if tests[0].startswith(PLUGIN):
+            settings, fast = "plugin/pyproject.toml", "not slow and not slurm"
+        code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-c", settings, "-m", fast, *tests])
     finally:
         os._exit(code)
 
