@@ -19,7 +19,7 @@ from fbt_paper.bundle.runs import without_names
 
 SHOWN = ("claims*.csv", "claims.md", "comparison.md", "results.csv", "tables/*.csv", "tables/*.md")
 COUNTED = ("costs/*.json",)
-FIGURES = ("figures/*.svg", "figures/*.csv", "figures/figure2.png", "figures/similarity*.png")
+FIGURES = ("figures/*.csv", "figures/curves_table?.png", "figures/figure2.png", "figures/similarity*.png")
 
 
 def ship(results: Path, to: Path) -> int:

@@ -6,6 +6,7 @@ python -m fbt_core.methods.document     # writes it; a test keeps it in step
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ CE is the cross-entropy with the recipe's label smoothing or mixed labels. A row
 any parameter (`parameters: {temperature: 4.0}`), and the run then has another id. As a source, "OFA" is the
 code of OFA (Hao840/OFAKD), "released" the method's own code, "open" this repository's choice.
 """
+STUDY = PAGE.parent / "mini-study" / "runs"
 LINKED = re.compile(r"docs/paper-facts\.md#([\w-]+)")
 
 
@@ -49,6 +51,7 @@ def _section(name: str, facts: MethodFacts) -> Iterator[str]:
     yield f"- {_adaptation(facts)}."
     if facts.score:
         yield f"- The score is that of {facts.score}; the weights file holds {facts.exports}."
+    yield f"- {_shipped(name)}."
     yield ""
     if facts.parameters:
         yield "| parameter | value | may be | source |"
@@ -57,6 +60,20 @@ def _section(name: str, facts: MethodFacts) -> Iterator[str]:
             source = _linked(entry.source) + _earlier(entry)
             yield f"| `{key}` | {_value(entry)} | {_range(entry)} | {source} |"
         yield ""
+
+
+def _shipped(name: str) -> str:
+    """The first of the shipped runs with this method, linked, and how many there are."""
+    runs = [
+        folder.parent.name
+        for folder in sorted(STUDY.glob("*/metrics.json"))
+        if json.loads(folder.read_text(encoding="utf-8"))["spec"]["method"]["name"] == name
+    ]
+    if not runs:
+        return "No run of it is in the [shipped study](mini-study.md)"
+    first = f"[{runs[0]}](mini-study/runs/{runs[0]}/metrics.json)"
+    many = f" and {len(runs) - 1} more" if len(runs) > 1 else ""
+    return f"Runs in the [shipped study](mini-study.md): {first}{many}"
 
 
 def _anchor(title: str) -> str:
