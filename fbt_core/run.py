@@ -102,11 +102,10 @@ def main(arguments: list[str] | None = None) -> int:
             make_folder(runs)
             endings = train(specs, settings, runs, stop, to_publish=marker is not None)
         return report(endings, marker)
-    # Not an error: the code says that the same command continues the run.
+    # Not an error: the code says that the same command continues the run. A pack that was too large has said
+    # so already, and goes on by itself.
     except Interrupted as error:
-        if distributed.rank() == 0 and not isinstance(
-            error, TooLarge
-        ):  # that was said, and goes on by itself
+        if distributed.rank() == 0 and not isinstance(error, TooLarge):
             print(f"interrupted: {error}", file=sys.stderr)
         return error.exit_code
     except Exception as error:

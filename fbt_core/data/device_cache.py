@@ -19,7 +19,7 @@ from fbt_core.data.crops import INTERPOLATIONS, resize_whole
 from fbt_core.data.feed import Feed, Raw
 from fbt_core.data.order import BatchKey
 from fbt_core.data.splits import InMemory, Split
-from fbt_core.data.transforms import Pipeline, TestBatches, TrainingBatches, as_tensor
+from fbt_core.data.transforms import Pipeline, TestBatches, TrainingBatches, as_tensor, changes_colours
 from fbt_core.spec import ExecutionSettings, RunSpec
 
 CUBIC = -0.5
@@ -28,9 +28,8 @@ CUBIC = -0.5
 
 def keeps_on_device(spec: RunSpec, settings: ExecutionSettings) -> bool:
     """Whether a run's images stay on the device: if asked for, and if nothing is left to Pillow."""
-    augmentation = spec.recipe.augmentation
-    changes = augmentation.rand_augment or augmentation.color_jitter
-    return settings.device_cache and spec.dataset.loader != "image_folder" and not changes
+    small = spec.dataset.loader != "image_folder"
+    return settings.device_cache and small and not changes_colours(spec.recipe.augmentation)
 
 
 def make_feed(

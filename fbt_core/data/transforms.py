@@ -130,9 +130,7 @@ def training_pipeline(
     split: Split, dataset: DatasetSpec, augmentation: AugmentationSpec, seed: int
 ) -> Pipeline:
     """How a training batch is made; erasing and mixing follow on the device."""
-    # Without colour changes no image needs to become a Pillow picture at all.
-    changes = augmentation.rand_augment or augmentation.color_jitter
-    augment = colour_changes(dataset, augmentation) if changes else None
+    augment = colour_changes(dataset, augmentation) if changes_colours(augmentation) else None
     return TrainingBatches(augmentation, dataset.image_size, seed, augment)
 
 
@@ -144,6 +142,11 @@ def test_pipeline(split: Split, dataset: DatasetSpec, crop: CropSpec | None = No
     # use_prefetcher: pictures stay bytes, and are normalised later on the device like all others.
     options = {"interpolation": crop.interpolation, "crop_pct": crop.share, "use_prefetcher": True}
     return TestPictures(transforms_imagenet_eval(dataset.image_size, **options))
+
+
+def changes_colours(augmentation: AugmentationSpec) -> bool:
+    """Whether an image must become a Pillow picture: timm's colour changes take no other."""
+    return bool(augmentation.rand_augment or augmentation.color_jitter)
 
 
 def colour_changes(

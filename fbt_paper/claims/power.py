@@ -33,14 +33,15 @@ class PlannedClaim:
 
 def plan_claims(claims: ClaimPlan, chosen: Sequence[Claim]) -> list[PlannedClaim]:
     """Every claim that seeds and images decide; counted ratios and figures have no chance in them."""
-    return [_planned(claims, claim) for claim in chosen if not isinstance(claim, Ratio | Observation)]
+    behind = name_cells(claims.flow.plan)
+    return [_planned(claims, claim, behind) for claim in chosen if not isinstance(claim, Ratio | Observation)]
 
 
-def _planned(claims: ClaimPlan, claim: Claim) -> PlannedClaim:
+def _planned(claims: ClaimPlan, claim: Claim, behind: Mapping[str, Sequence[str]]) -> PlannedClaim:
+    """One claim; `behind` are the runs of every cell by its path."""
     flow = claims.flow
     cells = pairs(flow.config, tuple(named_cells(claim).values()))
     paths = [path for names in cells.values() for path in names]
-    behind = name_cells(flow.plan)
     runs = [behind[path] for path in paths]
     # The weakest cell decides what a claim about all of them can show.
     seeds = min(len(of_cell) for of_cell in runs)

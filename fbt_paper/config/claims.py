@@ -163,6 +163,11 @@ def pairs(config: Config, cells: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
     return {name: tuple(cell.replace("*", name) for cell in cells) for name in names}
 
 
+def cell_paths(config: Config, claim: Claim) -> list[str]:
+    """All cells that a claim is about, with its `*` filled in."""
+    return [path for cells in pairs(config, tuple(named_cells(claim).values())).values() for path in cells]
+
+
 def pair_label(config: Config, cell: str, name: str) -> str:
     """The label of a pair's row or column, which a reader knows, in place of its key; empty stays empty."""
     entry = config.tables[cell.split("/")[0]]

@@ -68,15 +68,8 @@ REFERENCE = ".reference.csv"
 RULES = (
     *("all", "tables", "grid", "partial", "figures", "claims", "fetch_weights", "train", "pack", "publish"),
     *("measure_cost", "collect_results", "build_table", "compare_with_paper", "judge_claims", "build_page"),
-    *(
-        "extract_features",
-        "plot_taxonomy",
-        "plot_features",
-        "plot_similarity",
-        "plot_curves",
-        "plot_gaps",
-        "plot_sweeps",
-    ),
+    *("extract_features", "plot_taxonomy", "plot_features", "plot_similarity", "plot_curves"),
+    *("plot_gaps", "plot_sweeps"),
 )
 """Names that a table cannot have: each table is a target, `snakemake table4`, beside the workflow's rules."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fbt_paper.config.claims import Claim, Observation, Ratio, load_claims, named_cells, pairs
+from fbt_paper.config.claims import Claim, Observation, Ratio, cell_paths, load_claims, named_cells
 from fbt_paper.plan.shown import digest, renderer, table_shows
 from fbt_paper.plan.targets import Flow
 
@@ -60,13 +60,12 @@ class ClaimPlan:
     def _evidence(self, claim: Claim) -> Iterator[str]:
         if isinstance(claim, Observation):
             yield f"{self.flow.results}/figures/{claim.figure}_claims.csv"
-        for cells in pairs(self.flow.config, tuple(named_cells(claim).values())).values():
-            for path in cells:
-                table, row, column = path.split("/")
-                # Printed differences stand beside the measured ones, so their file is an input as well.
-                if table in self.flow.config.references:
-                    yield f"config/tables/{table}.reference.csv"
-                if isinstance(claim, Ratio):
-                    yield f"{self.flow.results}/costs/{table}.json"
-                elif (cell := self.flow.plan.tables[table].cells.get((row, column))) is not None:
-                    yield from (f"{self.flow.runs}/{run}/metrics.json" for run in cell.runs)
+        for path in cell_paths(self.flow.config, claim):
+            table, row, column = path.split("/")
+            # Printed differences stand beside the measured ones, so their file is an input as well.
+            if table in self.flow.config.references:
+                yield f"config/tables/{table}.reference.csv"
+            if isinstance(claim, Ratio):
+                yield f"{self.flow.results}/costs/{table}.json"
+            elif (cell := self.flow.plan.tables[table].cells.get((row, column))) is not None:
+                yield from (f"{self.flow.runs}/{run}/metrics.json" for run in cell.runs)

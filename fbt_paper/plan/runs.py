@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from fbt_core.spec import NetworkSpec, RunSpec
-from fbt_paper.config.claims import Claim, named_cells, pairs
+from fbt_paper.config.claims import Claim, cell_paths
 from fbt_paper.config.load import Config
 from fbt_paper.config.problems import Collector
 from fbt_paper.config.records import AccuracyTable, ScaleEntry, Table
@@ -103,9 +103,8 @@ def _without_teacher(spec: RunSpec) -> tuple[str, ...]:
 
 def runs_of_claim(config: Config, plan: Plan, claim: Claim) -> tuple[str, ...]:
     """The runs behind all cells that a claim names; none of cells that are skipped or counted."""
-    named = [cell for cells in pairs(config, tuple(named_cells(claim).values())).values() for cell in cells]
     runs: dict[str, None] = {}
-    for table, row, column in (path.split("/") for path in named):
+    for table, row, column in (path.split("/") for path in cell_paths(config, claim)):
         cell = plan.tables[table].cells.get((row, column))
         runs.update(dict.fromkeys(cell.runs if cell else ()))
     return tuple(runs)

@@ -167,13 +167,13 @@ def training_jobs(flow: Flow) -> dict[str, tuple[str, SimpleNamespace, dict[str,
     """Rule, wildcards and resources of one job of each kind."""
     jobs: dict[str, tuple[str, SimpleNamespace, dict[str, int]]] = {}
     for run, spec in flow.plan.runs.items():
-        kind = f"trainings of {spec.dataset.name}, {family_of(flow, spec)}"
+        kind = kind_of(flow, spec)
         jobs.setdefault(kind, ("train", SimpleNamespace(run=run), flow.resources_of(run)))
     # What a pack asks for grows with its runs.
     seen = set()
     for pack, runs in sorted(flow.packing.packs.items(), key=lambda item: -len(item[1])):
         spec = flow.spec(runs[0])
-        kind = f"trainings of {spec.dataset.name}, {family_of(flow, spec)}"
+        kind = kind_of(flow, spec)
         if kind not in seen:
             seen.add(kind)
             resources = flow.resources_of_pack(pack)
@@ -181,10 +181,11 @@ def training_jobs(flow: Flow) -> dict[str, tuple[str, SimpleNamespace, dict[str,
     return jobs
 
 
-def family_of(flow: Flow, spec: Any) -> str:
-    """Family of the network that a run trains."""
+def kind_of(flow: Flow, spec: Any) -> str:
+    """Trainings that the table of resources gives the same: data set and family of the network."""
     entry = flow.config.architectures.get(spec.student.architecture)
-    return str(entry.family) if entry is not None else "?"
+    family = "?" if entry is None else entry.family
+    return f"trainings of {spec.dataset.name}, {family}"
 
 
 def threads_of_rule(profile: Mapping[str, Any], rule: str, threads: int) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fbt_core import checkpoint, train
 from fbt_core.learner import Learner
@@ -66,6 +67,18 @@ def network(architecture: str = "resnet18", weights: str = "none", **options: An
         "mean": (0.3, 0.3, 0.3),
         "std": (0.3, 0.3, 0.3),
     }
+
+
+class CountedOperations(TorchDispatchMode):
+    """Counts the tensor operations done inside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.operations += 1
+        return func(*args, **(kwargs or {}))
 
 
 def make_spec(augmentation: dict[str, Any] = PLAIN, **changes: Any) -> RunSpec:

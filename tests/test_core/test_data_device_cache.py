@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fbt_core.data import order, transforms
 from fbt_core.data.crops import draw_crops
@@ -14,7 +13,7 @@ from fbt_core.data.device_cache import DeviceFeed, keeps_on_device, make_feed, r
 from fbt_core.data.feed import Feed
 from fbt_core.data.splits import InMemory
 from fbt_core.spec import AugmentationSpec, CropSpec, ExecutionSettings
-from tests.test_core.engine_runs import EVERYTHING, PLAIN, make_spec
+from tests.test_core.engine_runs import EVERYTHING, PLAIN, CountedOperations, make_spec
 
 CPU = torch.device("cpu")
 CROPPED = {**PLAIN, "crop_scale": (0.08, 1.0)}
@@ -73,13 +72,6 @@ def test_batches_are_the_loaders_but_for_rounding(split, pipeline):
 def test_a_batch_takes_as_many_operations_as_an_image():
     """Nothing is done image by image, so a GPU is not kept waiting."""
 
-    class Count(TorchDispatchMode):
-        operations = 0
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            self.operations += 1
-            return func(*args, **(kwargs or {}))
-
     counts = []
     for batch in (2, 64):
         crops, images = (
@@ -87,7 +79,7 @@ def test_a_batch_takes_as_many_operations_as_an_image():
             torch.zeros(batch, 3, 32, 32),
         )
         boxes = torch.from_numpy(crops.boxes(np.array([32, 32])))
-        with Count() as count:
+        with CountedOperations() as count:
             resize_boxes(images.to(torch.uint8), boxes, torch.from_numpy(crops.filters == 1), 64)
         counts.append(count.operations)
     assert counts[0] == counts[1]

@@ -15,7 +15,6 @@ from scipy.stats import ks_2samp
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation, ToNumpy
 from timm.data.transforms_factory import transforms_imagenet_eval, transforms_imagenet_train
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fbt_core.data import transforms
 from fbt_core.data.crops import cut, draw_crops, resize_each
@@ -24,7 +23,7 @@ from fbt_core.data.feed import Feed, Preparation, Raw
 from fbt_core.data.order import BatchKey, Order, seed_everything
 from fbt_core.data.splits import InMemory, OnDisk
 from fbt_core.spec import AugmentationSpec, CropSpec, DatasetSpec
-from tests.test_core.engine_runs import EVERYTHING, PLAIN, make_spec
+from tests.test_core.engine_runs import EVERYTHING, PLAIN, CountedOperations, make_spec
 
 DRAWS = 4000
 CROPPED = {**PLAIN, "crop_scale": (0.08, 1.0)}
@@ -241,20 +240,13 @@ def test_rectangles_have_timms_distribution():
 def test_on_gpus_erasing_takes_as_many_operations_for_any_batch():
     """Shown with tensors of the CPU: the same rectangles as there, noise inside, nothing changed outside."""
 
-    class Count(TorchDispatchMode):
-        operations = 0
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            self.operations += 1
-            return func(*args, **(kwargs or {}))
-
     counts = []
     for batch in (4, 64):
         rectangles, images = (
             draw_rectangles(5, range(batch), (32, 48), 0.5),
             torch.full((batch, 3, 32, 48), 7.0),
         )
-        with Count() as count:
+        with CountedOperations() as count:
             fill_by_mask(images, rectangles)
         counts.append(count.operations)
         expected = torch.full((batch, 3, 32, 48), 7.0)
