@@ -33,7 +33,7 @@ SETTINGS = "settings"
 
 def tables_page() -> str:
     """The text of docs/tables.md."""
-    config = load(CONFIG_FOLDER)
+    config = load(CONFIG_FOLDER, {"scale": "paper"})
     claims = load_claims(config)
     sections = ["\n".join(_table(key, table, claims)) for key, table in config.tables.items()]
     return "\n".join([TABLES, *sections, *_claims_of_figures(claims)])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -167,7 +167,35 @@ def load(folder: Path | str = CONFIG_FOLDER, overrides: Content | None = None) -
     }
     # Only now: a problem of one file must not hide those of the others.
     collect.finish()
-    return Config(folder=folder, methods=methods, **parts)
+    config = Config(folder=folder, methods=methods, **parts)
+    return replace(config, tables={key: _say_data(config, table) for key, table in config.tables.items()})
+
+
+def _say_data(config: Config, table: Table) -> Table:
+    """The table whose caption and labels name the data that its runs train on at this scale."""
+    if not isinstance(table, AccuracyTable):
+        return table  # costs are counted for the paper's own data, recipes are the paper's
+    titles = {key: entry.title for key, entry in config.datasets.items()}
+    words = {titles[stated]: titles[used] for stated, used in config.scale.datasets.items()}
+
+    def say(text: str) -> str:
+        for stated, used in words.items():
+            text = _say_stand_in(text, stated, used)
+        return text
+
+    lines = {
+        kind: tuple(line.model_copy(update={"label": say(line.label)}) for line in getattr(table, kind))
+        for kind in ("rows", "columns")
+    }
+    return table.model_copy(update={"caption": say(table.caption), **lines})
+
+
+def _say_stand_in(text: str, stated: str, used: str) -> str:
+    """`... on CIFAR-100` as `... on Fashion-MNIST for CIFAR-100`, by the titles of the two datasets."""
+    # How many images there are stands in the table's label. The paper writes CIFAR100 as well.
+    name, written = used.partition(" (")[0], re.escape(stated).replace(r"\-", "-?")
+    of_the_same = name.startswith(stated)
+    return re.sub(rf"\b{written}\b", lambda found: name if of_the_same else f"{name} for {found[0]}", text)
 
 
 def _refuse_rule_names(collect: Collector, tables: Iterable[str]) -> None:

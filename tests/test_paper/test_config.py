@@ -785,3 +785,21 @@ def test_the_label_of_a_scale_names_what_is_really_trained(copy):
     )
     assert copy.load({"scale": "evening"}).scale_label.startswith("EVENING: tiny networks on Fashion-MNIST. ")
     assert "SMOKE: tiny networks on Fashion-MNIST (10,000 + 5,000 images)." in copy.load().scale_label
+
+
+def test_captions_and_heads_name_the_data_really_used(copy):
+    def heads(scale, table):
+        return [line.label for line in copy.load({"scale": scale}).tables[table].columns]
+
+    assert " on CIFAR-100 (" in copy.load({"scale": "paper"}).tables["table3"].caption
+    assert " on Fashion-MNIST for CIFAR-100 (" in copy.load({"scale": "mini"}).tables["table3"].caption
+    assert " on CIFAR-100 at 112 px (" in copy.load({"scale": "pilot"}).tables["table3"].caption
+    assert heads("paper", "table3") == ["CIFAR100"]
+    assert heads("smoke", "table3") == ["Fashion-MNIST for CIFAR100"]
+    # The ablation has both of the paper's datasets: its columns stay apart.
+    assert len(set(heads("smoke", "ablation"))) == len(heads("paper", "ablation"))
+    # No table of a scale whose data stand in names the paper's data alone.
+    for key, table in copy.load({"scale": "smoke"}).tables.items():
+        if table.kind == "accuracy":
+            words = [table.caption, *(line.label for line in (*table.rows, *table.columns))]
+            assert not [text for text in words if re.search("(?<!for )(CIFAR|ImageNet)-?1", text)], key
