@@ -19,7 +19,14 @@ from fbt_paper.bundle.runs import without_names
 
 SHOWN = ("claims*.csv", "claims.md", "comparison.md", "results.csv", "tables/*.csv", "tables/*.md")
 COUNTED = ("costs/*.json",)
-FIGURES = ("figures/*.csv", "figures/curves_table?.png", "figures/figure2.png", "figures/similarity*.png")
+FIGURES = (
+    "figures/curves_table?.csv",
+    "figures/figure2_*.csv",
+    "figures/similarity*.csv",
+    "figures/curves_table?.png",
+    "figures/figure2.png",
+    "figures/similarity*.png",
+)
 
 
 def ship(results: Path, to: Path) -> int:

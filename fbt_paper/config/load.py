@@ -193,9 +193,9 @@ def _say_data(config: Config, table: Table) -> Table:
 def _say_stand_in(text: str, stated: str, used: str) -> str:
     """`... on CIFAR-100` as `... on Fashion-MNIST for CIFAR-100`, by the titles of the two datasets."""
     # How many images there are stands in the table's label. The paper writes CIFAR100 as well.
-    name, written = used.partition(" (")[0], re.escape(stated).replace(r"\-", "-?")
+    name, pattern = used.partition(" (")[0], re.escape(stated).replace(r"\-", "-?")
     of_the_same = name.startswith(stated)
-    return re.sub(rf"\b{written}\b", lambda found: name if of_the_same else f"{name} for {found[0]}", text)
+    return re.sub(rf"\b{pattern}\b", lambda written: name if of_the_same else f"{name} for {written[0]}", text)
 
 
 def _refuse_rule_names(collect: Collector, tables: Iterable[str]) -> None:

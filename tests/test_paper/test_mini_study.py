@@ -27,7 +27,7 @@ def flow() -> Flow:
 
 
 def test_every_shipped_run_is_planned_and_what_its_predictions_say(flow):
-    assert len(RUNS) > 50
+    assert len(RUNS) > 100
     for folder in RUNS:
         text = (folder / METRICS_FILE).read_text()
         metrics = json.loads(text)
@@ -72,4 +72,5 @@ def test_the_shipped_verdicts_follow_from_the_shipped_runs(flow):
     judgements = judge_all(claims, Evidence(flow.config, flow.plan, STUDY))
     assert to_csv(judgements) == (STUDY / "claims.csv").read_text()
     assert intervals_to_csv(judgements) == (STUDY / "claims_intervals.csv").read_text()
-    assert sum(judgement.verdict != "not measured" for judgement in judgements) >= 7
+    # All statements of the appendix: the study is whole.
+    assert [judgement.claim.key for judgement in judgements if judgement.verdict == "not measured"] == []
