@@ -195,7 +195,9 @@ def _say_stand_in(text: str, stated: str, used: str) -> str:
     # How many images there are stands in the table's label. The paper writes CIFAR100 as well.
     name, pattern = used.partition(" (")[0], re.escape(stated).replace(r"\-", "-?")
     of_the_same = name.startswith(stated)
-    return re.sub(rf"\b{pattern}\b", lambda written: name if of_the_same else f"{name} for {written[0]}", text)
+    return re.sub(
+        rf"\b{pattern}\b", lambda written: name if of_the_same else f"{name} for {written[0]}", text
+    )
 
 
 def _refuse_rule_names(collect: Collector, tables: Iterable[str]) -> None:
