@@ -139,18 +139,24 @@ def count_method(method: Method) -> dict[str, int]:
     return counts
 
 
-def count_pair(architectures: Entries, methods: Entries, teacher: str, student: str) -> dict[str, Any]:
-    """The counts of each method of MEASURED on a pair of full-size networks."""
+def pair_methods(
+    architectures: Entries, methods: Entries, teacher: str, student: str, names: Sequence[str] = MEASURED
+) -> Iterator[tuple[str, Method]]:
+    """Methods with their default parameters on a pair of full-size networks, in training mode."""
     networks = [build_staged(architectures, name) for name in (student, teacher)]
     families = (architectures[student]["family"], architectures[teacher]["family"])
     labels = torch.arange(TRAIN_IMAGES) % CLASSES
     context = Context(CLASSES, TRAIN_IMAGES, 100, 0.1, IMAGE_SIZE, *families, labels)
-    counts = {}
-    for name in MEASURED:
+    for name in names:
         spec = MethodSpec(name=name, parameters=default_parameters(methods[name]), revision=1)
         # A copy of both: methods freeze the teacher and may change what the student keeps.
-        counts[name] = count_method(build_method(spec, *copy.deepcopy(networks), context).train())
-    return counts
+        yield name, build_method(spec, *copy.deepcopy(networks), context).train()
+
+
+def count_pair(architectures: Entries, methods: Entries, teacher: str, student: str) -> dict[str, Any]:
+    """The counts of each method of MEASURED on a pair of full-size networks."""
+    pair = pair_methods(architectures, methods, teacher, student)
+    return {name: count_method(method) for name, method in pair}
 
 
 def measure(config: Path, pairs: Sequence[tuple[str, str]]) -> Iterator[Report]:

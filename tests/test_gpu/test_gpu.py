@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fbt_core.measure import training_memory
 from fbt_core.methods import method_names
 from tests.test_core.engine_runs import arguments, make_spec, metrics_of, network, write_images
 from tests.test_core.methods_kit import PAIRS
@@ -62,13 +63,9 @@ def test_a_step_waits_for_nothing(name):
     checks.check_no_synchronisation(checks.prepare(name, PAIRS["cnn", "msa"], GPU), checks.fixed_batch(GPU))
 
 
-@pytest.mark.parametrize("name", ["scratch", "kd", "fbt"])
-def test_peak_memory_is_above_what_is_counted_and_of_its_order(name):
-    method = checks.prepare(name, PAIRS["cnn", "msa"], GPU)
-    counted = checks.static_memory_mb(method)
-    result = checks.train_step(method, checks.fixed_batch(GPU), "float32", GPU)
-    checks.ROWS.append((f"{name}: peak / weights and gradients", f"{result.peak_mb:.0f} / {counted:.0f} MB"))
-    assert counted <= result.peak_mb < counted + 4_000
+@pytest.mark.parametrize("name", training_memory.MEASURED)
+def test_peak_memory_is_what_is_counted(name):
+    checks.compare_peak(name, GPU, images=32)
 
 
 def test_a_killed_training_resumes_and_ends_like_an_undisturbed_one(tmp_path):

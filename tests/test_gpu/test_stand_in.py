@@ -46,7 +46,7 @@ def test_what_is_not_finite_or_does_not_move_is_caught():
     batch.images[0, 0, 0, 0] = float("nan")
     with pytest.raises(AssertionError, match="kd: not finite"):
         checks.check_finite_and_moving(checks.train_step(method, batch, "float32", CPU), "kd")
-    still = checks.StepResult({"loss": 1.0}, moved=0.0, seconds=0.1, peak_mb=0.0)
+    still = checks.StepResult({"loss": 1.0}, moved=0.0, seconds=0.1)
     with pytest.raises(AssertionError, match="largest change of a weight is 0"):
         checks.check_finite_and_moving(still, "kd")
 
@@ -69,6 +69,17 @@ def test_the_steps_of_a_gpu_pass_on_the_cpu(stand_in, name, kind):
     """Placement is another test: tests/test_core/test_training_memory.py, on a device in name only."""
     stand_in.test_a_step_is_finite_and_in_float32_the_cpus(name, ("cnn", "msa"), kind)
     stand_in.test_a_step_waits_for_nothing(name)
+
+
+@pytest.mark.slow
+@in_process_of_its_own
+def test_counted_and_measured_memory_are_compared(monkeypatch):
+    checks.compare_peak("kd", CPU, images=2)
+    (what, _), (_, _) = checks.ROWS
+    assert what == "kd, float32: peak / counted"
+    monkeypatch.setattr(checks, "counted_peak_mb", lambda *arguments: 1.0)
+    with pytest.raises(AssertionError, match="peak / counted"):
+        checks.compare_peak("kd", CPU, images=2)
 
 
 @in_process_of_its_own
