@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fbt_core.distributed import average
+from fbt_core.collectives import average
 from fbt_core.errors import NonFiniteLoss
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fbt_core import distributed
+from fbt_core import collectives
 from fbt_core.distributed import Group, world_size
 
 NAMES = ("running_mean", "running_var")
@@ -23,7 +23,7 @@ def average(modules: Sequence[nn.Module]) -> None:
     """Give the modules of all processes the same statistics, their mean."""
     # One exchange for all buffers: a network has a hundred of them.
     if world_size() > 1 and (buffers := _buffers(modules)):
-        _fill(buffers, distributed.average(_flat(buffers).double()))
+        _fill(buffers, collectives.average(_flat(buffers).double()))
 
 
 def of_processes(modules: Sequence[nn.Module]) -> Tensor | None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fbt_core import distributed
+from fbt_core import collectives
 from fbt_core.errors import NonFiniteLoss
 from fbt_core.spec import RunSpec
 
@@ -33,7 +33,7 @@ class Score:
         NonFiniteLoss before such a number reaches the history or a checkpoint.
         """
         # One sum over processes at the end; each of them has counted its share.
-        first, fifth, loss, images = distributed.total(self.sums).tolist()
+        first, fifth, loss, images = collectives.total(self.sums).tolist()
         if not math.isfinite(loss):
             what = f"the loss on the test images is not finite ({loss}), epoch {epoch}"
             raise NonFiniteLoss(what, spec.id)
@@ -44,7 +44,7 @@ class Score:
             "top1": 100 * first / images,
             "top5": 100 * fifth / images,
             "loss": loss / images,
-            "predicted": distributed.interleave(mine, spec.dataset.test_images),
+            "predicted": collectives.interleave(mine, spec.dataset.test_images),
         }
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fbt_core.distributed import rows_of
+from fbt_core.collectives import rows_of
 from fbt_core.errors import UserError
 
 ORDER, AUGMENT, STEP = 1, 2, 3  # separate streams of random numbers

@@ -11,7 +11,7 @@ import math
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from fbt_core.distributed import gather_with_gradient
+from fbt_core.collectives import gather_with_gradient
 from fbt_core.losses.numerics import in_float32, unit_rows
 from fbt_core.methods.base import COMPARES, Batch, Method, Terms
 from fbt_core.methods.modules import feature_width, image_feature

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from fbt_core.distributed import draw_rows, gather_with_gradient
+from fbt_core.collectives import draw_rows, gather_with_gradient
 from fbt_core.losses.labels import target_class
 from fbt_core.losses.numerics import in_float32, unit_rows
 from fbt_core.methods.base import COMPARES, Batch, Method, Terms

@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from fbt_core.distributed import gather_with_gradient
+from fbt_core.collectives import gather_with_gradient
 from fbt_core.fusion import FusedModel, choose_direction
 from fbt_core.losses.contrast import info_nce
 from fbt_core.losses.logits import kl_divergence, ofa_loss

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from fbt_core.distributed import gather_with_gradient
+from fbt_core.collectives import gather_with_gradient
 from fbt_core.losses.contrast import info_nce
 from fbt_core.losses.logits import kl_divergence
 from fbt_core.losses.numerics import in_float32

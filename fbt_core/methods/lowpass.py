@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fbt_core.distributed import gather_with_gradient
+from fbt_core.collectives import gather_with_gradient
 from fbt_core.losses.contrast import info_nce
 from fbt_core.losses.logits import kl_divergence
 from fbt_core.methods.base import COMPARES, Batch, Method, Terms

@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from fbt_core.distributed import gather_with_gradient, own_rows, world_size
+from fbt_core.collectives import gather_with_gradient, own_rows
+from fbt_core.distributed import world_size
 from fbt_core.losses.logits import kl_divergence
 from fbt_core.methods.base import Batch, Method, Terms
 from fbt_core.methods.parameters import ParameterError

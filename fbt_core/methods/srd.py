@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fbt_core.distributed import gather_with_gradient
+from fbt_core.collectives import gather_with_gradient
 from fbt_core.losses.logits import kl_divergence
 from fbt_core.losses.numerics import in_float32
 from fbt_core.methods.base import COMPARES, Batch, Method, Terms

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
+from fbt_core.collectives import rows_of
 from fbt_core.data.order import Order
 from fbt_core.data.order import test_keys as make_test_keys
-from fbt_core.distributed import rows_of
 from fbt_core.errors import UserError
 
 sizes = some.integers(8, 60)

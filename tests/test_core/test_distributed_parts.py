@@ -13,10 +13,11 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from fbt_core import checkpoint, distributed, train
+from fbt_core import checkpoint, collectives, distributed, train
 from fbt_core.batch_division import check_accumulation, check_pairs, share_of_batch
+from fbt_core.collectives import gather_with_gradient, rows_of
 from fbt_core.data.feed import Batches, Fault
-from fbt_core.distributed import Group, Vote, gather_with_gradient, rows_of
+from fbt_core.distributed import Group, Vote
 from fbt_core.errors import UserError
 from fbt_core.learner import Learner
 from fbt_core.normalisation import set_normalisation_batch
@@ -395,10 +396,10 @@ def test_a_process_that_is_killed_is_told_of_in_one_line(root, tmp_path, capfd):
 
 def test_rows_of_the_batch_are_made_once(monkeypatch):
     """Made anew, they would be copied to the GPU at each step, and the copy waits for it."""
-    rows = distributed._rows(1, 4, 2, CPU), distributed._back_in_order(4, 2, CPU)
+    rows = collectives._rows(1, 4, 2, CPU), collectives._back_in_order(4, 2, CPU)
     monkeypatch.setattr(torch, "tensor", None)
-    assert distributed._rows(1, 4, 2, CPU) is rows[0]
-    assert distributed._back_in_order(4, 2, CPU) is rows[1]
+    assert collectives._rows(1, 4, 2, CPU) is rows[0]
+    assert collectives._back_in_order(4, 2, CPU) is rows[1]
 
 
 @pytest.mark.parametrize(
