@@ -522,7 +522,9 @@ def _add_settings(parser: argparse.ArgumentParser, name: str) -> None:
     """
     # SUPPRESS: a command's own default would overwrite what was given before the command.
     settings = parser.add_argument_group("settings", argument_default=argparse.SUPPRESS)
-    settings.add_argument("--scale", metavar="SCALE", help="instead of config.yaml's: smoke, paper")
+    settings.add_argument(
+        "--scale", metavar="SCALE", help="instead of config.yaml's: smoke, mini, pilot, paper, or your own"
+    )
     settings.add_argument(
         "--config", type=Path, metavar="FOLDER", help="the configuration (default: ./config)"
     )

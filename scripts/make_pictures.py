@@ -45,7 +45,7 @@ FLAGS = (
     "--hide-scrollbars",
 )
 WIDTH = 110
-OPEN_A_CELL = "document.querySelector('#table4 button.cell[data-runs*=\" \"]').click()"
+OPEN_A_CELL = "[...document.querySelectorAll('#table4 button.cell[data-runs*=\" \"]')].pop().click()"
 
 
 def photograph(page: Path, target: Path, size: tuple[int, int], script: str = "") -> None:

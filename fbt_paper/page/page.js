@@ -428,6 +428,8 @@ function chart(heading, lines) {
 
 function curve(line, x, y, style) {
   const known = line.x.map((value, i) => [value, line.y[i]]).filter((point) => point[1] !== null);
+  // A line of one point would show nothing.
+  if (known.length === 1) return shape("circle", { cx: x(known[0][0]), cy: y(known[0][1]), r: 3, fill: style.stroke });
   const path = known.map(([a, b], i) => `${i ? "L" : "M"}${x(a).toFixed(1)} ${y(b).toFixed(1)}`).join("");
   return shape("path", { d: path, fill: "none", "stroke-width": 1.6, ...style });
 }

@@ -234,6 +234,14 @@ def test_charts_have_three_ticks_at_least(page):
         assert low - 1e-3 <= min(values) and max(values) <= high + 1e-3 * high
 
 
+def test_a_curve_of_one_epoch_is_a_dot(page):
+    draw = "return chart('x', [{name: 'a', x: [6], y: [71.2]}, {name: 'b', x: [2, 6], y: [null, 70.1]}]).outerHTML"
+    drawn = page.execute_script(draw)
+    # One more is the pointer's.
+    assert drawn.count("<circle") == 3
+    assert 'fill="var(--first)"' in drawn and 'fill="var(--second)"' in drawn
+
+
 def tab_to(page: webdriver.Chrome, selector: str, at_most: int = 80) -> WebElement:
     """Press Tab until the element that fits has the focus."""
     for _ in range(at_most):
