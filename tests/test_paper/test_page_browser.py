@@ -235,8 +235,8 @@ def test_charts_have_three_ticks_at_least(page):
 
 
 def test_a_curve_of_one_epoch_is_a_dot(page):
-    draw = "return chart('x', [{name: 'a', x: [6], y: [71.2]}, {name: 'b', x: [2, 6], y: [null, 70.1]}]).outerHTML"
-    drawn = page.execute_script(draw)
+    lines = [{"name": "a", "x": [6], "y": [71.2]}, {"name": "b", "x": [2, 6], "y": [None, 70.1]}]
+    drawn = page.execute_script("return chart('x', arguments[0]).outerHTML", lines)
     # One more is the pointer's.
     assert drawn.count("<circle") == 3
     assert 'fill="var(--first)"' in drawn and 'fill="var(--second)"' in drawn
