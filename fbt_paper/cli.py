@@ -184,24 +184,10 @@ def compare_command(options: Options) -> int:
 
 def judge_claims_command(options: Options) -> int:
     """Write what the results say of each claim of the paper: holds, contradicted or undecided."""
-    from fbt_paper.claims.show import intervals_to_csv, to_csv, to_latex, to_markdown
-    from fbt_paper.claims.verdicts import Evidence, judge_all
-    from fbt_paper.plan.claims import ClaimPlan
+    from fbt_paper.claims.write import write_claims
 
     flow = open_flow(options)
-    claims = ClaimPlan(flow).of(options.claims)
-    judgements = judge_all(claims, Evidence(flow.config, flow.plan, Path(flow.results)))
-    datasets = dict.fromkeys(spec.dataset.name for spec in flow.plan.runs.values())
-    data = f"scale {flow.scale}, {', '.join(datasets)}"
-    texts = {
-        "_intervals.csv": intervals_to_csv(judgements),
-        ".csv": to_csv(judgements),
-        ".md": to_markdown(judgements, data, flow.config.main.teacher_seeds),
-        ".tex": to_latex(judgements, data, flow.config.main.teacher_seeds),
-    }
-    for ending, text in texts.items():
-        path = Path(flow.results, f"{options.claims}{ending}")
-        write_text(path, text)
+    for path in write_claims(flow, options.claims, Path(flow.results)):
         print(path)
     return 0
 

@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fbt_core.files import write_text
-from fbt_paper.claims import show
-from fbt_paper.claims.verdicts import Evidence, judge_all
+from fbt_paper.claims.write import write_claims
 from fbt_paper.page.build import write_page
-from fbt_paper.plan.claims import FILES, ClaimPlan
+from fbt_paper.plan.claims import FILES
 from fbt_paper.plan.figures import FigurePlan
 from fbt_paper.plan.targets import Flow
 from fbt_paper.status.unfinished import describe_unfinished
@@ -34,17 +33,13 @@ def write_partial(flow: Flow, page: str) -> Iterator[Path]:
     for table in tables:
         yield from write_table(table, folder / "tables")
     suffix = "_grid" if page == "grid" else ""
-    texts = {f"comparison{suffix}.md": compare.to_markdown(tables, flow.config.scale_label)}
+    comparison = folder / f"comparison{suffix}.md"
+    write_text(comparison, compare.to_markdown(tables, flow.config.scale_label))
+    yield comparison
 
     # claims: what lacks a run is `not measured`
     (name,) = [name for name, shown_on in FILES.items() if shown_on == page]
-    judgements = judge_all(ClaimPlan(flow).of(name), Evidence(flow.config, flow.plan, Path(flow.results)))
-    text = show.to_markdown(judgements, flow.scale, flow.config.main.teacher_seeds)
-    texts |= {f"{name}.csv": show.to_csv(judgements), f"{name}.md": text}
-    texts |= {f"{name}_intervals.csv": show.intervals_to_csv(judgements)}
-    for file, text in texts.items():
-        write_text(folder / file, text)
-        yield folder / file
+    yield from write_claims(flow, name, folder)
 
     # the page, with those figures that are drawn already
     about = [Path(figures.folder, f"{drawing}.json") for drawing in figures.drawn(page)]
