@@ -1,4 +1,4 @@
-# make demo: the paper on this machine, tiny.  make test: fast tests and the smoke workflow.
+# make demo: the paper on this machine, tiny.  make test: the fast tests.  make test-smoke: the same tables, checked.
 # VENV may point outside the clone (CI keeps one between runs); PYTHON picks the interpreter.
 PYTHON ?= python3
 VENV ?= .venv
@@ -38,8 +38,11 @@ demo: install  ## every table and figure at scale smoke, on this machine
 	$(ON_PATH) fbt run --cores $(CORES) --set "execution={pack: 8}"
 
 .PHONY: test
-test: install-dev  ## fast tests and the smoke workflow (<= 12 minutes)
+test: install-dev  ## the fast tests (<= 12 minutes on two cores)
 	$(PYTEST) -n $(CORES) -m "not smoke and not slow and not slurm"
+
+.PHONY: test-smoke
+test-smoke: install-dev  ## every table and figure at scale smoke, trained and checked
 	$(PYTEST) -m "smoke and not slow and not slurm"
 
 .PHONY: packages
@@ -47,7 +50,7 @@ packages:  ## Debian packages that the slow tests need (Slurm, Chromium, LaTeX);
 	@sh scripts/install_test_packages.sh
 
 .PHONY: test-all
-test-all: packages lint test  ## every test: real Slurm, browser, survey of timm, series of kills (<= 60 minutes)
+test-all: packages lint test test-smoke  ## every test: real Slurm, browser, survey of timm, series of kills (<= 60 minutes)
 	$(PYTEST) -n $(CORES) -m "slow and not slurm"
 	$(PYTEST) -m slurm
 
