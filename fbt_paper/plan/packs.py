@@ -73,12 +73,11 @@ def compose(
     """Packs of two runs or more out of these, each as full as `fits` allows, in the order of the runs.
 
     `kind` says what must be equal in a pack beside the stream of batches, the teacher, and what the runs
-    need: with equal needs no pack ever waits for itself. A run without teacher and needs goes with any.
+    need: with equal needs no pack waits for itself, nor for what only runs need that nobody asked for.
     """
     needed = {other for spec in specs.values() for other in spec.needed_runs()}
     packs: list[_Pack] = []
-    # Those without a teacher last: they fill what room there is beside a teacher.
-    for run in sorted(runs, key=lambda run: shared_of(specs[run]) is None):
+    for run in runs:
         stream, shared = (stream_key(specs[run]), kind(specs[run])), shared_of(specs[run])
         if specs[run].teacher is None and run in needed:
             continue
@@ -86,7 +85,7 @@ def compose(
             pack
             for pack in packs
             if pack.stream == stream
-            and shared in (None, pack.shared)
+            and pack.shared == shared
             and fits([specs[member] for member in (*pack.runs, run)])
         )
         if (pack := next(room, None)) is None:
