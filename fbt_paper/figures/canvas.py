@@ -24,6 +24,8 @@ from fbt_core.files import make_folder, write_bytes
 COLUMN_WIDTH = 3.3
 """Inches of one column of a two-column page."""
 PAGE_WIDTH = 6.9
+LABEL_LENGTH = 26
+FIRST_STAND_IN = 0xE000  # private letters, which no label holds
 NOTE_LETTERS = 19
 """Letters of a note (6.5 points) that fit on an inch."""
 STYLE, PAPER_STYLE = (Path(__file__).with_name(name) for name in ("style.mplstyle", "paper.mplstyle"))
@@ -107,3 +109,24 @@ def plain(*labels: str) -> str:
     return ", ".join(
         re.sub(r"\\mathcal|[${}]", "", label).replace("_", " ").replace("→", "to") for label in labels
     )
+
+
+def wrap_label(label: str) -> str:
+    """A label on as many lines as it needs, by what is seen; mathematics is never broken."""
+    # textwrap counts what is written: 19 letters for `$\mathcal{L}_{MSE}$`, drawn about as wide as two.
+    symbols = re.findall(r"\$[^$]*\$", label)
+    stand_ins = [chr(FIRST_STAND_IN + i) * _letters_seen(symbol) for i, symbol in enumerate(symbols)]
+    for symbol, stand_in in zip(symbols, stand_ins, strict=True):
+        # One at a time: the same symbol may stand in a label twice.
+        label = label.replace(symbol, stand_in, 1)
+    wrapped = textwrap.fill(label, LABEL_LENGTH, break_long_words=False)
+    for symbol, stand_in in zip(symbols, stand_ins, strict=True):
+        wrapped = wrapped.replace(stand_in, symbol, 1)
+    return wrapped
+
+
+def _letters_seen(symbol: str) -> int:
+    """About how many letters wide a symbol is drawn: commands are one, subscripts half."""
+    letters = re.sub(r"\\[a-z]+|[${}^]", "", symbol)
+    base, _, below = letters.partition("_")
+    return max(1, len(base) + len(below) // 2)

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib import rcParams, ticker
 from matplotlib.lines import Line2D
 
-from fbt_paper.figures.canvas import COLUMN_WIDTH, PAGE_WIDTH, QUIET, fit_note, new_panels, plain
+from fbt_paper.figures.canvas import COLUMN_WIDTH, PAGE_WIDTH, QUIET, fit_note, new_panels, plain, wrap_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,7 +86,7 @@ def _draw_by_column(curves: pd.DataFrame, quantity: str, label: str, note: str, 
         panel = select(curves, column=column, quantity=quantity)
         for row, values in panel.groupby("row", sort=False):
             draw_band(axes, band_over_seeds(values), styles[str(row)])
-        axes.set_title(column, loc="left", weight="bold")
+        axes.set_title(wrap_label(column), loc="left", weight="bold")
     _label(list(grid.flat), len(columns), across, label)
     add_legend(figure, styles, 3 if across > 1 else 1, note)
     return figure
@@ -104,7 +104,7 @@ def _draw_cells(curves: pd.DataFrame, lines: Sequence[Sequence[tuple[str, str]]]
     several_columns = len({column for _, column in cells}) > 1
     for axes, (row, column) in zip(grid.flat, cells, strict=False):
         _draw_terms(axes, select(curves, row=row, column=column), styles)
-        axes.set_title(f"{row}\n{column}" if several_columns else row, loc="left", fontsize=6)
+        axes.set_title(f"{row}\n{wrap_label(column)}" if several_columns else row, loc="left", fontsize=6)
     _label(list(grid.flat), len(cells), across, "")
     figure.supylabel("weighted loss term", fontsize=7)
     add_legend(figure, {say_term(term): style for term, style in styles.items()}, legend, note)

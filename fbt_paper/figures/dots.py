@@ -6,8 +6,6 @@ standard_deviation, seeds, paper, gap; what is not known is NaN.
 
 from __future__ import annotations
 
-import re
-import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +13,17 @@ import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from fbt_paper.figures.canvas import COLUMN_WIDTH, OURS, PAGE_WIDTH, PAPER, QUIET, fit_note, new_panels, plain
+from fbt_paper.figures.canvas import (
+    COLUMN_WIDTH,
+    OURS,
+    PAGE_WIDTH,
+    PAPER,
+    QUIET,
+    fit_note,
+    new_panels,
+    plain,
+    wrap_label,
+)
 from fbt_paper.tables.frame import rows_of
 
 if TYPE_CHECKING:
@@ -24,8 +32,6 @@ if TYPE_CHECKING:
 
 LINE, NEXT_LINE = 0.165, 0.115
 """Inches of height of a cell, and of each further line of its label."""
-LABEL_LENGTH = 26
-FIRST_STAND_IN = 0xE000  # private letters, which no label holds
 HOLLOW: dict[str, Any] = {"color": PAPER, "markerfacecolor": "white"}
 
 
@@ -54,27 +60,6 @@ def _height(panel: pd.DataFrame) -> float:
     return (len(panel) + 0.2) * (LINE + NEXT_LINE * lines)
 
 
-def wrap_label(label: str) -> str:
-    """A row's label on as many lines as it needs, by what is seen; mathematics is never broken."""
-    # textwrap counts what is written: 19 letters for `$\mathcal{L}_{MSE}$`, drawn about as wide as two.
-    symbols = re.findall(r"\$[^$]*\$", label)
-    stand_ins = [chr(FIRST_STAND_IN + i) * _letters_seen(symbol) for i, symbol in enumerate(symbols)]
-    for symbol, stand_in in zip(symbols, stand_ins, strict=True):
-        # One at a time: the same symbol may stand in a label twice.
-        label = label.replace(symbol, stand_in, 1)
-    wrapped = textwrap.fill(label, LABEL_LENGTH, break_long_words=False)
-    for symbol, stand_in in zip(symbols, stand_ins, strict=True):
-        wrapped = wrapped.replace(stand_in, symbol, 1)
-    return wrapped
-
-
-def _letters_seen(symbol: str) -> int:
-    """About how many letters wide a symbol is drawn: commands are one, subscripts half."""
-    letters = re.sub(r"\\[a-z]+|[${}^]", "", symbol)
-    base, _, below = letters.partition("_")
-    return max(1, len(base) + len(below) // 2)
-
-
 def _draw_panel(axes: Axes, panel: pd.DataFrame) -> None:
     for y, dot in enumerate(rows_of(panel)):
         if pd.notna(dot.gap):
@@ -100,7 +85,7 @@ def _draw_panel(axes: Axes, panel: pd.DataFrame) -> None:
     axes.set_yticks(range(len(panel)), list(map(wrap_label, panel.row)), linespacing=0.95)
     # Upside down, so that the first row of the table is on top.
     axes.set_ylim(len(panel) - 0.4, -0.6)
-    axes.set_title(panel.column.iloc[0], loc="left", weight="bold", pad=3)
+    axes.set_title(wrap_label(panel.column.iloc[0]), loc="left", weight="bold", pad=3)
     axes.tick_params(axis="y", length=0)
     axes.margins(x=0.08)
     axes.xaxis.set_major_locator(MaxNLocator(5, min_n_ticks=3))

@@ -20,7 +20,7 @@ from matplotlib.text import Text
 
 from fbt_core.methods.registry import method_facts, method_names
 from fbt_paper.config.load import CONFIG_FOLDER, ConfigError, load
-from fbt_paper.figures import curves, dots, draw, features, similarity, sweeps, taxonomy
+from fbt_paper.figures import canvas, curves, dots, draw, features, similarity, sweeps, taxonomy
 from fbt_paper.figures.canvas import PAGE_WIDTH, new_panels, remove_note, save_pdf, save_png, styled
 from fbt_paper.plan.figures import FigurePlan
 from fbt_paper.plan.targets import Flow
@@ -232,7 +232,7 @@ def test_loss_terms_are_named_for_people():
 
 def test_labels_are_wrapped_around_mathematics():
     label = r"$\mathcal{L}_{MSE}$ in the final features after average pooling"
-    lines = dots.wrap_label(label).split("\n")
+    lines = canvas.wrap_label(label).split("\n")
     assert len(lines) >= 2 and lines[0].startswith(r"$\mathcal{L}_{MSE}$ in")
     assert " ".join(lines) == label
 
