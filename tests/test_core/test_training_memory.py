@@ -99,6 +99,7 @@ def a_tensor_left_on_the_cpu():
         fake_step(method, stand_in_device(), precision=None)
 
 
+@pytest.mark.slow
 def test_every_method_does_a_fake_step_on_another_device_and_in_half_precision():
     """Backward and optimiser too, and no number is read on the way: what a GPU would be waited for."""
     in_new_interpreter(every_method_on_another_device)

@@ -43,6 +43,7 @@ def test_a_pair_or_method_that_is_not_planned_is_refused_with_those_that_are(smo
         bench.choose_run(smoke, "swin_t__resnet18", "fbd", None)
 
 
+@pytest.mark.slow
 def test_the_bench_is_measured_and_noted(smoke, tmp_path, monkeypatch, capsys):
     """The whole way once: a step and the loaders of a tiny run, in the process that has torch."""
     monkeypatch.chdir(tmp_path)

@@ -170,6 +170,8 @@ def test_no_text_meets_another_or_leaves_the_figure(name):
 
 
 TABLES = [key for key, table in load(CONFIG_FOLDER).tables.items() if table.kind == "accuracy"]
+LARGE = ("cifar100", "imagenet", "modern")
+"""Tables of a hundred cells and more: their curves take a minute to draw."""
 TERMS = (
     "labels",
     *(f"{pair}_logits" for pair in ("teacher_to_fused", "teacher_to_student", "fused_to_student")),
@@ -184,7 +186,9 @@ def curves_of(plan: FigurePlan, table: str) -> pd.DataFrame:
     return make_curves({(cell[::-1] if turned else cell): histories for cell in cells})
 
 
-@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize(
+    "table", [pytest.param(table, marks=[pytest.mark.slow] if table in LARGE else []) for table in TABLES]
+)
 def test_curves_of_every_real_table_fit_a_page(plan, table):
     made = curves_of(plan, table)
     columns = set(made.column)

@@ -157,6 +157,7 @@ def test_the_tests_take_a_row_a_method_and_an_architecture_as_they_are(copy):
     assert copy.pytest("tests/test_core/test_staged.py", "-k", "regnet or (full_size and resnet18)") >= 2
 
 
+@pytest.mark.slow
 def test_a_dataset_is_one_entry_and_a_folder(copy, tmp_path):
     before = copy.runs()
     copy.add_the_dataset(tmp_path / "flowers")

@@ -30,6 +30,7 @@ def top1_of(run: str) -> float:
     return 60 + int(run[-4:], 16) % 2000 / 100
 
 
+@pytest.mark.slow
 def test_the_grids_are_built_from_their_results(tmp_path):
     copy = WorkflowCopy.make(tmp_path / "workflow")
     write_results(copy, PLAN)

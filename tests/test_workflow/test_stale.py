@@ -322,6 +322,7 @@ def test_a_finished_workflow_has_nothing_to_do(copy):
     assert "Nothing to be done" in copy.snakemake("--cores", "2").stdout
 
 
+@pytest.mark.slow
 def test_after_changes_each_file_shows_the_new_values_and_none_the_old(copy):
     results = copy.folder / "results/paper"
     kinds = (".csv", ".md", ".tex", ".html", ".pdf", ".json")
