@@ -141,12 +141,16 @@ def full_size(name: str) -> Method:
     return training_memory.without_numbers(method)
 
 
+def weight_bytes(method: Method) -> int:
+    """What the weights and buffers of all of a method's networks take."""
+    return sum(tensor.untyped_storage().nbytes() for tensor in (*method.parameters(), *method.buffers()))
+
+
 def counted_peak_mb(method: Method, images: int, dtype: torch.dtype | None) -> float:
     """What the bill counts for a step: weights, and with fake tensors the most that lives beside them."""
-    weights = sum(tensor.untyped_storage().nbytes() for tensor in (*method.parameters(), *method.buffers()))
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fake = training_memory.make_fake(copy.deepcopy(method), mode)
-    return (weights + training_memory.fake_step(fake, mode, images, dtype)) / 1e6
+    return (weight_bytes(method) + training_memory.fake_step(fake, mode, images, dtype)) / 1e6
 
 
 def measured_peak_mb(method: Method, images: int, kind: str, device: torch.device) -> float:
@@ -155,7 +159,6 @@ def measured_peak_mb(method: Method, images: int, kind: str, device: torch.devic
     rows = torch.arange(images, device=device)
     batch = Batch(torch.randn(images, 3, IMAGE_SIZE, IMAGE_SIZE, device=device), rows % CLASSES, rows)
     before = [*method.parameters(), *method.buffers(), batch.images, batch.target, batch.indices]
-    weights = sum(tensor.untyped_storage().nbytes() for tensor in before[:-3])
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     # On a CPU, which does not say what it holds, the tensors are counted as they are made.
@@ -163,7 +166,7 @@ def measured_peak_mb(method: Method, images: int, kind: str, device: torch.devic
         with precision(kind, device):
             loss = forward(method, batch)["loss"]
         loss.backward()  # type: ignore[attr-defined]
-    return (torch.cuda.max_memory_allocated() if live is None else weights + live.peak) / 1e6
+    return (torch.cuda.max_memory_allocated() if live is None else weight_bytes(method) + live.peak) / 1e6
 
 
 def compare_peak(name: str, device: torch.device, images: int) -> None:
