@@ -157,7 +157,9 @@ class Backend(ABC):
         """Id of a job whose controller ended before it wrote it down: the job's own record may have it."""
         # The journal has no id for it, but a job that has started has written its own down.
         record = JobRecord.load(Path(entry.record))
-        return str(record.starts[-1]["job_id"]) if record is not None and record.starts else None
+        if record is None or not record.starts:
+            return None
+        return str(record.starts[-1]["job_id"])
 
     def name_files(self, entry: JournalEntry, job_id: str) -> None:
         """Note a job's id and where its files are."""
@@ -211,18 +213,16 @@ class Backend(ABC):
         path = Path(entry.result or "")
         try:
             if problem := untrusted(path):
-                self._distrust(problem)
+                # Said once: the file is met again at every look.
+                if problem not in self._distrusted:
+                    self._distrusted.add(problem)
+                    self.say(problem)
                 return None
             with path.open("rb") as stream:
                 outcome, value = PlainUnpickler(stream).load()
         except (OSError, EOFError, ValueError, TypeError, pickle.UnpicklingError):
             return None
         return Result(None if outcome == "success" else str(value))
-
-    def _distrust(self, problem: str) -> None:
-        if problem not in self._distrusted:
-            self._distrusted.add(problem)
-            self.say(problem)
 
     def hurry(self) -> None:
         """Make the next refresh ask at once."""
@@ -288,7 +288,9 @@ class SlurmBackend(Backend):
         self.array_limit = max(1, min(self.settings.array_size, self.facts.max_array_size - 1))
 
     def problems(self, request: Request) -> list[str]:
-        return [] if self.facts is None else [*self.facts.problems(request), *self.time_problems(request)]
+        if self.facts is None:
+            return []
+        return [*self.facts.problems(request), *self.time_problems(request)]
 
     def minutes(self, request: Request) -> int:
         limit = request.runtime if self.facts is None else self.facts.minutes(request)
@@ -324,9 +326,10 @@ class SlurmBackend(Backend):
         # submitit calls sbatch with this process's environment.
         try:
             with clean_environment():
-                submitted = (
-                    [executor.submit(jobs[0])] if len(jobs) == 1 else executor.submit_array(list(jobs))
-                )
+                if len(jobs) == 1:
+                    submitted = [executor.submit(jobs[0])]
+                else:
+                    submitted = executor.submit_array(list(jobs))
         except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
             # A full queue empties by itself, so it is no refusal: the caller waits or makes smaller arrays.
             if queue_full(str(error)):
@@ -352,7 +355,9 @@ class SlurmBackend(Backend):
         if not marked:
             return None
         number, is_array, _ = marked[0].partition("_")  # tasks that have ended may be forgotten already
-        job_ids = [f"{number}_{index}" for index in range(len(jobs))] if is_array else [number]
+        job_ids = [number]
+        if is_array:
+            job_ids = [f"{number}_{index}" for index in range(len(jobs))]
         # submitit has failed before it wrote the functions, so the jobs in the queue have none yet.
         for job_id, job in zip(job_ids, jobs, strict=True):
             self.restore_function(job_id, job, request)
@@ -517,17 +522,16 @@ class LocalBackend(Backend):
         # Our own children become zombies, which have no command line: submitit knows
         # of them, psutil does not.
         if (job := self._jobs.get(entry.job_id or "")) is not None:
-            return Look("RUNNING") if job.state == "RUNNING" else Look("FAILED", True)
-        return Look("RUNNING") if self._processes(entry) else Look("FAILED", True)
-
-    def _processes(self, entry: JournalEntry) -> list[Any]:
-        return local_processes(entry, self.folder)
+            runs = job.state == "RUNNING"
+        else:
+            runs = bool(local_processes(entry, self.folder))
+        return Look("RUNNING") if runs else Look("FAILED", True)
 
     def cancel(self, entries: Sequence[JournalEntry]) -> None:
         for entry in entries:
             # The program is a grandchild and ignores SIGTERM until it has its
             # handlers: all of them are ended.
-            for process in self._processes(entry):
+            for process in local_processes(entry, self.folder):
                 end_family(process.pid)
 
     def cancel_command(self, entries: Sequence[JournalEntry]) -> str:

@@ -63,7 +63,8 @@ def check_in_dry_runs() -> None:
         # Snakemake shows a dry run's jobs in several rounds, and Slurm is asked about each request once.
         new = {request: rule for request, rule in requests.items() if request not in asked}
         asked.update(new)
-        problems += check_requests(settings, new, self.logger.info) if new else []
+        if new:
+            problems += check_requests(settings, new, self.logger.info)
         if problems:
             raise WorkflowError("\n".join(problems))
 

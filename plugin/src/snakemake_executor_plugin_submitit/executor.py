@@ -290,7 +290,9 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
         if key in self.followed or key in self.earlier.entries:
             return None
         entry = self.journal.read(key)
-        return entry if entry is not None and entry.active and entry.token not in self._tokens else None
+        if entry is None or not entry.active or entry.token in self._tokens:
+            return None
+        return entry
 
     def _note(self, request: Request, token: str, jobs: Sequence[JobExecutorInterface]) -> list[JournalEntry]:
         """Write scripts and journal of jobs that are about to be submitted."""
@@ -398,7 +400,8 @@ class Executor(RemoteExecutor):  # type: ignore[misc]
             self.report_job_success(info)
         else:
             self._failed = True
-            self.report_job_error(info, msg=verdict.message, aux_logs=logs_of(entry))
+            logs = [path for path in (entry.error_log, entry.log) if path and Path(path).exists()]
+            self.report_job_error(info, msg=verdict.message, aux_logs=logs)
         return True
 
     def _note_error(self, error: Exception) -> None:
@@ -529,8 +532,3 @@ def describe_ids(job_ids: Sequence[str]) -> str:
     if "_" in job_ids[0]:
         return f"array {job_ids[0].split('_')[0]}_[0-{len(job_ids) - 1}]"
     return f"jobs {', '.join(job_ids)}"
-
-
-def logs_of(entry: JournalEntry) -> list[str]:
-    """The logs of a job that exist."""
-    return [path for path in (entry.error_log, entry.log) if path and Path(path).exists()]

@@ -97,35 +97,28 @@ def read_last_start(path: str | None) -> str:
     except OSError:
         return ""
     # Only the last start: submitit goes on writing into the log of the starts before a requeue.
-    return text[text.rfind("SNAKEMAKE\n=========") :][-200_000:] if "SNAKEMAKE\n=========" in text else text
+    start = text.rfind("SNAKEMAKE\n=========")
+    return text if start < 0 else text[start:][-200_000:]
 
 
 def explain_failure(entry: JournalEntry, state: str, record: JobRecord | None, by_whom: str = "") -> str:
     """What a person needs about a failed job: which, why, its log's last lines, and where the files are."""
+    where = f", node {entry.node}" if entry.node else ""
+    if entry.restarts:
+        where += f", restarted {entry.restarts} times"
     lines = [f"{entry.name}: {what_happened(entry, state, record, by_whom)}"]
-    lines.append(f"  job {entry.job_id or '(not submitted)'} on cluster {entry.cluster}{where_it_ran(entry)}")
+    lines.append(f"  job {entry.job_id or '(not submitted)'} on cluster {entry.cluster}{where}")
     # Errors go to stderr as a rule; some programs print theirs to stdout.
-    shown = last_lines(entry.error_log) or last_lines(entry.log)
-    lines += ["  last lines of its log:", *(f"    | {line}" for line in shown)] if shown else [no_log(entry)]
+    if shown := last_lines(entry.error_log) or last_lines(entry.log):
+        lines += ["  last lines of its log:", *(f"    | {line}" for line in shown)]
+    else:
+        folder = Path(entry.log).parent if entry.log else "-"
+        cause = f"the node cannot write to {folder} (is that folder shared?)"
+        lines.append(f"  it has left no log: if it did start, {cause}")
     lines.append(f"  log: {entry.error_log or '-'} and {entry.log or '-'}")
-    lines.append(
-        f"  script: {entry.script}" + (f" (submitted as {entry.submission})" if entry.submission else "")
-    )
+    submission = f" (submitted as {entry.submission})" if entry.submission else ""
+    lines.append(f"  script: {entry.script}{submission}")
     return "\n".join(lines)
-
-
-def where_it_ran(entry: JournalEntry) -> str:
-    """Node and number of restarts, if it ever started."""
-    node = f", node {entry.node}" if entry.node else ""
-    return f"{node}, restarted {entry.restarts} times" if entry.restarts else node
-
-
-def no_log(entry: JournalEntry) -> str:
-    """What it means that a job has left no log."""
-    folder = Path(entry.log).parent if entry.log else "-"
-    return (
-        f"  it has left no log: if it did start, the node cannot write to {folder} (is that folder shared?)"
-    )
 
 
 def what_happened(entry: JournalEntry, state: str, record: JobRecord | None, by_whom: str) -> str:
@@ -200,8 +193,9 @@ def tails(entry: JournalEntry) -> list[str]:
 def memory_sentence(entry: JournalEntry, record: JobRecord | None) -> str:
     """Limit and own peak of a job that ran out of memory."""
     limit = entry.resources.get("mem_mb") or entry.resources.get("mem_mb_per_cpu") or "the cluster's default"
-    peak = record.peak_memory_mb if record else 0.0
-    seen = f"; the largest use seen by the job itself was {peak:.0f} MB" if peak else ""
+    seen = ""
+    if record and record.peak_memory_mb:
+        seen = f"; the largest use seen by the job itself was {record.peak_memory_mb:.0f} MB"
     hint = f"raise mem_mb for rule {entry.rule}"
     return f"out of memory (OUT_OF_MEMORY): its limit was mem_mb={limit}{seen}; {hint}"
 

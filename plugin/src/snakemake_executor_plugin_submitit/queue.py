@@ -71,7 +71,9 @@ class Queue:
         try:
             answer = ask(squeue_command())
         except (SlurmBusyError, SlurmRefusedError) as error:
-            self._note_silence(error)
+            if self.backoff.failures == 0:
+                self.say(f"Slurm does not answer ({error}). The jobs go on; asking again until it does.")
+            self._next = self.clock() + self.backoff.failed()
             return False
         if self.backoff.answered():
             self.say("Slurm answers again.")
@@ -98,11 +100,6 @@ class Queue:
         """Ask again at the next occasion, unless Slurm is silent."""
         if self.backoff.failures == 0:
             self._next = 0.0
-
-    def _note_silence(self, error: Exception) -> None:
-        if self.backoff.failures == 0:
-            self.say(f"Slurm does not answer ({error}). The jobs go on; asking again until it does.")
-        self._next = self.clock() + self.backoff.failed()
 
 
 def squeue_command() -> list[str]:

@@ -11,7 +11,7 @@ from snakemake_executor_plugin_submitit.journal import Journal, JournalEntry
 from snakemake_executor_plugin_submitit.messages import as_list
 from snakemake_executor_plugin_submitit.record import JobRecord
 from snakemake_executor_plugin_submitit.slurm import Backoff, SlurmBusyError, SlurmRefusedError
-from snakemake_executor_plugin_submitit.tracker import Tracker, Verdict
+from snakemake_executor_plugin_submitit.tracker import Tracker
 
 __all__ = ["EarlierJobs"]
 
@@ -84,7 +84,10 @@ class EarlierJobs:
 
         # A verdict, or a queue that shows it alive; a doubt is neither, and Snakemake waits for it.
         if (verdict := self.tracker.judge(entry)) is not None:
-            self._settle(entry, verdict)
+            # One that failed is dropped: Snakemake will ask for its outputs again, and then it is a new job.
+            if not verdict.ok:
+                self.drop(entry)
+                self.say(f"a job of an earlier call has failed meanwhile: {verdict.message}")
             return True
         look = self.backend.look(entry)
         return look is not None and not look.ended and not self.tracker.in_doubt(entry)
@@ -107,12 +110,6 @@ class EarlierJobs:
         if waited > YOUNG_S or time.time() - entry.submitted > YOUNG_S:
             self._end(entry, "CANCELLED", "the controller ended before the job was submitted")
         return False
-
-    def _settle(self, entry: JournalEntry, verdict: Verdict) -> None:
-        # Snakemake will ask for its outputs again, and then it is a new job.
-        if not verdict.ok:
-            self.drop(entry)
-            self.say(f"a job of an earlier call has failed meanwhile: {verdict.message}")
 
     def _end(self, entry: JournalEntry, state: str, message: str | None) -> None:
         entry.state, entry.message = state, message

@@ -338,7 +338,9 @@ def read_gres(asked: dict[str, Any], extra: dict[str, str | bool], problems: lis
             continue
         nodes = str(asked.get("nodes", 1))
         gpus = int(count) * (int(nodes) if nodes.isdigit() else 1)
-        found_in_part = {"gpu": gpus, **({"gpu_model": words[0]} if words else {})}
+        found_in_part: dict[str, int | str] = {"gpu": gpus}
+        if words:
+            found_in_part["gpu_model"] = words[0]
         for name, value in found_in_part.items():
             # A GPU count that stands twice must agree: to choose one of them would be a guess.
             if str(asked.setdefault(name, value)) != str(value):

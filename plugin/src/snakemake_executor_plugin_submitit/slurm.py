@@ -190,9 +190,8 @@ def shell_defaults(environment: Mapping[str, str] = os.environ) -> dict[str, str
         resource: environment[name] for name, resource in SHELL_DEFAULTS.items() if environment.get(name)
     }
     # Slurm's notation of a time limit is no number; one that cannot be read counts as not said.
-    if "runtime" in defaults:
-        minutes = read_minutes(defaults.pop("runtime"))
-        defaults.update({"runtime": str(minutes)} if minutes else {})
+    if minutes := read_minutes(defaults.pop("runtime", "")):
+        defaults["runtime"] = str(minutes)
     if export := environment.get("SBATCH_EXPORT"):
         defaults["slurm_extra"] = f"--export={export}"
     return defaults
@@ -387,10 +386,10 @@ def read_minutes(text: str) -> int | None:
     # After days the clock begins with hours, without them a short clock ends with seconds.
     if days:
         hours, minutes, seconds = (*parts, 0, 0)[:3]
+    elif len(parts) == 1:
+        hours, minutes, seconds = 0, parts[0], 0
     else:
-        hours, minutes, seconds = (
-            [0, *parts] if len(parts) == 2 else [0, *parts, 0] if len(parts) == 1 else parts
-        )
+        hours, minutes, seconds = (0, *parts)[-3:]
     return int(days or 0) * 1440 + hours * 60 + minutes + (1 if seconds else 0)
 
 

@@ -89,7 +89,8 @@ class Tracker:
         # The job's own result is the best evidence: Slurm forgets jobs, and may know the end later.
         if entry.state == "COMPLETED":  # seen before: its result is no longer there
             return Verdict(True, "COMPLETED")
-        if self._has_result(entry) and (result := self.backend.result(entry)) is not None:
+        name = os.path.basename(entry.result or "")  # Path is slow
+        if name in self._present and (result := self.backend.result(entry)) is not None:
             return self._judge_result(entry, result)
 
         # Else the cluster's word; silence is none, and an end may still turn into another start.
@@ -102,14 +103,13 @@ class Tracker:
         # The job may have ended between the look into the folder and the queue's answer.
         if (result := self.backend.result(entry)) is not None:
             return self._judge_result(entry, result)
-        return self._fail(entry, look.state, look.by_whom) if self._surely_ended(entry, look) else None
+        if not self._surely_ended(entry, look):
+            return None
+        return self._fail(entry, look.state, look.by_whom)
 
     def in_doubt(self, entry: JournalEntry) -> bool:
         """Whether a job has left an error or looks ended, and its verdict is still to come."""
         return entry.key in self._error_since or entry.key in self._ended_since
-
-    def _has_result(self, entry: JournalEntry) -> bool:
-        return entry.result is not None and os.path.basename(entry.result) in self._present  # Path is slow
 
     def _surely_ended(self, entry: JournalEntry, look: Look) -> bool:
         # Slurm may show an end for a moment before it queues the job again (NODE_FAIL, PREEMPTED).
@@ -145,15 +145,12 @@ class Tracker:
             return False
         if look is not None and look.ended:
             return look.state not in GRACE_S or self._surely_ended(entry, look)
-        # Slurm has not reported the end yet; the next answer may be a whole interval away.
-        self._hurry()
-        return self.clock() - self._error_since.setdefault(entry.key, self.clock()) >= ERROR_GRACE_S
-
-    def _hurry(self) -> None:
-        """Let Slurm be asked before its time, but not at every tick."""
+        # Slurm has not reported the end yet, and the next answer may be a whole interval away: it is asked
+        # before its time, but not at every tick.
         if self.clock() - self._hurried >= HURRY_S:
             self._hurried = self.clock()
             self.backend.hurry()
+        return self.clock() - self._error_since.setdefault(entry.key, self.clock()) >= ERROR_GRACE_S
 
     def _succeed(self, entry: JournalEntry) -> Verdict:
         self._absorb(entry)
@@ -197,7 +194,9 @@ class Tracker:
         """Note changes of a job that goes on; say when it was requeued or cannot start."""
         self._forget_times(entry)
         state = "PENDING" if look.state in WAITING_STATES else "RUNNING"
-        reason = look.reason if state == "PENDING" and not ordinary_reason(look.reason) else None
+        reason = None
+        if state == "PENDING" and not ordinary_reason(look.reason):
+            reason = look.reason
         # The journal is written only for a change: a write for each job at each look would burden the disk.
         if (state, reason) == (entry.state, entry.reason):
             return
@@ -225,9 +224,13 @@ class Tracker:
 
 def requeue_cause(record: JobRecord | None) -> str:
     """Why a job was requeued, as far as the job itself knew."""
-    last = record.interruptions[-1]["cause"] if record and record.interruptions else None
+    unnoticed = "node failure, or preemption or scontrol requeue without warning"
+    if record is None or not record.interruptions:
+        return unnoticed
     # An interruption before the last start belongs to an earlier requeue, not to this one.
-    last_start = record.starts[-1]["time"] if record and record.starts else 0.0
-    if last is None or (record and record.interruptions[-1]["time"] < last_start):
-        return "node failure, or preemption or scontrol requeue without warning"
-    return "preemption or scontrol requeue" if last == "SIGTERM" else last
+    last = record.interruptions[-1]
+    if record.starts and last["time"] < record.starts[-1]["time"]:
+        return unnoticed
+    if last["cause"] == "SIGTERM":
+        return "preemption or scontrol requeue"
+    return str(last["cause"])

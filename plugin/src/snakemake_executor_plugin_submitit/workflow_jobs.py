@@ -55,7 +55,9 @@ def outputs_of(job: Any) -> list[str]:
 
 def wildcards_of(job: Any) -> dict[str, str]:
     """A job's wildcards; a group has none of its own."""
-    return {} if job.is_group() else {str(name): str(value) for name, value in job.wildcards_dict.items()}
+    if job.is_group():
+        return {}
+    return {str(name): str(value) for name, value in job.wildcards_dict.items()}
 
 
 def key_of(job: Any) -> str:
@@ -184,23 +186,21 @@ def title_of(job: Any) -> str:
     # Groups have no message of their own.
     text = getattr(job, "message", None)
     if not text:
-        names = _names_for_people()
+        try:
+            names = _read_names(NAMES_FILE.stat().st_mtime_ns)
+        except (OSError, ValueError):  # a name is a nicety: without it the job is submitted all the same
+            names = {}
         values = [f"{value} {names.get(value, '')}" for value in wildcards_of(job).values()]
         text = "-".join([job.name, *map(str.strip, values)])
     return re.sub(r"[^\w.+-]+", "_", text).strip("_")[:LONGEST_TITLE]
 
 
-def _names_for_people() -> dict[str, str]:
-    try:
-        return _read_names(NAMES_FILE.stat().st_mtime_ns)
-    except (OSError, ValueError):  # a name is a nicety: without it the job is submitted all the same
-        return {}
-
-
 @lru_cache(maxsize=1)  # thousands of jobs ask for the same file
 def _read_names(changed: int) -> dict[str, str]:
     content = json.loads(NAMES_FILE.read_text(encoding="utf-8"))
-    return {str(value): str(name) for value, name in content.items()} if isinstance(content, dict) else {}
+    if not isinstance(content, dict):
+        return {}
+    return {str(value): str(name) for value, name in content.items()}
 
 
 def files_to_see(paths: Iterable[Any]) -> list[str]:
@@ -217,6 +217,7 @@ def make_submitted(
     job: Any, entry: JournalEntry, request: Request, backend: Backend, latency_s: float = 5.0
 ) -> SnakemakeJob:
     """What submitit runs on the node for one of Snakemake's jobs and its entry of the journal."""
+    in_array = entry.index is not None and backend.name == "slurm"
     return SnakemakeJob(
         Path(entry.script),
         Path.cwd(),
@@ -234,5 +235,5 @@ def make_submitted(
         outputs=files_to_see(job.output),
         latency_s=latency_s,
         # An array has one name: each of its tasks says its own when it starts.
-        title=title_of(job) if entry.index is not None and backend.name == "slurm" else "",
+        title=title_of(job) if in_array else "",
     )
