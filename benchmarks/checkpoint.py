@@ -21,19 +21,17 @@ import torch
 from benchmarks.engine import CPU, make_spec
 from fbt_core import checkpoint
 from fbt_core.measure.bench import made_up_batch, make_engine
-from fbt_core.spec import ExecutionSettings, RunSpec
-
-
-def with_average(spec: RunSpec) -> RunSpec:
-    return spec.model_copy(update={"recipe": spec.recipe.model_copy(update={"ema_decay": 0.9999})})
+from fbt_core.spec import ExecutionSettings
 
 
 def measure(pair: str, rounds: int, folder: Path) -> str:
     """One line: the size of a checkpoint, seconds of the copy, of the file, and their ratio."""
-    spec = with_average(make_spec(pair, "fbt", 2))
+    spec = make_spec(pair, "fbt", 2)
+    spec = spec.model_copy(update={"recipe": spec.recipe.model_copy(update={"ema_decay": 0.9999})})
     engine = make_engine(spec, ExecutionSettings(), CPU)
     engine.learner.method.train()
-    engine.step(*made_up_batch(spec))  # the optimiser's states are there from the first step on
+    raw, key = made_up_batch(spec)
+    engine.step(raw, key)  # the optimiser's states are there from the first step on
     copies, files = [], []
     for _ in range(rounds):
         start = time.perf_counter()

@@ -17,7 +17,7 @@ import argparse
 import importlib.util
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,13 +51,12 @@ class Pictures(Dataset):
         return len(self.split)
 
     def __getitem__(self, index: int):
-        return self.transform(self._picture(index)), int(self.split.labels[index])
-
-    def _picture(self, index: int) -> Image.Image:
         if isinstance(self.split, InMemory):
-            return Image.fromarray(np.broadcast_to(self.split.images[index], (32, 32, 3)))
-        with self.split.path(index).open("rb") as file:
-            return Image.open(file).convert("RGB")
+            picture = Image.fromarray(np.broadcast_to(self.split.images[index], (32, 32, 3)))
+        else:
+            with self.split.path(index).open("rb") as file:
+                picture = Image.open(file).convert("RGB")
+        return self.transform(picture), int(self.split.labels[index])
 
 
 def photographs(count: int) -> OnDisk:
@@ -72,15 +71,29 @@ def photographs(count: int) -> OnDisk:
 
 
 def augmentation(policy: str | None, crop: bool) -> AugmentationSpec:
-    scale = (0.08, 1.0) if crop else None
-    options = {"color_jitter": None, "mixup": None, "cutmix": None, "erasing": None}
-    return AugmentationSpec(crop_scale=scale, flip=0.5, rand_augment=policy, **options)
+    return AugmentationSpec(
+        crop_scale=(0.08, 1.0) if crop else None,
+        flip=0.5,
+        rand_augment=policy,
+        color_jitter=None,
+        mixup=None,
+        cutmix=None,
+        erasing=None,
+    )
 
 
 def ours(split: Split, policy: str | None, size: int, crop: bool = True) -> Callable[[], None]:
-    names = {"name": "bench", "loader": "cifar100", "variant": "full", "classes": 100}
-    counts = {"train_images": len(split), "test_images": 1, "image_size": size}
-    data = DatasetSpec(**names, **counts, mean=MEAN, std=STD)
+    data = DatasetSpec(
+        name="bench",
+        loader="cifar100",
+        variant="full",
+        classes=100,
+        train_images=len(split),
+        test_images=1,
+        image_size=size,
+        mean=MEAN,
+        std=STD,
+    )
     pipeline = training_pipeline(split, data, augmentation(policy, crop), seed=0)
     feed = Feed(split, pipeline, 0, CPU)
     prepare = Preparation(recipe(augmentation(policy, crop)), 100, MEAN, STD, CPU)
@@ -137,7 +150,7 @@ def rate(epoch: Callable[[], None], images: int) -> float:
     return images / (time.process_time() - start)
 
 
-def compare(title: str, images: int, rounds: int, *ways: Callable[[], None]) -> None:
+def compare(title: str, images: int, rounds: int, ways: Sequence[Callable[[], None]]) -> None:
     """One line: the median rate of each way over interleaved rounds, and our rate over each of timm's."""
     rates = [[rate(way, images) for way in ways] for _ in range(rounds)]
     medians = [statistics.median(column) for column in zip(*rates, strict=True)]
@@ -159,14 +172,14 @@ def main() -> None:
     split = InMemory(pixels, torch.zeros(chosen.images, dtype=torch.int64), "bicubic")
     for title, policy in (("CNN: crop, flip (224 px)", None), ("MSA/MLP: crop, flip, RandAugment", POLICY)):
         theirs = [timms(split, policy, 224, prefetcher) for prefetcher in (True, False)]
-        compare(title, chosen.images, chosen.rounds, ours(split, policy, 224), *theirs)
+        compare(title, chosen.images, chosen.rounds, [ours(split, policy, 224), *theirs])
     large = photographs(chosen.images)
     for title, policy in (("photographs, CNN", None), ("photographs, MSA/MLP", POLICY)):
         theirs = [timms(large, policy, 224, prefetcher) for prefetcher in (True, False)]
-        compare(title, chosen.images, chosen.rounds, ours(large, policy, 224), *theirs)
-    compare("photographs, decoding alone", chosen.images, chosen.rounds, lambda: decode(large))
+        compare(title, chosen.images, chosen.rounds, [ours(large, policy, 224), *theirs])
+    compare("photographs, decoding alone", chosen.images, chosen.rounds, [lambda: decode(large)])
     grey = mnist.load_split(None, "train", 10, 5000)
-    compare("smoke: flip (64 px, grey)", 5000, chosen.rounds, ours(grey, None, 64, crop=False))
+    compare("smoke: flip (64 px, grey)", 5000, chosen.rounds, [ours(grey, None, 64, crop=False)])
 
 
 if __name__ == "__main__":

@@ -65,7 +65,8 @@ def make_spec(pair: str, method: str, batch: int) -> RunSpec:
     data |= {"mean": student["mean"], "std": student["std"]}
     facts = method_facts(method)
     chosen = {"name": method, "parameters": parameters, "revision": facts.revision}
-    chosen |= {"fusion_revision": 1} if facts.uses_fusion else {}
+    if facts.uses_fusion:
+        chosen["fusion_revision"] = 1
     content = {"dataset": data, "student": student, "teacher": {**teacher, "weights": f"file:{'0' * 64}"}}
     content |= {"method": chosen, "recipe": recipe, "seed": 0, "engine_revision": 1}
     return RunSpec.model_validate(content, strict=False)
@@ -78,8 +79,9 @@ class Bare:
         self.method, self.batch = engine.learner.method, batch
         self.optimisation = Optimisation(self.method.student, engine.learner.spec.recipe, 10, CPU.device)
         extras = self.method.extras
-        has_more = any(parameter.requires_grad for parameter in extras.parameters())
-        self.added = Optimisation(extras, engine.learner.spec.recipe, 10, CPU.device) if has_more else None
+        self.added = None
+        if any(parameter.requires_grad for parameter in extras.parameters()):
+            self.added = Optimisation(extras, engine.learner.spec.recipe, 10, CPU.device)
         with torch.no_grad():
             self.student_output = self.method.student.features(batch.images)
             self.teacher_output = engine.teacher.observe(batch.images)
@@ -95,21 +97,15 @@ class Bare:
 
     def extra(self) -> None:
         """What the method adds (forward, backward, update), from features that are there already."""
-        outputs = EXTRAS[self.method.name](self.method, *self.detached())
+        # The student's features are leaves: its own stages stay out of it.
+        student = self.student_output
+        stages = [feature.detach().requires_grad_() for feature in student.stages]
+        leaves = StagedOutput(stages, student.pooled, student.logits)
+        outputs = EXTRAS[self.method.name](self.method, leaves, self.teacher_output)
         if outputs:
             torch.stack([output.float().square().mean() for output in outputs]).sum().backward()
             self.added.step(1)
             self.method.trainable_module.zero_grad(set_to_none=True)
-
-    def detached(self) -> tuple[StagedOutput, StagedOutput]:
-        """Outputs of both networks; the student's features are leaves: its own stages stay out of it."""
-        student = self.student_output
-        stages = [feature.detach().requires_grad_() for feature in student.stages]
-        return StagedOutput(stages, student.pooled, student.logits), self.teacher_output
-
-
-def fused_path(method: Method, student: StagedOutput, teacher: StagedOutput) -> list[Tensor]:
-    return list(method.extras["fused"](student, teacher))
 
 
 def branches(method: Method, student: StagedOutput, teacher: StagedOutput) -> list[Tensor]:
@@ -129,7 +125,7 @@ EXTRAS: dict[str, Callable[..., list[Tensor]]] = {
     "kd": lambda method, student, teacher: [],
     "ofa": branches,
     "fcfd": mixed_paths,
-    "fbt": fused_path,
+    "fbt": lambda method, student, teacher: list(method.extras["fused"](student, teacher)),
 }
 
 

@@ -96,7 +96,9 @@ def measure(pair: str, sizes: Sequence[int], batch: int, rounds: int) -> None:
     del rows[0], pack  # the first round warms up; the memory is measured in processes of their own
     single = [peak_in_a_process_of_its_own(pair, [name], batch) for name in names]
     for number, size in enumerate(sizes):
-        peak = single[0] if size == 1 else peak_in_a_process_of_its_own(pair, names[:size], batch)
+        peak = single[0]
+        if size > 1:
+            peak = peak_in_a_process_of_its_own(pair, names[:size], batch)
         times = [(teacher, sum(alone[:size]), packs[number]) for teacher, alone, packs in rows]
         print(line(pair, size, times, peak, max(single[:size])), flush=True)
 

@@ -41,7 +41,9 @@ def problems(path: Path) -> Iterator[str]:
     """Each use of a word of the list, with its line and the words to take instead."""
     text = path.read_text()
     allowed = {n for n, line in enumerate(text.splitlines(), 1) if line.rstrip().endswith("words: allow")}
-    patterns = {**WORDS, **CONTROLLER} if str(path).startswith(CONTROLLER_FILES) else WORDS
+    patterns = WORDS
+    if str(path).startswith(CONTROLLER_FILES):
+        patterns = WORDS | CONTROLLER
     for number, line in enumerate(text.splitlines(), start=1):
         if number in allowed:
             continue

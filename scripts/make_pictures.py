@@ -82,7 +82,8 @@ def states_of(overview: Overview) -> set[str]:
 def photograph_status(flow: Flow, target: Path, tables: list[str], until: set[str]) -> None:
     """What `fbt status` prints once these states are there, in a terminal's frame, as a PNG."""
     chosen = choose_tables(flow.plan, tables)
-    chosen |= {} if tables else figure_runs(flow, chosen)
+    if not tables:
+        chosen |= figure_runs(flow, chosen)
     overview = observe(flow, chosen)
     while until - states_of(overview):
         time.sleep(2)

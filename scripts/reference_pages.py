@@ -36,7 +36,8 @@ def tables_page() -> str:
     config = load(CONFIG_FOLDER, {"scale": "paper"})
     claims = load_claims(config)
     sections = ["\n".join(_table(key, table, claims)) for key, table in config.tables.items()]
-    return "\n".join([TABLES, *sections, *_claims_of_figures(claims)])
+    of_figures = [claim for claim in claims if not _tables_of(claim)]  # no table can test these
+    return "\n".join([TABLES, *sections, "## Claims of figures\n", *_claims(of_figures)])
 
 
 def _table(key: str, table: Table, claims: tuple[Claim, ...]) -> Iterator[str]:
@@ -45,11 +46,11 @@ def _table(key: str, table: Table, claims: tuple[Claim, ...]) -> Iterator[str]:
     yield f"{table.caption}\n"
     yield f"- Key `{key}`: [config/tables/{key}.yaml](../config/tables/{key}.yaml); {_built_by(table)}."
     if isinstance(table, AccuracyTable):
-        gain = [f"{table.gain.label} (`{table.gain.key}`)"] if table.gain else []
-        lines = {"Rows": table.rows, "Columns": table.columns}
-        for kind, entries in lines.items():
-            closing = gain if table.gain and table.gain.along == kind.lower() else []
-            yield f"- {kind}: {', '.join([f'{entry.label} (`{entry.key}`)' for entry in entries] + closing)}."
+        for kind, entries in {"Rows": table.rows, "Columns": table.columns}.items():
+            named = [f"{entry.label} (`{entry.key}`)" for entry in entries]
+            if table.gain and table.gain.along == kind.lower():
+                named.append(f"{table.gain.label} (`{table.gain.key}`)")
+            yield f"- {kind}: {', '.join(named)}."
     else:
         yield f"- Rows: {', '.join(f'{entry.label} (`{entry.key}`)' for entry in table.rows)}."
     yield ""
@@ -75,12 +76,6 @@ def _claims(claims: list[Claim]) -> Iterator[str]:
     yield ""
 
 
-def _claims_of_figures(claims: tuple[Claim, ...]) -> Iterator[str]:
-    """Those that no table can test."""
-    yield "## Claims of figures\n"
-    yield from _claims([claim for claim in claims if not _tables_of(claim)])
-
-
 def _tables_of(claim: Claim) -> set[str]:
     return {cell.split("/")[0] for cell in named_cells(claim).values()}
 
@@ -96,7 +91,8 @@ def command_page() -> str:
     for name, command in commands.choices.items():
         parts += [f"## `fbt {name}`\n", f"{command.description}\n"]
         rows = list(_options(command, without=SETTINGS))
-        parts += [*rows, ""] if len(rows) > 2 else []
+        if len(rows) > 2:
+            parts += [*rows, ""]
         parts += [f"    {(command.epilog or '').removeprefix('example: ')}\n"]
     return "\n".join(parts)
 

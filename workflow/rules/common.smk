@@ -10,11 +10,10 @@ from fbt_paper.plan.frozen import Members, is_training_job, runs_of_job
 from fbt_paper.plan.targets import Flow
 
 TRAINING_JOB = workflow.remote_exec and is_training_job(sys.argv)
-FLOW = (
-    runs_of_job(config["scale"], sys.argv, os.environ)
-    if TRAINING_JOB
-    else Flow(config, Path("config"))
-)
+if TRAINING_JOB:
+    FLOW = runs_of_job(config["scale"], sys.argv, os.environ)
+else:
+    FLOW = Flow(config, Path("config"))
 FLOW.dag = lambda: workflow.dag
 
 
