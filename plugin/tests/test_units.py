@@ -404,11 +404,12 @@ def make_job(tmp_path: Path) -> Callable[..., SnakemakeJob]:
     def make(script: str, **changes: Any) -> SnakemakeJob:
         path = tmp_path / "script.sh"
         path.write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "records").mkdir(exist_ok=True)
         options: dict[str, Any] = {
             "cluster": "local", "runtime_s": 60.0, "signal_s": 10.0, "max_timeouts": 1, "gpus": 1,
             "launcher": "", "submitted": time.time(),
         }  # fmt: skip
-        return SnakemakeJob(path, tmp_path, tmp_path / "record.json", **{**options, **changes})
+        return SnakemakeJob(path, tmp_path, tmp_path / "records" / "record.json", **{**options, **changes})
 
     return make
 
@@ -463,7 +464,7 @@ def test_job_keeps_its_record_and_tells_its_child(
     environment = (tmp_path / "environment").read_text()
     assert "SNAKEMAKE_SUBMITIT_RESTARTS=0" in environment
     assert "SNAKEMAKE_SUBMITIT_GPUS=1" in environment
-    record = JobRecord.load(tmp_path / "record.json")
+    record = JobRecord.load(tmp_path / "records" / "record.json")
     assert record is not None
     assert (record.exit_code, record.restarts) == (0, 0)
     (tmp_path / "environment").unlink()
@@ -607,7 +608,7 @@ def test_time_limits_are_counted_over_all_starts(
         job._child = object()  # type: ignore[assignment]
         monkeypatch.setattr(job, "_watch", lambda: 75)  # the program saves and ends
         monkeypatch.setattr(job, "_forward", lambda number: None)
-        job._record = JobRecord.load(tmp_path / "record.json") or job._record
+        job._record = JobRecord.load(tmp_path / "records" / "record.json") or job._record
         monkeypatch.setattr(job, "_cause", lambda: "preemption")
         assert job.checkpoint() is not None
         monkeypatch.setattr(job, "_cause", lambda: "time limit")
@@ -617,7 +618,7 @@ def test_time_limits_are_counted_over_all_starts(
             continue
         with pytest.raises(TooManyTimeoutsError, match=f"{allowed + 1} times"):
             job.checkpoint()
-    record = JobRecord.load(tmp_path / "record.json")
+    record = JobRecord.load(tmp_path / "records" / "record.json")
     assert record is not None
     assert (record.timeouts, record.exit_code) == (allowed + 1, 75)
 
@@ -662,7 +663,7 @@ def test_program_that_ends_well_at_the_signal_is_done(
         assert job() == {"exit_code": 0}
     finally:
         signal.signal(signal.SIGUSR2, before)
-    record = JobRecord.load(tmp_path / "record.json")
+    record = JobRecord.load(tmp_path / "records" / "record.json")
     assert record is not None
     assert (record.exit_code, len(record.interruptions)) == (0, 1)
     assert record.ended is not None
@@ -674,7 +675,7 @@ def test_failing_command_leaves_its_end_and_its_memory(
     eat = "bytearray(80_000_000)"
     with pytest.raises(RuleError, match="exit code 3"):
         make_job(f"{sys.executable} -c '{eat}'; exit 3")()
-    record = JobRecord.load(tmp_path / "record.json")
+    record = JobRecord.load(tmp_path / "records" / "record.json")
     assert record is not None
     assert record.exit_code == 3
     assert record.ended is not None

@@ -32,6 +32,7 @@ import gpu_slots
 
 from snakemake_executor_plugin_submitit.record import JobRecord
 from snakemake_executor_plugin_submitit.requests import IGNORE_SIGNALS
+from snakemake_executor_plugin_submitit.turns import STARTED, Turn
 
 __all__ = ["RuleError", "SnakemakeJob", "TooManyTimeoutsError"]
 
@@ -114,6 +115,7 @@ class SnakemakeJob:
             "_requeued",
             "_slots",
             "_waiting",
+            "_turn",
         )
         return {name: value for name, value in self.__dict__.items() if name not in running}
 
@@ -134,6 +136,7 @@ class SnakemakeJob:
         self._child: subprocess.Popen[bytes] | None = None
         self._slots: list[gpu_slots.Lease] = []
         self._waiting = False
+        self._turn: Turn | None = None
         self._record = JobRecord(submitted=self.submitted)
         self._terminated = False
         self._too_often = False
@@ -241,6 +244,8 @@ class SnakemakeJob:
         # Slurm hands out GPUs, cores and memory itself; on a machine without it the jobs share by locks.
         if self.cluster == "local":
             self._take_slots()
+        elif self.cluster == "slurm":
+            self._turn = Turn(self.record_path.parents[1] / "turns", job_id())
         # SIGTERM came while the job waited for its turn: a program started now would only be killed.
         if self._terminated:
             return 143
@@ -250,6 +255,8 @@ class SnakemakeJob:
         if self.title:
             self._show_title()
         exit_code = self._watch()
+        if self._turn is not None:
+            self._turn.end()
         # Held no longer than needed: what follows may wait for late files, and other jobs want the GPUs.
         self._release_slots()
         if exit_code != 0:  # the signal that ended the program may be a moment later here
@@ -307,6 +314,8 @@ class SnakemakeJob:
         assert self._child is not None
         while (exit_code := ended(self._child)) is None:
             self._sample()
+            if self._turn is not None:
+                self._turn.end_if_started()
             wait_for_end(self._child.pid, POLL_S)
         return exit_code
 
@@ -324,6 +333,8 @@ class SnakemakeJob:
         environment["SNAKEMAKE_SUBMITIT_QUEUE_WAIT_S"] = f"{self._record.queue_wait_s:.1f}"
         environment["SNAKEMAKE_SUBMITIT_GPUS"] = str(self.gpus)
         environment["SNAKEMAKE_SUBMITIT_LAUNCHER"] = self.launcher
+        if self._turn is not None:
+            environment[STARTED] = str(self._turn.started)
         # The rule's program may hold the slots too, so that they stay taken if only this process is killed.
         for lease in self._slots:
             environment.update(lease.environment)
