@@ -28,7 +28,14 @@ ROOT = Path(__file__).resolve().parents[1]
 CORE, PAPER, PLUGIN = "tests/test_core", "tests/test_paper", "plugin/tests"
 MISTAKE = f"{PAPER}/test_config.py::test_a_mistake_ends_the_command_with_one_message_and_no_file"
 ENGINE = (f"{CORE}/test_engine_errors.py", f"{CORE}/test_checkpoint_resume.py")
-LEARNING = (f"{CORE}/test_engine_state.py", f"{CORE}/test_engine_recipes.py", *ENGINE)
+LEARNING = [
+    f"{CORE}/test_engine_state.py",
+    f"{CORE}/test_engine_recipes.py",
+    *ENGINE,
+    f"{CORE}/test_checkpoint_writer.py",
+    f"{CORE}/test_packs.py",
+    f"{CORE}/test_pack_independence.py",
+]
 GROUPS = {
     "statistics": ("fbt_paper/tables/statistics.py", [f"{PAPER}/test_statistics.py"]),
     "logits": ("fbt_core/losses/logits.py", [f"{CORE}/test_losses.py", f"{CORE}/test_losses_parity.py"]),
@@ -51,8 +58,8 @@ GROUPS = {
         "fbt_core/checkpoint.py",
         [f"{CORE}/test_engine_scaling.py", f"{CORE}/test_checkpoint_writer.py", *ENGINE],
     ),
-    "learner": ("fbt_core/learner.py", [*LEARNING, f"{CORE}/test_checkpoint_writer.py"]),
-    "train": ("fbt_core/train.py", [*LEARNING, f"{CORE}/test_checkpoint_writer.py"]),
+    "learner": ("fbt_core/learner.py", LEARNING),
+    "train": ("fbt_core/train.py", LEARNING),
     "reattach": (
         "plugin/src/snakemake_executor_plugin_submitit/reattach.py",
         [f"{PLUGIN}/test_reattach.py", f"{PLUGIN}/test_clusters.py"],

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from snakemake_executor_plugin_submitit import controller, queue, slurm, workflow_jobs
+from snakemake_executor_plugin_submitit import controller, messages, queue, slurm, workflow_jobs
 from snakemake_executor_plugin_submitit.backends import Look, Result
 from snakemake_executor_plugin_submitit.job import RuleError, SnakemakeJob, TooManyTimeoutsError
 from snakemake_executor_plugin_submitit.journal import Journal, make_key
@@ -321,6 +321,14 @@ def test_log_shows_the_programs_own_lines(tmp_path: Path) -> None:
     message = explain_failure(make_entry(tmp_path, exit_code=1), "FAILED", None)
     assert "train run=one: its command failed with exit code 1 (FAILED)" in message
     assert "| ValueError: bad learning rate" in message
+
+
+def test_of_a_huge_log_only_the_end_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(b"SNAKEMAKE\n=========\n" + b"\xff" * 10_000 + b"\nValueError: the cause\n")
+    monkeypatch.setattr(messages, "LONGEST_LOG", 100)
+    first, last = last_lines(str(log))
+    assert (len(first), last) == (100 - len("\nValueError: the cause\n"), "ValueError: the cause")
 
 
 def test_out_of_memory_is_recognised_behind_failed(tmp_path: Path) -> None:

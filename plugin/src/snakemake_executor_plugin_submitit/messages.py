@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pwd
 import re
 from collections.abc import Mapping
@@ -45,6 +46,8 @@ SLURMS_MEMORY = re.compile(
 )
 GPU_MEMORY = re.compile(r"(CUDA|HIP|XPU) (error: )?out of memory|\bOutOfMemoryError: .*GPU", re.IGNORECASE)
 GPU_MEMORY_HINT = "use more GPUs, gradient accumulation or bfloat16, or a GPU with more memory"
+LONGEST_LOG = 200_000
+"""Bytes of a log's end that are looked at: a training may have printed gigabytes."""
 NOISE = re.compile(r"submitit (INFO|WARNING|ERROR) \(|^submitit: |^srun: error: .* Exited with exit code")
 PREAMBLE = re.compile(r"\A.*?^Execute \d+ jobs\.\.\.$.*?^    resources: [^\n]*$", re.MULTILINE | re.DOTALL)
 """What the inner Snakemake prints before the rule's program says anything."""
@@ -89,16 +92,17 @@ def last_lines(path: str | None, count: int = 12) -> list[str]:
 
 
 def read_last_start(path: str | None) -> str:
-    """What a job has printed since it was last started; empty if there is no such file."""
+    """The end of what a job has printed since it was last started; empty if there is no such file."""
     if path is None:
         return ""
     try:
-        text = Path(path).read_text(errors="replace")
+        with Path(path).open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - LONGEST_LOG))
+            text = file.read().decode(errors="replace")
     except OSError:
         return ""
     # Only the last start: submitit goes on writing into the log of the starts before a requeue.
-    start = text.rfind("SNAKEMAKE\n=========")
-    return text if start < 0 else text[start:][-200_000:]
+    return text[max(0, text.rfind("SNAKEMAKE\n=========")) :]
 
 
 def explain_failure(entry: JournalEntry, state: str, record: JobRecord | None, by_whom: str = "") -> str:
