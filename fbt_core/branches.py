@@ -90,9 +90,10 @@ class TokenBranch(nn.Module):
     def forward(self, feature: Tensor) -> Tensor:
         """(B, prefix + H*W, C) or (B, H, W, C) -> logits (B, classes)."""
         count = self.shape.prefix_tokens
-        is_map = self.shape.layout == "nhwc"
+        grid = feature
         # The grid is needed for merging neighbours; tokens have lost it, maps have not.
-        grid = feature if is_map else feature[:, count:].unflatten(1, self.shape.grid)
+        if self.shape.layout != "nhwc":
+            grid = feature[:, count:].unflatten(1, self.shape.grid)
         tokens = self.merging(grid).flatten(1, 2)
         if not self.keeps_prefix:
             # Without a class token to read, the mean of all positions is what is classified.
@@ -104,8 +105,10 @@ def _merging(shape: FeatureShape, width: int) -> nn.Sequential:
     """As many 2x2 mergings as leave at least 7x7 positions; a bare Linear if only the width differs."""
     # A grid that is small already must not shrink below 7x7, so a negative count is none.
     count = max(int(math.log2(min(shape.grid) / FINAL_GRID)), 0)
+    if count == 0 and shape.width == width:
+        return nn.Sequential()
     if count == 0:
-        return nn.Sequential(*([nn.Linear(shape.width, width, bias=False)] if shape.width != width else []))
+        return nn.Sequential(nn.Linear(shape.width, width, bias=False))
     widths = [shape.width] + [width] * count
     # As released: a GELU follows the first merging, and every later one but the last.
     active = [i == 0 or i != count - 1 for i in range(count)]

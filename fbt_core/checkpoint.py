@@ -16,6 +16,7 @@ import pickle
 import random
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -238,7 +239,9 @@ def newest(folder: RunFolder, spec: RunSpec, group: Group, vote: Vote) -> dict[s
     chosen = vote.from_first((name, digest(folder.path / name)) if name else None)
     if chosen is None:
         return None
-    return vote.together(lambda: state if group.first else _read_the_same(folder.path, spec, group, *chosen))
+    name, expected = chosen
+    read = partial(_read_the_same, folder.path, spec, group, name, expected)
+    return vote.together((lambda: state) if group.first else read)
 
 
 def _read_the_same(

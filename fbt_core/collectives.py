@@ -65,7 +65,9 @@ def draw_rows(rows: int, columns: int, device: torch.device) -> Tensor:
     """
     # All processes draw the whole batch's numbers and take their own: one process would draw the same.
     drawn = torch.rand(rows * world_size(), columns, dtype=torch.float64, device=device)
-    return drawn[_rows(rank(), rows, world_size(), device)] if world_size() > 1 else drawn
+    if world_size() == 1:
+        return drawn
+    return drawn[_rows(rank(), rows, world_size(), device)]
 
 
 def rows_of(number: int, world: int, batch: int) -> tuple[int, ...]:

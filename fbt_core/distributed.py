@@ -22,7 +22,9 @@ Result = TypeVar("Result")
 
 def world_size() -> int:
     """How many processes train this run together; 1 outside torchrun."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_world_size()
+    return 1
 
 
 def rank() -> int:
@@ -137,8 +139,10 @@ def _threads_given() -> int:
     # A user's own setting wins, and torch has read it already.
     if os.environ.get("OMP_NUM_THREADS"):
         return torch.get_num_threads()
+    cores = os.cpu_count() or 1
     # Only Linux binds processes to cores in a way that Python can ask for.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
     # Processes of one node share its cores.
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
@@ -220,11 +224,6 @@ class Vote:
             odd = [number for number, value in enumerate(digests) if value != digests[0]]
             hint = "run the same command again; do all nodes see the same files?"
             raise UserError(f"{what} of processes {odd} are not those of process 0", hint=hint)
-
-
-def visible_devices() -> str | None:
-    """Which GPUs the job was given."""
-    return os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
 def lost_torchrun() -> int | None:

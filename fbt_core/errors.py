@@ -71,7 +71,9 @@ def nearest(name: object, choices: Iterable[object]) -> str:
 def did_you_mean(name: object, choices: Iterable[str], count: int = 1) -> list[str]:
     """'did you mean ...?' with at most `count` of the choices; an empty list if none is like the name."""
     matches = close_matches(name, choices, count)
-    return [f"did you mean {' or '.join(map(repr, matches))}?"] if matches else []
+    if not matches:
+        return []
+    return [f"did you mean {' or '.join(map(repr, matches))}?"]
 
 
 def close_matches(name: object, choices: Iterable[str], count: int = 1) -> list[str]:

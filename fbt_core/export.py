@@ -154,7 +154,8 @@ def card(metrics: dict[str, Any], spec: RunSpec, config: dict[str, Any], licence
     # The binomial standard error: what another test set of this size would change.
     error = 100 * math.sqrt(share * (1 - share) / images)
     facts = method_facts(spec.method.name)
-    teacher = f"{spec.teacher.architecture} ({spec.teacher.weights})" if spec.teacher else "none"
+    teacher = spec.teacher
+    taught_by = f"{teacher.architecture} ({teacher.weights})" if teacher else "none"
     if config["loader"] == "timm":
         load = 'import timm\nmodel = timm.create_model("local-dir:FOLDER", pretrained=True).eval()'
         prepare = (
@@ -175,7 +176,7 @@ def card(metrics: dict[str, Any], spec: RunSpec, config: dict[str, Any], licence
         "",
         f"- Data: {spec.dataset.name}, {spec.dataset.train_images:,} training and {images:,} test images, "
         f"{spec.dataset.classes} classes, {spec.dataset.image_size} px",
-        f"- Teacher: {teacher}",
+        f"- Teacher: {taught_by}",
         f"- Method: {facts.title} ({facts.citation})",
         f"- Top-1: {last['top1']:.2f} % ± {error:.2f} (last epoch; standard error from the test images), "
         f"{best['top1']:.2f} % (best epoch {best['epoch']} on the test images: the weights of this file)",

@@ -58,8 +58,10 @@ def look_at(train: DataLoader[Any], test: DataLoader[Any], classes: int | None) 
     classes = classes or len(getattr(train.dataset, "classes", ()))
     if not classes:
         raise UserError("the train loader's dataset lists none", where="classes", hint="state classes=...")
+    steps = len(train)
     # The stated length counts a last batch that is not whole unless it is dropped; here it always is.
-    steps = len(train) if getattr(train, "drop_last", True) else len(train.sampler) // train.batch_size
+    if not getattr(train, "drop_last", True):
+        steps = len(train.sampler) // train.batch_size
     if not steps:
         raise UserError(f"has no whole batch of {train.batch_size}", where="train loader")
     return Seen(
@@ -142,8 +144,10 @@ class LoaderStream:
         assert key.epoch is not None and key.step is not None
         # Seeded again after the caller's transforms, however much they have drawn.
         seed_everything(self.spec.seed, STEP, key.epoch, key.step)
+        indices = raw.indices
         # -1 is no image's number: a method that would use it was refused by `check`.
-        indices = torch.full((len(raw.images),), -1) if raw.indices is None else raw.indices
+        if indices is None:
+            indices = torch.full((len(raw.images),), -1)
         batch = Batch(self._images(raw.images), self._to(raw.labels), self._to(indices))
         return parts_of(batch, self.settings.gradient_accumulation)
 
@@ -157,7 +161,9 @@ class LoaderStream:
         return torch.cat([given(item, "test loader").labels for item in self.test_loader]).cpu()
 
     def _images(self, images: Tensor) -> Tensor:
-        layout = torch.channels_last if self.settings.channels_last else torch.contiguous_format
+        layout = torch.contiguous_format
+        if self.settings.channels_last:
+            layout = torch.channels_last
         return self._to(images).to(torch.float32).contiguous(memory_format=layout)
 
     def _to(self, tensor: Tensor) -> Tensor:

@@ -46,13 +46,14 @@ def set_normalisation_batch(
     if wanted not in together:
         # All that this setting could be, so that the message helps without another try.
         values = [n for n in range(2, held + 1) if held % n == 0] + together
-        way = "use fewer accumulation steps" if accumulation > 1 else "use another number of GPUs"
-        allow = ", or set allow_changed_batch: true" if recipe.normalisation_batch is None else ""
-        raise UserError(
-            f"BatchNorm cannot normalise over {wanted} images where a pass of one process holds {held}",
-            where="recipe.normalisation_batch",
-            hint=f"{way}, or set it to one of {', '.join(map(str, values))}{allow} (that is another run)",
-        )
+        hint = "use another number of GPUs"
+        if accumulation > 1:
+            hint = "use fewer accumulation steps"
+        hint += f", or set it to one of {', '.join(map(str, values))}"
+        if recipe.normalisation_batch is None:
+            hint += ", or set allow_changed_batch: true"
+        what = f"BatchNorm cannot normalise over {wanted} images where a pass of one process holds {held}"
+        raise UserError(what, where="recipe.normalisation_batch", hint=f"{hint} (that is another run)")
     # torch wants every process to take part in making every subgroup, its own or not.
     size = wanted // held
     ranks = [list(range(first, first + size)) for first in range(0, group.world, size)]
@@ -92,7 +93,9 @@ def _shared(group: dist.ProcessGroup, processes: int) -> Callable[[_BatchNorm, T
         if norm.track_running_stats:
             # torch normalises by the biased variance but keeps the unbiased one as running statistic.
             norm.num_batches_tracked += 1
-            rate = norm.momentum if norm.momentum is not None else 1.0 / float(norm.num_batches_tracked)
+            rate = norm.momentum
+            if rate is None:
+                rate = 1.0 / float(norm.num_batches_tracked)
             norm.running_mean.lerp_(mean.detach(), rate)
             norm.running_var.lerp_(variance.detach() * count / (count - 1), rate)
         scale = (variance + norm.eps).rsqrt() * norm.weight

@@ -123,13 +123,13 @@ def make_schedule(optimizer: torch.optim.Optimizer, recipe: RecipeSpec, steps: i
     spec = recipe.schedule
     # timm counts in the unit that it is updated in.
     unit = steps if spec.update == "step" else 1
-    warmup = {
+    options: dict[str, Any] = {
+        "t_in_epochs": spec.update == "epoch",
         "warmup_t": spec.warmup_epochs * unit,
         "warmup_lr_init": spec.warmup_start,
         # Not a prefix: warm-up is part of the epochs, as in the papers' settings.
         "warmup_prefix": False,
     }
-    options = {**warmup, "t_in_epochs": spec.update == "epoch"}
     if spec.name == "cosine":
         return CosineLRScheduler(optimizer, recipe.epochs * unit, lr_min=spec.minimum, **options)
     # timm applies milestone m one unit early (at index m - 1); the papers' "after 30 epochs" is index 30.

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -54,7 +54,9 @@ from fbt_core.train import BUILD, StopRequest, reporting_errors, to_device, trai
 from fbt_core.weights import WeightSources, fill, load_weights, read_weights, state_sha256
 
 PACKAGED = Path(__file__).with_name("recipes.yaml")  # setup.py puts it into a wheel
-RECIPES = PACKAGED if PACKAGED.exists() else Path(__file__).parents[1] / "config" / "recipes.yaml"
+RECIPES = PACKAGED
+if not RECIPES.exists():
+    RECIPES = Path(__file__).parents[1] / "config" / "recipes.yaml"
 AS_THEY_COME = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 """Both networks see the caller's images unchanged."""
 NAME = "own_data"
@@ -115,7 +117,7 @@ def distil(
         seed=seed,
         engine_revision=ENGINE_REVISION,
     )
-    with tempfile.TemporaryDirectory() if folder is None else nullcontext(folder) as kept:
+    with TemporaryDirectory() if folder is None else nullcontext(folder) as kept:
         results = OwnFolder(Path(kept), spec)
         if not results.complete:
             stream = LoaderStream(spec, settings, train, test, group)
@@ -205,14 +207,16 @@ def cut(network: Network, seen: Seen, split: str, seed: int, teaches: bool) -> S
                            weights=f"timm:{network}" if teaches else "none", **AS_THEY_COME)  # fmt: skip
         network = build_network(spec, seen.classes, seen.size)
         load_weights(network, spec, WeightSources(Path(), {}), new_head=False)
-    staged = network if isinstance(network, StagedModel) else stage(network, seen.size, split)
-    role = "teacher" if teaches else "student"
+    if not isinstance(network, StagedModel):
+        network = stage(network, seen.size, split)
     # Before training: a wrong number of classes would end in an index error on the device.
-    if staged.classes != seen.classes:
-        hint = "train it on these classes first, e.g. with method='scratch'" if teaches else None
-        what = f"has {staged.classes} classes, the data {seen.classes}"
-        raise UserError(what, where=f"distil: {role}", hint=hint)
-    return staged
+    if network.classes != seen.classes:
+        what = f"has {network.classes} classes, the data {seen.classes}"
+        if not teaches:
+            raise UserError(what, where="distil: student")
+        hint = "train it on these classes first, e.g. with method='scratch'"
+        raise UserError(what, where="distil: teacher", hint=hint)
+    return network
 
 
 def family_of(staged: StagedModel) -> Family:
@@ -229,7 +233,9 @@ def _network_spec(staged: StagedModel, family: Family, role: str) -> NetworkSpec
     kind = type(staged.network)
     # A valid key of a spec from whatever a class is called.
     key = re.sub(r"[^a-z0-9_]+", "_", kind.__name__.lower())[:40].strip("_") or role
-    weights = f"file:{state_sha256(staged.network)}" if role == "teacher" else "none"
+    weights = "none"
+    if role == "teacher":
+        weights = f"file:{state_sha256(staged.network)}"
     return NetworkSpec(
         architecture=key if key[0].isalpha() else f"n{key}"[:40],
         family=family,

@@ -24,18 +24,18 @@ def stream_settings(spec: RunSpec) -> dict[str, Any]:
 
     Mixed targets are smoothed where they are mixed, so the smoothing counts only there.
     """
-    recipe = spec.recipe.model_dump(mode="json")
+    content = spec.model_dump(mode="json")
     # Off is 0 or None in YAML; either mixes nothing.
     mixes = spec.recipe.augmentation.mixup or spec.recipe.augmentation.cutmix
     names = ["epochs", "batch_size", "normalisation_batch", "allow_changed_batch", "precision"]
     names += ["augmentation", "label_smoothing"] if mixes else ["augmentation"]
     return {
-        "dataset": spec.dataset.model_dump(mode="json"),
+        "dataset": content["dataset"],
         "seed": spec.seed,
-        "test_crop": None if spec.test_crop is None else spec.test_crop.model_dump(mode="json"),
+        "test_crop": content["test_crop"],
         "student.mean": spec.student.mean,
         "student.std": spec.student.std,
-        **{f"recipe.{name}": recipe[name] for name in names},
+        **{f"recipe.{name}": content["recipe"][name] for name in names},
     }
 
 

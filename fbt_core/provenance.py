@@ -96,7 +96,9 @@ def _allows_tf32(backend: Any) -> bool | None:
 def compile_fallbacks() -> int | None:
     """How often torch.compile left a part of a step uncompiled in this process; None if it was not used."""
     # Not imported for this: asking would load torch's compiler.
-    counters = torch._dynamo.utils.counters if "torch._dynamo.utils" in sys.modules else {}
+    if "torch._dynamo.utils" not in sys.modules:
+        return None
+    counters = torch._dynamo.utils.counters
     if not counters.get("stats", {}).get("unique_graphs"):
         return None
     return sum(counters["graph_break"].values()) + sum(counters["unimplemented"].values())

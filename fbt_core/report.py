@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
 import torch
 
-from fbt_core import distributed
 from fbt_core.batch_division import compiles
 from fbt_core.data.device_cache import keeps_on_device
 from fbt_core.display import Display
@@ -37,8 +37,9 @@ class Report:
         self.spec, self.settings, self.group, self.folder, self.steps = spec, settings, group, folder, steps
         self.display = Display(steps, spec.recipe.epochs, shown=folder.writes)
         # Only the process that writes has a tracker: others would send every number once more.
-        watched = folder.writes and settings.tracker != "none"
-        self.tracker = Tracker(settings.tracker, folder.path, folder.note) if watched else None
+        self.tracker = None
+        if folder.writes and settings.tracker != "none":
+            self.tracker = Tracker(settings.tracker, folder.path, folder.note)
 
     def start_epoch(self, state: State) -> None:
         """A fresh bar for the epoch, standing where it is taken up."""
@@ -106,7 +107,10 @@ class Report:
         if self.tracker is not None:
             self.tracker.epoch(line)
         text = f"epoch {line['epoch']}/{self.spec.recipe.epochs}  loss {line['loss']:.4f}  "
-        text += "not evaluated" if line["top1"] is None else f"top-1 {line['top1']:.2f} %"
+        if line["top1"] is None:
+            text += "not evaluated"
+        else:
+            text += f"top-1 {line['top1']:.2f} %"
         text += f"  {line['images_per_second']} images/s  lr {line['lr']:.2e}"
         self.folder.note(text)
 
@@ -161,7 +165,7 @@ class Report:
             "compile": compiles(self.spec.method.name, self.settings),
             "compile_fallbacks": compile_fallbacks(),
             **kernels(self.group.device),
-            "cuda_visible_devices": distributed.visible_devices(),
+            "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
             **job(),
             "resumed_at": state.resumed_at,
         }

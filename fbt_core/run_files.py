@@ -101,4 +101,6 @@ def parse_time(text: object) -> datetime | None:
 
 def as_number(value: object) -> float | None:
     """The value if it is a number, else None (JSON's null, a missing key)."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value)

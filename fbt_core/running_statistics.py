@@ -43,7 +43,9 @@ def take(modules: Sequence[nn.Module], kept: Tensor | None, group: Group) -> Non
     if kept is None:
         return
     # Another number of processes cannot continue each one's own: the mean is what would be scored.
-    numbers = kept[group.rank] if len(kept) == group.world else kept.double().mean(0)
+    numbers = kept.double().mean(0)
+    if len(kept) == group.world:
+        numbers = kept[group.rank]
     _fill(_buffers(modules), numbers)
 
 

@@ -91,7 +91,9 @@ def _whole(value: Any) -> Any:
     # Nested lists as well: block arguments hold numbers at any depth.
     if isinstance(value, tuple):
         return tuple(map(_whole, value))
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
 
 
 class OptimizerSpec(Strict):

@@ -90,4 +90,4 @@ def parts_of(batch: Batch, parts: int) -> list[Batch]:
     pieces = zip(
         batch.images.chunk(parts), batch.target.chunk(parts), batch.indices.chunk(parts), strict=True
     )
-    return [Batch(*piece) for piece in pieces]
+    return [Batch(images, target, indices) for images, target, indices in pieces]

@@ -46,7 +46,9 @@ class Teacher:
         """The teacher of a run, normalised as its recipe says; None if the run has no teacher."""
         if network is None or spec.teacher is None:
             return None
-        entry = spec.teacher if spec.recipe.teacher_normalisation == "own" else spec.student
+        entry = spec.student
+        if spec.recipe.teacher_normalisation == "own":
+            entry = spec.teacher
         return cls(network, (spec.student.mean, spec.student.std), (entry.mean, entry.std))
 
     @torch.no_grad()

@@ -220,8 +220,10 @@ def train_step(
     alone = stream.group.world == 1
     # Part by part: all learners use the teacher's output before the next part replaces it.
     for part in parts:
-        with autocast(stream.spec.recipe, stream.group.device):
-            seen = teacher.observe_for(views, part.images) if teacher else [None] * len(learners)
+        seen = [None] * len(learners)
+        if teacher:
+            with autocast(stream.spec.recipe, stream.group.device):
+                seen = teacher.observe_for(views, part.images)
         for number, learner in enumerate(learners):
             if learner.folder.error:
                 continue
@@ -256,11 +258,13 @@ def finish_epoch(
             learner.start_evaluation(teacher)
     # All networks on the same test batch, so images are decoded once.
     tested = [learner for learner in ending if learner.scores]
-    # A process whose share of the test images has ended still votes.
-    for _, batch in zip_longest(range(stream.tests.rounds), stream.tests) if tested else []:
-        for learner in tested if batch is not None else []:
-            learner.count_batch(*batch)
-        stop_if_voted(learners, vote, stop)
+    if tested:
+        for _, batch in zip_longest(range(stream.tests.rounds), stream.tests):
+            # A process whose share of the test images has ended still votes.
+            if batch is not None:
+                for learner in tested:
+                    learner.count_batch(*batch)
+            stop_if_voted(learners, vote, stop)
     for learner in ending:
         if not learner.folder.error:
             with learner.folder.ends_alone():
@@ -300,7 +304,9 @@ def leave_out_ended(learners: list[Learner]) -> None:
 
 def make_teacher(spec: RunSpec, settings: ExecutionSettings, runs: Path) -> StagedModel | None:
     """The teacher's network with its weights, frozen, in stages; None if the run has no teacher."""
-    return None if spec.teacher is None else make_network(spec.teacher, spec, settings, runs).freeze()
+    if spec.teacher is None:
+        return None
+    return make_network(spec.teacher, spec, settings, runs).freeze()
 
 
 def make_learners(
@@ -372,7 +378,9 @@ def split_of_blocks(spec: RunSpec) -> str:
 def to_device(module: Module, settings: ExecutionSettings, group: Group) -> Module:
     """A network, or a method with all it holds, on this process's device in the chosen memory format."""
     module = module.to(group.device)
-    return module.to(memory_format=torch.channels_last) if settings.channels_last else module
+    if settings.channels_last:
+        module = module.to(memory_format=torch.channels_last)
+    return module
 
 
 # ---------------------------------------------------------------- saving and stopping
@@ -450,7 +458,10 @@ def reporting_errors(folders: Sequence[RunFolder], group: Group) -> Iterator[Non
         yield
     except Exception as error:
         reason = distributed.explain(error)
-        if group.first if isinstance(reason, Interrupted) else distributed.PEERS.first_to_fail():
+        notes = group.first
+        if not isinstance(reason, Interrupted):
+            notes = distributed.PEERS.first_to_fail()
+        if notes:
             for folder in folders:
                 folder.writes = True
                 folder.close(reason)

@@ -158,7 +158,7 @@ def _explain_download(tag: str, error: Exception) -> UserError:
     if tag.split(".")[0] not in timm.list_models():
         return UserError("timm knows no such network", where=f"timm:{tag}", given=tag.split(".")[0],
                          choices=timm.list_models(f"{tag[:4]}*"))  # fmt: skip
-    reason = str(error).splitlines()[0][:150] if str(error) else type(error).__name__
+    reason = (str(error) or type(error).__name__).splitlines()[0][:150]
     hint = f"on a machine with internet and the same home run: python -m fbt_core.weights fetch {tag}"
     return UserError(
         f"pretrained weights are not here and cannot be downloaded ({reason})", where=f"timm:{tag}", hint=hint
@@ -291,7 +291,11 @@ def main(arguments: list[str] | None = None) -> int:
             print(convert(chosen.source, chosen.target))
             return 0
         for name in chosen.names:
-            print(f"{file_sha256(Path(name))}  {name}" if chosen.action == "sha256" else _fetched(name))
+            if chosen.action == "sha256":
+                print(f"{file_sha256(Path(name))}  {name}")
+            else:
+                fetch(name)
+                print(f"{name}: in the local cache")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -309,11 +313,6 @@ def _check(files: list[str]) -> int:
             print(f"error: {error}", file=sys.stderr)
             faults = error.exit_code
     return faults
-
-
-def _fetched(tag: str) -> str:
-    fetch(tag)
-    return f"{tag}: in the local cache"
 
 
 if __name__ == "__main__":

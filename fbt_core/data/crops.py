@@ -30,7 +30,7 @@ class Crops(NamedTuple):
 
     def of(self, rows: list[int] | slice) -> Crops:
         """The draws for some of the images."""
-        return Crops(*(values[rows] for values in self))
+        return Crops(self.share[rows], self.ratio[rows], self.position[rows], self.filters[rows])
 
     def boxes(self, sides: np.ndarray) -> np.ndarray:
         """Boxes (N, 4: top, left, height, width) in images of these heights and widths (N, 2) or (2,).
@@ -52,7 +52,7 @@ class Crops(NamedTuple):
         left = (self.position[:, 1] * (width[:, 0] - wide + 1)).astype(int)
         boxes = np.stack([top, left, high, wide], 1)
         for i in np.flatnonzero(~fits.any(1)):
-            boxes[i] = _centred(*sides[i].tolist())
+            boxes[i] = _centred(height[i].item(), width[i].item())
         return boxes
 
 
@@ -66,7 +66,7 @@ def draw_crops(generator: np.random.Generator, count: int, scale: tuple[float, f
     """`count` draws with the distribution of timm's random resized crop."""
     shape = (count, ATTEMPTS)
     # All attempts at once, needed or not: else an image's draws would depend on those of the images before.
-    share = generator.uniform(*scale, shape)
+    share = generator.uniform(scale[0], scale[1], shape)
     # Uniform in the logarithm, as in timm: 3/4 and 4/3 are equally likely.
     ratio = np.exp(generator.uniform(np.log(RATIO[0]), np.log(RATIO[1]), shape))
     position = generator.random((count, 2))
@@ -107,7 +107,7 @@ def resize_whole(images: Tensor, size: int, enlarge: str) -> Tensor:
     times, rest = divmod(size, images.shape[2])
     if enlarge == "nearest" and rest == 0:  # whole blocks of one pixel: no filter needed
         images = images.contiguous()[:, :, :, None, :, None]
-        return images.expand(-1, -1, -1, times, -1, times).reshape(*images.shape[:2], size, size)
+        return images.expand(-1, -1, -1, times, -1, times).reshape(len(images), -1, size, size)
     if enlarge == "nearest":
         return functional.interpolate(images, (size, size), mode="nearest-exact")
     return resize(images, size, enlarge)

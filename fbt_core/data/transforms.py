@@ -76,7 +76,9 @@ class TrainingBatches:
         # Sizes are read from the headers first: boxes depend on them, and decoding is the expensive part.
         files = [split.file(index) for index in key.indices]
         sides = np.array([file.side for file in files])
-        boxes = crops.boxes(sides) if self.augmentation.crop_scale else centred_squares(sides)
+        boxes = centred_squares(sides)
+        if self.augmentation.crop_scale:
+            boxes = crops.boxes(sides)
 
         # One image is decoded at a time: a batch of photographs would take a hundred megabytes.
         cuts = (cut(file.pixels(), box) for file, box in zip(files, boxes, strict=True))
@@ -130,7 +132,9 @@ def training_pipeline(
     split: Split, dataset: DatasetSpec, augmentation: AugmentationSpec, seed: int
 ) -> Pipeline:
     """How a training batch is made; erasing and mixing follow on the device."""
-    augment = colour_changes(dataset, augmentation) if changes_colours(augmentation) else None
+    augment = None
+    if changes_colours(augmentation):
+        augment = colour_changes(dataset, augmentation)
     return TrainingBatches(augmentation, dataset.image_size, seed, augment)
 
 
@@ -140,8 +144,10 @@ def test_pipeline(split: Split, dataset: DatasetSpec, crop: CropSpec | None = No
         return TestBatches(dataset.image_size, crop)
     crop = crop or FOLDER_CROP
     # use_prefetcher: pictures stay bytes, and are normalised later on the device like all others.
-    options = {"interpolation": crop.interpolation, "crop_pct": crop.share, "use_prefetcher": True}
-    return TestPictures(transforms_imagenet_eval(dataset.image_size, **options))
+    transform = transforms_imagenet_eval(
+        dataset.image_size, interpolation=crop.interpolation, crop_pct=crop.share, use_prefetcher=True
+    )
+    return TestPictures(transform)
 
 
 def changes_colours(augmentation: AugmentationSpec) -> bool:
@@ -178,8 +184,6 @@ def posterize(picture: Image.Image, bits_to_keep: int, **_: object) -> Image.Ima
     """The picture with its highest bits only; 0 bits are black, 8 and more the picture itself."""
     if bits_to_keep >= 8:
         return picture
-    return (
-        ImageOps.posterize(picture, bits_to_keep)
-        if bits_to_keep >= 1
-        else Image.new(picture.mode, picture.size)
-    )
+    if bits_to_keep < 1:
+        return Image.new(picture.mode, picture.size)
+    return ImageOps.posterize(picture, bits_to_keep)

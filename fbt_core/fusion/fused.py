@@ -27,7 +27,9 @@ def choose_direction(student_family: str, teacher_family: str) -> Direction:
     student_head for a CNN teacher of an MSA or MLP student, teacher_head for every other pair. The paper
     gives no equation for MSA and MLP together and leaves them open: they are taken as equation 2.
     """
-    return "student_head" if teacher_family == "cnn" and student_family != "cnn" else "teacher_head"
+    if teacher_family == "cnn" and student_family != "cnn":
+        return "student_head"
+    return "teacher_head"
 
 
 class FusedModel(nn.Module):
@@ -64,14 +66,17 @@ class FusedModel(nn.Module):
         # A tuple hides the networks from torch: as attributes they would be registered, and counted, twice.
         self._networks = (student, teacher.freeze())
         # The network that begins gives S1-S3, the other one its S4.
-        early, last = self._networks if direction == "teacher_head" else self._networks[::-1]
+        early, last = self._networks
+        if direction == "student_head":
+            early, last = last, early
         # L2G must give what S4 of the other network takes: the output of that network's third stage.
         entry = last.shapes[2]
         # Without S4 nothing reads class tokens: L2G then makes a plain feature.
         if stage4 != "fused":
             entry = FeatureShape(entry.layout, entry.width, entry.grid)
-        sizes = {"heads": block_heads, "window": block_window, "mlp_ratio": block_mlp_ratio}
-        self.l2g = L2G(early.shapes[2], entry, block, **sizes)
+        self.l2g = L2G(
+            early.shapes[2], entry, block, heads=block_heads, window=block_window, mlp_ratio=block_mlp_ratio
+        )
         self.classifier = nn.Linear(entry.width, last.classes) if stage4 != "fused" else None
         # The pooled feature is compared by InfoNCE, so its width must be known before a pass.
         self.width = last.width if self.classifier is None else entry.width
@@ -89,8 +94,9 @@ class FusedModel(nn.Module):
         student_feature, teacher_feature = student_output.stages[2], teacher_output.stages[2].detach()
         if self.direction == "teacher_head":
             return self._finish(teacher, student_feature, teacher_feature)
-        entering = student_feature if self.class_token == "gradient" else student_feature.detach()
-        return self._finish(student, teacher_feature, entering)
+        if self.class_token == "detached":
+            student_feature = student_feature.detach()
+        return self._finish(student, teacher_feature, student_feature)
 
     def _finish(self, last: StagedModel, early_feature: Tensor, entering: Tensor) -> tuple[Tensor, Tensor]:
         """L2G, then the last stage; `entering` is what enters S4 of its own network in this batch."""

@@ -185,7 +185,9 @@ def look() -> dict[str, Any]:
 
 def cores() -> int:
     """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def with_batch(spec: RunSpec, batch: int | None, settings: ExecutionSettings) -> RunSpec:

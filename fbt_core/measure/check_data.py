@@ -57,7 +57,9 @@ def check_data(
     if spec.loader == "image_folder":
         return list(_check_folders(root, spec, processes or _cores()))
     results = [result for split in ("train", "test") for result in _check_split(spec, root, split)]
-    return results + (list(_compare_with_official(root, spec)) if spec.loader == "cifar100" else [])
+    if spec.loader == "cifar100":
+        results += _compare_with_official(root, spec)
+    return results
 
 
 def _check_split(spec: DatasetSpec, root: Path | None, split: str) -> Iterator[CheckResult]:
@@ -86,7 +88,8 @@ def _compare_with_official(root: Path, spec: DatasetSpec) -> Iterator[CheckResul
             # Byte for byte is the quick answer; only another file's content is looked at.
             if cifar.is_official(path, split):
                 continue
-            if not cifar.has_official_content(*cifar.read_file(path, spec.classes, count), split):
+            images, labels = cifar.read_file(path, spec.classes, count)
+            if not cifar.has_official_content(images, labels, split):
                 what = "other content than the official archive's: md5, sums of pixels or classes differ"
                 yield CheckResult("warning", str(path), what)
         except (UserError, OSError):
@@ -178,8 +181,10 @@ def _decode(paths: list[Path], processes: int, title: str) -> tuple[list[str], V
     """What is wrong with each image that cannot be decoded completely, and how much the others differ."""
     bar = partial(tqdm, total=len(paths), desc=title, unit="img", disable=None)
     with ProcessPoolExecutor(processes) if processes > 1 else nullcontext() as pool:
+        looks = map(_look, paths)
         # Chunks: a message per image would cost more than decoding a small one.
-        looks = map(_look, paths) if pool is None else pool.map(_look, paths, chunksize=CHUNK)
+        if pool is not None:
+            looks = pool.map(_look, paths, chunksize=CHUNK)
         faults, variety = [], Variety()
         for look in bar(looks):
             if isinstance(look, str):

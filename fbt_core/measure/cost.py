@@ -21,6 +21,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -189,9 +190,10 @@ def ofa_branch_costs(
 def fbt_branch_costs(early: FeatureShape, late: FeatureShape, block: str) -> dict[str, Cost]:
     """What FBT adds: one L2G, from the third stage of one network to what the other's fourth stage takes."""
     module = L2G(early, late, block, **TABLE_6_BLOCK)
+    if not late.prefix_tokens:
+        return both_costs(module, feature(early))
     # L2G puts the other network's class tokens in front, so they pass through its output.
-    prefix = [torch.empty(1, late.prefix_tokens, late.width)] if late.prefix_tokens else []
-    return both_costs(module, feature(early), *prefix)
+    return both_costs(module, feature(early), torch.empty(1, late.prefix_tokens, late.width))
 
 
 # --- what the commands write
@@ -212,7 +214,9 @@ def measure_table(table: Mapping[str, Any], architectures: Entries) -> Report:
     classes, size = table["classes"], table["image_size"]
     names = sorted({row[role] for row in table["rows"] for role in ("student", "teacher")})
     # Each network is cut once, however many rows it stands in.
-    staged = {name: _staged(network_spec(architectures, name), classes, size) for name in names}
+    staged = {}
+    for name in names:
+        staged[name] = stage(build_network(network_spec(architectures, name), classes, size), size)
     rows = {}
     for row in table["rows"]:
         families = tuple(architectures[row[role]]["family"] for role in ("teacher", "student"))
@@ -228,12 +232,12 @@ def _measure_pair(
     # The direction decides between which two stages L2G stands, and so how large it is.
     student_ends = choose_direction(families[1], families[0]) == "student_head"
     early, late = (teacher, student) if student_ends else (student, teacher)
-    branches = (student.shapes, student.width, teacher.width, student.classes)
+    branch_costs = partial(ofa_branch_costs, student.shapes, student.width, teacher.width, student.classes)
     costs = {
         # A copy: counting moves a network to the meta device, and the next row needs it again.
         "student": both_costs(copy.deepcopy(student.network), image(student.image_size)),
-        "ofa_branch": ofa_branch_costs(*branches, PAPER_DEPTHS),
-        "ofa_branch_released": ofa_branch_costs(*branches, RELEASED_DEPTHS),
+        "ofa_branch": branch_costs(PAPER_DEPTHS),
+        "ofa_branch_released": branch_costs(RELEASED_DEPTHS),
     }
     report: Report = {part: _as_numbers(cost) for part, cost in costs.items()}
     fbt = {block: fbt_branch_costs(early.shapes[2], late.shapes[2], block) for block in blocks}
@@ -257,10 +261,6 @@ def network_spec(architectures: Entries, name: str) -> NetworkSpec:
         fault = error.errors()[0]
         where = ".".join(["config/architectures.yaml: " + name, *map(str, fault["loc"])])
         raise UserError(fault["msg"], where=where) from None
-
-
-def _staged(spec: NetworkSpec, classes: int, image_size: int) -> StagedModel:
-    return stage(build_network(spec, classes, image_size), image_size)
 
 
 # --- the command line

@@ -100,11 +100,12 @@ def measure_stages(
     trained_at = {key: spec.dataset.image_size for key, spec in specs.items()}
     # One size for all: a feature of a larger image is another feature.
     size = max(needed_size(trained[key], trained_at[key], positions) for key in specs)
-    sizes = {}
+    sizes = dict(trained_at)
     for key, spec in specs.items():
-        # None: its layers are bound to their number of tokens, so it keeps the size that it was trained at.
         larger = enlarge(trained[key], spec, size) if size > trained_at[key] else None
-        trained[key], sizes[key] = (trained[key], trained_at[key]) if larger is None else (larger, size)
+        # None: its layers are bound to their number of tokens, so it keeps the size that it was trained at.
+        if larger is not None:
+            trained[key], sizes[key] = larger, size
     grids = common_grids(trained.values())
     arrays: Arrays = {"grids": np.array(grids), "sizes": np.array([sizes[key] for key in specs])}
     for key, spec in specs.items():
@@ -154,7 +155,9 @@ def common_grids(networks: Iterable[StagedModel]) -> list[Grid]:
 
 def spread(count: int, images: int) -> list[int]:
     """`count` image numbers spread evenly over a split (all of them if it has fewer)."""
-    return sorted({i * images // count for i in range(count)}) if count < images else list(range(images))
+    if count >= images:
+        return list(range(images))
+    return sorted({i * images // count for i in range(count)})
 
 
 def load_trained(spec: RunSpec, runs: Path, settings: ExecutionSettings) -> StagedModel:
@@ -263,10 +266,9 @@ def compare_models(
     """CKA of teacher x student and, with a fused model, teacher x fused and fused x student."""
     fused = dict(method.extras).get("fused")
     # A method without fused model still has the pair that all have.
-    pairs = [
-        ("teacher", "student"),
-        *([("teacher", "fused"), ("fused", "student")] if fused is not None else []),
-    ]
+    pairs = [("teacher", "student")]
+    if fused is not None:
+        pairs += [("teacher", "fused"), ("fused", "student")]
     teacher = Teacher.of(spec, method.teacher)
     matrices: dict[str, SimilarityMatrix] = {}
     for _, images in load_images(spec, split, numbers, choose_device(settings)):
@@ -293,12 +295,11 @@ def fused_features(
     method: Method, fused: FusedModel, student: StagedOutput, teacher: StagedOutput
 ) -> list[Tensor]:
     """S1-S3 of the network that begins the fused model, L2G's output and, if it has one, S4's output."""
-    begins_with_student = fused.direction == "teacher_head"
-    early, last = (
-        (method.student, method.teacher) if begins_with_student else (method.teacher, method.student)
-    )
     # Which network begins the fused model decides which of its features are whose.
-    early_output, last_output = (student, teacher) if begins_with_student else (teacher, student)
+    if fused.direction == "teacher_head":
+        early, early_output, last, last_output = method.student, student, method.teacher, teacher
+    else:
+        early, early_output, last, last_output = method.teacher, teacher, method.student, student
     shape = fused.l2g.output_shape
     bridged = fused.l2g(early_output.stages[2], prefix_of(last_output.stages[2], shape))
     features = [*as_maps(early, early_output)[:3], to_map(bridged, shape)]

@@ -171,7 +171,7 @@ def _check_equal(staged: StagedModel) -> None:
             torch.manual_seed(1)
             with torch.no_grad():
                 outputs.append(model(images))
-        if not (isinstance(outputs[1], Tensor) and torch.equal(*outputs)):
+        if not (isinstance(outputs[1], Tensor) and torch.equal(outputs[0], outputs[1])):
             raise UnknownStructure(f"staged and bare network differ in {'train' if mode else 'eval'} mode")
 
 
@@ -190,8 +190,14 @@ def _try_fusion(result: SurveyedNetwork, staged: StagedModel) -> None:
 
 
 def _partner() -> nn.Module:
-    sizes = {"layers": (1, 1, 1, 1), "channels": (8, 16, 32, 64), "stem_width": 4, "stem_type": "deep"}
-    return ResNet(BasicBlock, num_classes=CLASSES, **sizes)
+    return ResNet(
+        BasicBlock,
+        layers=(1, 1, 1, 1),
+        num_classes=CLASSES,
+        channels=(8, 16, 32, 64),
+        stem_width=4,
+        stem_type="deep",
+    )
 
 
 def _fuse_once(student: StagedModel, teacher: StagedModel, direction: Direction) -> None:

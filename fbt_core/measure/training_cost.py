@@ -88,8 +88,16 @@ def measure_pair(
     student: StagedModel, teacher: StagedModel, families: tuple[str, str], methods: Entries
 ) -> dict[str, int]:
     """Training MACs of FCFD and of each method of MEASURED, by name; the networks stay as they are."""
-    labels = torch.arange(TRAIN_IMAGES) % CLASSES
-    context = Context(CLASSES, TRAIN_IMAGES, 100, 0.1, IMAGE_SIZE, *families, labels)
+    context = Context(
+        classes=CLASSES,
+        train_images=TRAIN_IMAGES,
+        epochs=100,
+        label_smoothing=0.1,
+        image_size=IMAGE_SIZE,
+        student_family=families[0],
+        teacher_family=families[1],
+        labels=torch.arange(TRAIN_IMAGES) % CLASSES,
+    )
 
     def count(name: str, **changes: Any) -> int:
         torch.manual_seed(0)
@@ -139,9 +147,9 @@ def measure(config: Path, pairs: Sequence[tuple[str, str]]) -> Report:
     report: Report = {}
     for number, (teacher, student) in enumerate(pairs, start=1):
         print(f"{number}/{len(pairs)} {teacher} -> {student}", file=sys.stderr, flush=True)
-        networks = [build_staged(architectures, name) for name in (student, teacher)]
+        learner, source = build_staged(architectures, student), build_staged(architectures, teacher)
         families = (architectures[student]["family"], architectures[teacher]["family"])
-        for method, macs in measure_pair(*networks, families, methods).items():
+        for method, macs in measure_pair(learner, source, families, methods).items():
             report.setdefault(method, {})[f"{teacher}__{student}"] = macs
     return report
 

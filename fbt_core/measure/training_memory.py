@@ -114,8 +114,9 @@ def fake_step(
     """Peak bytes, besides the weights, of a forward and backward pass of so many images."""
     with mode, next(method.parameters()).device:
         pixels = torch.empty(images, 3, size, size)
-        batch = Batch(pixels, *(torch.zeros(images, dtype=torch.int64) for _ in range(2)))
-    before = [*method.parameters(), *method.buffers(), pixels, batch.target, batch.indices]
+        target, indices = (torch.zeros(images, dtype=torch.int64) for _ in range(2))
+        batch = Batch(pixels, target, indices)
+    before = [*method.parameters(), *method.buffers(), pixels, target, indices]
     with mode, LiveBytes(before) as counter:
         with torch.autocast("cpu", dtype=precision, enabled=precision is not None):
             seen = Teacher(method.teacher).observe(pixels) if method.teacher else None
@@ -144,13 +145,21 @@ def pair_methods(
 ) -> Iterator[tuple[str, Method]]:
     """Methods with their default parameters on a pair of full-size networks, in training mode."""
     networks = [build_staged(architectures, name) for name in (student, teacher)]
-    families = (architectures[student]["family"], architectures[teacher]["family"])
-    labels = torch.arange(TRAIN_IMAGES) % CLASSES
-    context = Context(CLASSES, TRAIN_IMAGES, 100, 0.1, IMAGE_SIZE, *families, labels)
+    context = Context(
+        classes=CLASSES,
+        train_images=TRAIN_IMAGES,
+        epochs=100,
+        label_smoothing=0.1,
+        image_size=IMAGE_SIZE,
+        student_family=architectures[student]["family"],
+        teacher_family=architectures[teacher]["family"],
+        labels=torch.arange(TRAIN_IMAGES) % CLASSES,
+    )
     for name in names:
         spec = MethodSpec(name=name, parameters=default_parameters(methods[name]), revision=1)
         # A copy of both: methods freeze the teacher and may change what the student keeps.
-        yield name, build_method(spec, *copy.deepcopy(networks), context).train()
+        learner, source = copy.deepcopy(networks)
+        yield name, build_method(spec, learner, source, context).train()
 
 
 def count_pair(architectures: Entries, methods: Entries, teacher: str, student: str) -> dict[str, Any]:

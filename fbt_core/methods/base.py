@@ -245,13 +245,15 @@ class Method(TrainingTask):
         Buffers are each process's own: banks and statistics follow from what all processes gathered.
         """
         # Newer versions of torch have another name for it.
-        names = inspect.signature(DistributedDataParallel).parameters
-        synchronise = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+        if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters:
+            options.setdefault("forward_sync_buffers", False)
+        else:
+            options.setdefault("broadcast_buffers", False)
         self.trainable_module = DistributedDataParallel(
             self.trainable_module,
             device_ids=device_ids,
             find_unused_parameters=self.unused_parameters,
-            **{synchronise: False, **options},
+            **options,
         )
         return self
 

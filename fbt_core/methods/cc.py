@@ -70,11 +70,11 @@ class CC(Method):
         learner = self.extras["student"](image_feature(self.student, student, s.feature))
         source = self.extras["teacher"](image_feature(self.teacher, teacher, s.feature))
         # Whole batch: neighbours and kernels of a part would be other pairs.
-        pair = gather_with_gradient(learner), gather_with_gradient(source)
+        learner, source = gather_with_gradient(learner), gather_with_gradient(source)
         if s.correlation == "neighbours":
-            congruence = neighbour_congruence(*pair)
+            congruence = neighbour_congruence(learner, source)
         else:
-            congruence = kernel_congruence(*pair, s.kernel_gamma, s.kernel_order)
+            congruence = kernel_congruence(learner, source, s.kernel_gamma, s.kernel_order)
         return {
             "labels": s.label_weight * self.label_loss(student.logits, batch),
             "relations": s.relation_weight * congruence,

@@ -97,7 +97,9 @@ class OtherClasses(nn.Module):
 
     def __init__(self, images: int, labels: Tensor | None) -> None:
         super().__init__()
-        known = torch.full((images,), UNKNOWN) if labels is None else labels.detach().clone().long()
+        known = torch.full((images,), UNKNOWN)
+        if labels is not None:
+            known = labels.detach().clone().long()
         self.register_buffer("labels", known)
         self.is_complete = labels is not None
         # Sorted once, if the classes are known: else the classes that were learned change at each step.

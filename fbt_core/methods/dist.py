@@ -54,11 +54,11 @@ class DIST(Method):
     def terms(self, student: StagedOutput, teacher: StagedOutput, batch: Batch) -> Terms:
         s = self.settings
         # Whole batch: a class over a part of the images would correlate otherwise.
-        logits = gather_with_gradient(student.logits), gather_with_gradient(teacher.logits)
+        learner, source = gather_with_gradient(student.logits), gather_with_gradient(teacher.logits)
         return {
             "labels": s.label_weight * self.label_loss(student.logits, batch),
-            "classes": s.beta * class_relation(*logits, s.tau),
-            "images": s.gamma * image_relation(*logits, s.tau),
+            "classes": s.beta * class_relation(learner, source, s.tau),
+            "images": s.gamma * image_relation(learner, source, s.tau),
         }
 
 

@@ -46,7 +46,10 @@ def _section(name: str, facts: MethodFacts) -> Iterator[str]:
     file = f"fbt_core/methods/{name}.py"
     yield f"- Method `{name}`, revision {facts.revision}: [{file}](../{file})."
     yield f"- {facts.citation}."
-    yield f"- Transfers {facts.transfers}; {_extras(facts)}."
+    trained = "the student alone"
+    if facts.extra_parameters:
+        trained = "modules beside the student"
+    yield f"- Transfers {facts.transfers}; trains {trained}."
     yield f"- Source of the settings: {_linked(facts.source)}."
     yield f"- {_adaptation(facts)}."
     if facts.score:
@@ -57,7 +60,9 @@ def _section(name: str, facts: MethodFacts) -> Iterator[str]:
         yield "| parameter | value | may be | source |"
         yield "|---|---|---|---|"
         for key, entry in facts.parameters.items():
-            source = _linked(entry.source) + _earlier(entry)
+            source = _linked(entry.source)
+            if entry.before is not None:
+                source += f"; runs from before it was added have {_text(entry.before)}"
             yield f"| `{key}` | {_value(entry)} | {_range(entry)} | {source} |"
         yield ""
 
@@ -81,14 +86,12 @@ def _anchor(title: str) -> str:
     return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
 
 
-def _extras(facts: MethodFacts) -> str:
-    return "trains modules beside the student" if facts.extra_parameters else "trains the student alone"
-
-
 def _adaptation(facts: MethodFacts) -> str:
     if facts.adapted:
         return f"Adapted: {facts.adapted}"
-    return "Takes any pair as published" if facts.needs_teacher else "Needs no teacher"
+    if facts.needs_teacher:
+        return "Takes any pair as published"
+    return "Needs no teacher"
 
 
 def _value(entry: ParameterFacts) -> str:
@@ -103,10 +106,6 @@ def _range(entry: ParameterFacts) -> str:
     bounds = [f"≥ {entry.minimum:g}"] if entry.minimum is not None else []
     bounds += [f"≤ {entry.maximum:g}"] if entry.maximum is not None else []
     return " ".join([entry.kind.removeprefix("a "), *bounds])
-
-
-def _earlier(entry: ParameterFacts) -> str:
-    return "" if entry.before is None else f"; runs from before it was added have {_text(entry.before)}"
 
 
 def _text(value: object) -> str:

@@ -19,10 +19,11 @@ from pydantic import Field, StringConstraints, ValidationError
 from fbt_core.errors import UserError, is_number, nearest, number_as_text
 from fbt_core.spec import Key, Strict, Value
 
-PACKAGED = Path(__file__).with_name(
-    "methods.yaml"
-)  # setup.py puts it into a wheel, which has no config folder
-FILE = PACKAGED if PACKAGED.exists() else Path(__file__).parents[2] / "config" / "methods.yaml"
+# setup.py puts it into a wheel, which has no config folder.
+PACKAGED = Path(__file__).with_name("methods.yaml")
+FILE = PACKAGED
+if not FILE.exists():
+    FILE = Path(__file__).parents[2] / "config" / "methods.yaml"
 Text = Annotated[str, StringConstraints(min_length=1)]
 Kind = Literal["true or false", "a number", "a whole number", "a name"]
 

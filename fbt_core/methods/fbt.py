@@ -77,7 +77,7 @@ class FBT(Method):
             taught_by = knowledge[source]
             # Detached, the fused model is a teacher only: it does not bend towards the student.
             if source == "fused" and self.settings.detach_fused:
-                taught_by = Knowledge(*(part.detach() for part in taught_by))
+                taught_by = Knowledge(taught_by.feature.detach(), taught_by.logits.detach())
             pair = f"{source}_to_{learner}"
             terms.update(self._transfer(pair, taught_by, knowledge[learner], batch))
         return terms
@@ -102,22 +102,34 @@ class FBT(Method):
         # Not built if nothing uses it: its parameters would be saved, and never learn.
         if not self._uses_fused():
             return {}
-        names = ("block", "block_heads", "block_window", "block_mlp_ratio", "class_token", "stage4")
-        options = {name: getattr(self.settings, name) for name in names}
-        return {"fused": FusedModel(self.student, self.teacher, self._choose_direction(), **options)}
+        s = self.settings
+        fused = FusedModel(
+            self.student,
+            self.teacher,
+            self._choose_direction(),
+            stage4=s.stage4,
+            block=s.block,
+            block_heads=s.block_heads,
+            block_window=s.block_window,
+            block_mlp_ratio=s.block_mlp_ratio,
+            class_token=s.class_token,
+        )
+        return {"fused": fused}
 
     def _choose_direction(self) -> Literal["teacher_head", "student_head"]:
         """Whose stage 4 ends the fused model: the families say it, but for MSA and MLP together."""
-        families = self.context.student_family, self.context.teacher_family
+        student, teacher = self.context.student_family, self.context.teacher_family
         # The paper gives no equation for this pair of families, so it is a parameter.
-        if set(families) == MSA_AND_MLP:
+        if {student, teacher} == MSA_AND_MLP:
             return self.settings.msa_mlp_direction
-        return choose_direction(*families)
+        return choose_direction(student, teacher)
 
     def _widths(self, extras: dict[str, nn.Module]) -> dict[str, int]:
         """The width of each model's pooled feature."""
         widths = {"student": self.student.width, "teacher": self.teacher.width}
-        return {**widths, "fused": extras["fused"].width} if "fused" in extras else widths
+        if "fused" in extras:
+            widths["fused"] = extras["fused"].width
+        return widths
 
     def _collect_knowledge(self, student: StagedOutput, teacher: StagedOutput) -> dict[str, Knowledge]:
         """K_s, K_t and, if it is used, K_f."""
@@ -127,7 +139,8 @@ class FBT(Method):
         }
         # A pass of the fused model costs a stage: only if a term asks for it.
         if self._uses_fused():
-            knowledge["fused"] = Knowledge(*self.extras["fused"](student, teacher))
+            feature, logits = self.extras["fused"](student, teacher)
+            knowledge["fused"] = Knowledge(feature, logits)
         return knowledge
 
     def _label_terms(self, knowledge: dict[str, Knowledge], batch: Batch) -> Terms:

@@ -112,8 +112,8 @@ class FCFD(Method):
         extras: dict[str, nn.Module] = {}
         # Bridges of all stages into the teacher's space: their features are compared there.
         for path in [*self._candidates(), *(Path("student", "teacher", stage) for stage in range(4))]:
-            shapes = networks[path.early].shapes[path.stage], networks[path.late].shapes[path.stage]
-            extras[path.bridge] = Bridge(*shapes, rectified[path.late][path.stage])
+            early, late = networks[path.early].shapes[path.stage], networks[path.late].shapes[path.stage]
+            extras[path.bridge] = Bridge(early, late, rectified[path.late][path.stage])
         for path in self._candidates():
             extras[f"statistics_{path.bridge}"] = PathStatistics(late_norms(networks[path.late], path.stage))
         return extras
@@ -140,7 +140,7 @@ class FCFD(Method):
         """All paths that change networks once, after stage 1, 2 or 3, in the directions that are on."""
         pairs = (("student", "teacher"), ("teacher", "student"))
         chosen = [pair for pair in pairs if self.settings.directions in ("both", "_to_".join(pair))]
-        return [Path(*pair, stage) for pair in chosen for stage in range(3)]
+        return [Path(early, late, stage) for early, late in chosen for stage in range(3)]
 
     def _draw_paths(self) -> list[Path]:
         """The paths of this step, without repeats; torch's default generator draws, so a resume is exact."""
@@ -162,7 +162,8 @@ class FCFD(Method):
         x = from_map(entering, shape, prefix_of(passed.stages[path.stage], shape))
         with self.extras[f"statistics_{path.bridge}"].used_by(late_norms(late, path.stage)):
             stages = late.run(x, first=path.stage + 1)
-            return StagedOutput(stages, *late.finish(stages[-1]))
+            pooled, logits = late.finish(stages[-1])
+            return StagedOutput(stages, pooled, logits)
 
     def _divergence(self, logits: Tensor, teacher: StagedOutput) -> Tensor:
         return kl_divergence(logits, teacher.logits, self.settings.temperature)
@@ -212,15 +213,14 @@ def late_norms(network: StagedModel, stage: int) -> list[_BatchNorm]:
 
 def _bridge_convolution(source: FeatureShape, target: FeatureShape) -> tuple[nn.Module, bool]:
     """The convolution between two shapes, and whether the map must be resized before it."""
-    widths = source.width, target.width
     # A whole ratio is the convolution's own stride.
     down = [a // b for a, b in zip(source.grid, target.grid, strict=True) if a % b == 0]
     if len(down) == 2:
-        return nn.Conv2d(*widths, 3, stride=tuple(down), padding=1, bias=False), False
+        return nn.Conv2d(source.width, target.width, 3, stride=tuple(down), padding=1, bias=False), False
     # Doubling is a transposed convolution; all other ratios are resized.
     if all(2 * a == b for a, b in zip(source.grid, target.grid, strict=True)):
-        return nn.ConvTranspose2d(*widths, 4, stride=2, padding=1, bias=False), False
-    return nn.Conv2d(*widths, 3, padding=1, bias=False), True
+        return nn.ConvTranspose2d(source.width, target.width, 4, stride=2, padding=1, bias=False), False
+    return nn.Conv2d(source.width, target.width, 3, padding=1, bias=False), True
 
 
 def _resize(feature_map: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -32,7 +32,8 @@ class FitNet(Method):
 
     def build_extras(self) -> dict[str, nn.Module]:
         if self.settings.features != "final_pooled":
-            return self._build_map_projectors()
+            student, teacher = self.student.shapes, self.teacher.shapes
+            return {f"stage{i + 1}": Aligned(student[i], teacher[i]) for i in self._stages()}
         extras: dict[str, nn.Module] = {"pooled": nn.Linear(self.student.width, self.teacher.width)}
         if self.settings.loss == "infonce":
             extras["temperature"] = Temperature(self.settings)
@@ -48,11 +49,6 @@ class FitNet(Method):
             terms["logits"] = self.settings.logit_weight * divergence
         return terms
 
-    def _build_map_projectors(self) -> dict[str, nn.Module]:
-        return {
-            f"stage{i + 1}": Aligned(self.student.shapes[i], self.teacher.shapes[i]) for i in self._stages()
-        }
-
     def _stages(self) -> range:
         return range(4) if self.settings.features == "all_stages" else range(3, 4)
 
@@ -61,8 +57,8 @@ class FitNet(Method):
             yield "pooled", self._pooled_hint(student.pooled, teacher.pooled)
             return
         for i in self._stages():
-            maps = self.extras[f"stage{i + 1}"](student.stages[i], teacher.stages[i])
-            yield f"stage{i + 1}", feature_mse(*maps)
+            learner, source = self.extras[f"stage{i + 1}"](student.stages[i], teacher.stages[i])
+            yield f"stage{i + 1}", feature_mse(learner, source)
 
     def _pooled_hint(self, student: Tensor, teacher: Tensor) -> Tensor:
         learner = self.extras["pooled"](student)

@@ -34,9 +34,9 @@ def local_divergence(
     # Ranks count from 0 here and from 1 in the paper, hence + 2.
     weights = 2 / (offset + second - first) * torch.exp(-decay * (first + second + 2))
     # A pair of an image is a row of two classes: the mean over rows, with these weights, is the mean wanted.
-    rows = [logits.flatten(0, 1) for logits in pairs]
+    learned, taught = (logits.flatten(0, 1) for logits in pairs)
     # kl_divergence averages over rows, and the wanted sum is over the pairs.
-    of_pairs = kl_divergence(*rows, temperature, weights.repeat(len(student))) * len(first)
+    of_pairs = kl_divergence(learned, taught, temperature, weights.repeat(len(student))) * len(first)
     return (of_pairs + kl_divergence(learner, source, temperature)) / (math.comb(count, 2) + 1)
 
 
@@ -56,12 +56,14 @@ class LDRLD(Method):
 
     def terms(self, student: StagedOutput, teacher: StagedOutput, batch: Batch) -> Terms:
         s = self.settings
-        logits, options = (student.logits, teacher.logits), (s.selected, s.temperature)
-        local = local_divergence(*logits, *options, s.rank_offset, s.rank_decay)
+        local = local_divergence(
+            student.logits, teacher.logits, s.selected, s.temperature, s.rank_offset, s.rank_decay
+        )
+        rest = rest_divergence(student.logits, teacher.logits, s.selected, s.temperature)
         return {
             "labels": s.label_weight * self.label_loss(student.logits, batch),
             "local": s.local_weight * local,
-            "rest": s.rest_weight * rest_divergence(*logits, *options),
+            "rest": s.rest_weight * rest,
         }
 
 

@@ -62,8 +62,9 @@ class LowFrequencyContrast(Method):
             "labels": s.label_weight * self.label_loss(student.logits, batch),
             "logits": s.logit_weight * divergence,
         }
-        for i, pair in enumerate(zip(student.stages, teacher.stages, strict=True)):
-            terms[f"stage{i + 1}"] = s.feature_weight * self._contrast(i + 1, *pair)
+        for i in range(4):
+            contrast = self._contrast(i + 1, student.stages[i], teacher.stages[i])
+            terms[f"stage{i + 1}"] = s.feature_weight * contrast
         return terms
 
     def _contrast(self, number: int, student: Tensor, teacher: Tensor) -> Tensor:

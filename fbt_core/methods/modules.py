@@ -33,7 +33,7 @@ class Temperature(nn.Module):
         """The temperature, a scalar; a value that left the bounds is put back so that it can move again."""
         # Outside the graph: inside, clamp would cut the gradient off at a bound for good.
         with torch.no_grad():
-            self.logarithm.clamp_(*self.bounds)
+            self.logarithm.clamp_(min=self.bounds[0], max=self.bounds[1])
         return self.logarithm.exp()
 
 
@@ -50,8 +50,10 @@ class Aligned(nn.Module):
         self.shapes, self.grid = (learner, source), common_grid(learner.grid, source.grid)
         # A stride has to be a whole number; other grids are pooled first.
         whole = all(large % small == 0 for large, small in zip(learner.grid, self.grid, strict=True))
-        ratio = tuple(a // b for a, b in zip(learner.grid, self.grid, strict=True)) if whole else (1, 1)
         self.pools = not whole
+        ratio = (1, 1)
+        if whole:
+            ratio = (learner.grid[0] // self.grid[0], learner.grid[1] // self.grid[1])
         self.embedding = nn.Conv2d(learner.width, source.width, ratio, ratio, bias=False)
         # Linear gain: no activation follows.
         nn.init.kaiming_normal_(self.embedding.weight, mode="fan_in", nonlinearity="linear")
@@ -59,7 +61,8 @@ class Aligned(nn.Module):
     def forward(self, learner: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
         """Two features in their own layouts -> two maps (B, C, H, W) of the source's width."""
         learner_map, source_map = to_map(learner, self.shapes[0]), to_map(source, self.shapes[1])
-        learner_map = shrink(learner_map, self.grid) if self.pools else learner_map
+        if self.pools:
+            learner_map = shrink(learner_map, self.grid)
         return self.embedding(learner_map), shrink(source_map, self.grid)
 
 
@@ -91,7 +94,9 @@ def feature_width(network: StagedModel, feature: str) -> int:
 
 def image_feature(network: StagedModel, output: StagedOutput, feature: str) -> Tensor:
     """The feature (B, D) that stands for an image: what enters the classifier, or the pooled one."""
-    return output.pooled if feature == "pooled" else network.classifier_input(output)
+    if feature == "pooled":
+        return output.pooled
+    return network.classifier_input(output)
 
 
 def logits_to_compare(

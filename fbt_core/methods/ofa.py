@@ -17,10 +17,12 @@ class OFA(Method):
     """
 
     def build_extras(self) -> dict[str, nn.Module]:
-        depths = PAPER_DEPTHS if self.settings.branch_depth == "paper" else RELEASED_DEPTHS
-        widths = self.student.width, self.teacher.width
+        depths = RELEASED_DEPTHS
+        if self.settings.branch_depth == "paper":
+            depths = PAPER_DEPTHS
+        student, teacher = self.student.width, self.teacher.width
         return {
-            f"branch{i + 1}": ofa_branch(shape, i, *widths, self.context.classes, depths)
+            f"branch{i + 1}": ofa_branch(shape, i, student, teacher, self.context.classes, depths)
             for i, shape in enumerate(self.student.shapes)
         }
 

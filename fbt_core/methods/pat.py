@@ -87,9 +87,9 @@ class RegionAttention(nn.Module):
         key, value = self.key_value(normed).chunk(2, dim=2)
         positions = self._positions(normed)
         inputs = (self.query(normed) + positions, key + positions, value)
-        heads = [x.unflatten(2, (self.heads, -1)).transpose(1, 2) for x in inputs]
         # torch's own attention wants heads in the second dimension.
-        mixed = functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+        query, key, value = (x.unflatten(2, (self.heads, -1)).transpose(1, 2) for x in inputs)
+        mixed = functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         return mixed.chunk(len(stages), dim=1)
 
     def _positions(self, tokens: Tensor) -> Tensor:
@@ -150,7 +150,10 @@ class Aligner(nn.Module):
         self.regions = regions
         self.from_regions = target.layout != "nchw"
         # Teachers with maps keep the regions' order in the plane; others mix regions by a linear layer.
-        self.layers = ToTokens(regions**2, width, target) if self.from_regions else ToMap(width, target)
+        if self.from_regions:
+            self.layers = ToTokens(regions**2, width, target)
+        else:
+            self.layers = ToMap(width, target)
 
     def forward(self, tokens: Tensor) -> Tensor:
         if self.from_regions:
@@ -311,7 +314,8 @@ class PAT(Method):
             x = self.extras[f"prompt{i + 1}"](x, self.extras[f"gap{i + 1}"].of(len(x)))
             x = self.teacher.close_stage(i, x)
             stages.append(x)
-        return StagedOutput(stages, *self.teacher.finish(x))
+        pooled, logits = self.teacher.finish(x)
+        return StagedOutput(stages, pooled, logits)
 
     def _compare(self, student: StagedOutput, prompted: StagedOutput) -> Tensor:
         """The sum over the stages; each leaves its gap to the next step."""

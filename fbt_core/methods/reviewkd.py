@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fbt_core.losses.numerics import in_float32
 from fbt_core.methods.base import Batch, Method, Terms
-from fbt_core.methods.modules import Grid, common_grid, shrink
+from fbt_core.methods.modules import common_grid, shrink
 from fbt_core.staged.base import FeatureShape, StagedOutput
 from fbt_core.staged.layout import to_map
 
@@ -45,8 +45,10 @@ class AttentionFusion(nn.Module):
     def __init__(self, width_in: int, width: int, width_out: int, is_last: bool) -> None:
         super().__init__()
         self.reduce = nn.Sequential(nn.Conv2d(width_in, width, 1, bias=False), nn.BatchNorm2d(width))
+        self.attention = None
         # The last level has nothing passed down, so no attention to weigh it by.
-        self.attention = None if is_last else nn.Sequential(nn.Conv2d(2 * width, 2, 1), nn.Sigmoid())
+        if not is_last:
+            self.attention = nn.Sequential(nn.Conv2d(2 * width, 2, 1), nn.Sigmoid())
         self.expand = nn.Sequential(
             nn.Conv2d(width, width_out, 3, padding=1, bias=False), nn.BatchNorm2d(width_out)
         )
@@ -97,8 +99,9 @@ class ReviewKD(Method):
         # All levels first: each one needs what the later ones passed down.
         reviewed = self._review(self._maps(student, self.student.shapes))
         for name, feature_map in self._maps(teacher, self.teacher.shapes).items():
-            pair = _to_common_grid(reviewed[name], feature_map)
-            terms[name] = self.review_weight * hierarchical_context(*pair)
+            grid = common_grid(reviewed[name].shape[2:], feature_map.shape[2:])
+            learner, source = shrink(reviewed[name], grid), shrink(feature_map, grid)
+            terms[name] = self.review_weight * hierarchical_context(learner, source)
         return terms
 
     def _widths(self, staged: nn.Module) -> list[int]:
@@ -106,7 +109,9 @@ class ReviewKD(Method):
 
     def _maps(self, output: StagedOutput, shapes: tuple[FeatureShape, ...]) -> dict[str, Tensor]:
         """The five levels as maps; the pooled feature is a map of one position."""
-        features = output.preactivations if self.settings.features == "before_relu" else output.stages
+        features = output.stages
+        if self.settings.features == "before_relu":
+            features = output.preactivations
         maps = [to_map(feature, shape) for feature, shape in zip(features, shapes, strict=True)]
         return dict(zip(LEVELS, [*maps, output.pooled[:, :, None, None]], strict=True))
 
@@ -117,11 +122,6 @@ class ReviewKD(Method):
         for name in reversed(LEVELS):
             reviewed[name], passed = self.extras[name](maps[name], passed)
         return reviewed
-
-
-def _to_common_grid(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    grid: Grid = common_grid(tuple(student.shape[2:]), tuple(teacher.shape[2:]))
-    return shrink(student, grid), shrink(teacher, grid)
 
 
 METHOD = ReviewKD

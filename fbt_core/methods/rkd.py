@@ -64,8 +64,9 @@ def _relative_distances(features: Tensor) -> Tensor:
 
 
 def _sum_angles(student: Tensor, teacher: Tensor, vertices: slice) -> Tensor:
-    angles = _cosines(student, vertices), _cosines(teacher, vertices)
-    return functional.smooth_l1_loss(*angles, reduction="sum")
+    return functional.smooth_l1_loss(
+        _cosines(student, vertices), _cosines(teacher, vertices), reduction="sum"
+    )
 
 
 def _cosines(features: Tensor, vertices: slice) -> Tensor:
@@ -94,11 +95,11 @@ class RKD(Method):
         s = self.settings
         learner = image_feature(self.student, student, s.feature)
         source = image_feature(self.teacher, teacher, s.feature)
-        pair = gather_with_gradient(learner), gather_with_gradient(source)
+        learner, source = gather_with_gradient(learner), gather_with_gradient(source)
         return {
             "labels": s.label_weight * self.label_loss(student.logits, batch),
-            "distances": s.distance_weight * distance_loss(*pair),
-            "angles": s.angle_weight * angle_loss(*pair),
+            "distances": s.distance_weight * distance_loss(learner, source),
+            "angles": s.angle_weight * angle_loss(learner, source),
         }
 
 

@@ -47,9 +47,15 @@ class Projector(nn.Module):
         # A last ReLU only if the teacher's own feature has one: else its negative part could not be met.
         last = nn.ReLU() if rectified else nn.Identity()
         self.convolutions = nn.Sequential(
-            *(nn.Conv2d(self.student_shape.width, inner, 1, bias=False), nn.BatchNorm2d(inner), nn.ReLU()),
-            *(nn.Conv2d(inner, inner, 3, padding=1, bias=False), nn.BatchNorm2d(inner), nn.ReLU()),
-            *(nn.Conv2d(inner, shape.width, 1, bias=False), nn.BatchNorm2d(shape.width), last),
+            nn.Conv2d(self.student_shape.width, inner, 1, bias=False),
+            nn.BatchNorm2d(inner),
+            nn.ReLU(),
+            nn.Conv2d(inner, inner, 3, padding=1, bias=False),
+            nn.BatchNorm2d(inner),
+            nn.ReLU(),
+            nn.Conv2d(inner, shape.width, 1, bias=False),
+            nn.BatchNorm2d(shape.width),
+            last,
         )
         tokens = shape.prefix_tokens
         self.prefix = nn.Linear(student.width, tokens * shape.width) if tokens else None

@@ -43,8 +43,8 @@ class SRD(Method):
 
     def build_extras(self) -> dict[str, nn.Module]:
         feature = self.settings.feature
-        widths = (feature_width(network, feature) for network in (self.student, self.teacher))
-        return {"projector": nn.Linear(*widths)}
+        student, teacher = feature_width(self.student, feature), feature_width(self.teacher, feature)
+        return {"projector": nn.Linear(student, teacher)}
 
     def terms(self, student: StagedOutput, teacher: StagedOutput, batch: Batch) -> Terms:
         s = self.settings

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from fbt_core.staged.base import FeatureShape, Layout, Parts, UnknownStructure
+from fbt_core.staged.base import FeatureShape, Parts, UnknownStructure
 
 
 @contextmanager
@@ -35,10 +35,10 @@ def shape_of(x: Tensor, parts: Parts) -> FeatureShape:
     """The shape of a feature of a square image; raises UnknownStructure when it is neither map nor tokens."""
     if not isinstance(x, Tensor) or x.dim() not in (3, 4):
         raise UnknownStructure(f"a feature is neither a map nor tokens: {_describe(x)}")
+    if x.dim() == 4 and parts.channels_last:
+        return FeatureShape("nhwc", x.shape[3], tuple(x.shape[1:3]))
     if x.dim() == 4:
-        layout: Layout = "nhwc" if parts.channels_last else "nchw"
-        grid, width = (x.shape[1:3], x.shape[3]) if parts.channels_last else (x.shape[2:4], x.shape[1])
-        return FeatureShape(layout, width, tuple(grid))
+        return FeatureShape("nchw", x.shape[1], tuple(x.shape[2:4]))
     prefix = 0 if _is_square(x.shape[1]) else parts.prefix_tokens  # class tokens may join on the way
     side = square_side(x.shape[1] - prefix)
     return FeatureShape("tokens", x.shape[2], (side, side), prefix)
@@ -56,4 +56,6 @@ def _is_square(positions: int) -> bool:
 
 
 def _describe(x: object) -> str:
-    return f"a tensor of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+    if isinstance(x, Tensor):
+        return f"a tensor of shape {tuple(x.shape)}"
+    return f"a {type(x).__name__}"

@@ -201,7 +201,9 @@ class StagedModel(nn.Module):
 
     def pool(self, normed: Tensor) -> Tensor:
         """The average over positions (B, width); tokens in front of the patches are dropped."""
-        return normed[:, self._skipped :].mean(1) if normed.dim() == 3 else normed.mean(self._averaged)
+        if normed.dim() == 3:
+            return normed[:, self._skipped :].mean(1)
+        return normed.mean(self._averaged)
 
     def stage_modules(self, part: Part) -> tuple[nn.Module | nn.Parameter, ...]:
         """The modules and bare parameters that stage 0..3, the "stem" or the "head" uses, none twice."""
@@ -216,9 +218,10 @@ class StagedModel(nn.Module):
         stem, body = self._parts.stem, self._parts.body
         if part == "head":
             return _unowned(self.network, [stem, *body])
-        chosen = (
-            (stem, *body[: self._ends[0]]) if part == "stem" else body[slice(*self._ends[part : part + 2])]
-        )
+        if part == "stem":
+            chosen = (stem, *body[: self._ends[0]])
+        else:
+            chosen = body[self._ends[part] : self._ends[part + 1]]
         return tuple(name for piece in chosen for name in piece.owns)
 
     def _recorded(self, relu: str) -> Tensor:

@@ -90,14 +90,13 @@ def _option_value(key: str, value: Any, where: str) -> Any:
     """An option as the constructor wants it: classes from their names, block strings decoded."""
     if key == "block_args":
         return decode_arch_def([list(stage) for stage in value])
-    if key in LAYER_OPTIONS and isinstance(value, str):
-        return _named_class(value, f"{where}: option {key}") if ":" in value else get_act_or_name(key, value)
+    is_name = key in LAYER_OPTIONS and isinstance(value, str)
+    if is_name and ":" in value:
+        return _named_class(value, f"{where}: option {key}")
+    # Not every class takes an activation by its name; names of other layers stay names.
+    if is_name and key == "act_layer":
+        return get_act_layer(value)
     return value
-
-
-def get_act_or_name(key: str, value: str) -> Any:
-    """An activation by timm's name (classes take no strings everywhere); other layer names stay names."""
-    return get_act_layer(value) if key == "act_layer" else value
 
 
 def _named_class(name: str, where: str) -> Any:

@@ -17,7 +17,9 @@ def recognise(network: nn.Module) -> bool:
 def cut(network: nn.Module, image: Tensor) -> Parts:
     """Blocks are dealt by the split; class attention comes after the last stage."""
     stem = Piece(_embed, present(network, "patch_embed", "pos_embed", "pos_drop"))
-    blocks = each(network, "blocks") if isinstance(network, Cait) else pieces(network, "blocks", _xcit_block)
+    blocks = each(network, "blocks")
+    if isinstance(network, Xcit):
+        blocks = pieces(network, "blocks", _xcit_block)
     return Parts(stem, blocks, _attend_and_norm, call("forward_head"))
 
 

@@ -39,11 +39,9 @@ class Call:
         """The calls inside if they are a chain from what this one took to what it gave, else itself."""
         inside = self.inner
         whole = inside and inside[0].takes is self.takes and inside[-1].gives is self.gives
-        return (
-            inside
-            if whole and is_chain(inside) and inside[-1].given_version == self.given_version
-            else [self]
-        )
+        if whole and is_chain(inside) and inside[-1].given_version == self.given_version:
+            return inside
+        return [self]
 
 
 def recognise(network: nn.Module) -> bool:

@@ -27,9 +27,10 @@ def _stage(index: int) -> Piece:
             x = block(x, size)
             # The position encoding stands behind the first block, as in the network's own forward.
             x = network.pos_block[index](x, size) if number == 0 else x
-        last = index == len(network.blocks) - 1
         # A map between stages, because each stage embeds one again; the last gives tokens to the norm.
-        return x if last else x.reshape(x.shape[0], *size, -1).permute(0, 3, 1, 2).contiguous()
+        if index == len(network.blocks) - 1:
+            return x
+        return x.unflatten(1, size).permute(0, 3, 1, 2).contiguous()
 
     return Piece(
         run, tuple(f"{name}.{index}" for name in ("patch_embeds", "pos_drops", "blocks", "pos_block"))

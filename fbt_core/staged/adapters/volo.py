@@ -24,7 +24,9 @@ def cut(network: nn.Module, image: Tensor) -> Parts:
 
 
 def _add_positions(network: VOLO, x: Tensor) -> Tensor:
-    return x if network.pos_embed is None else network.pos_drop(x + network.pos_embed)
+    if network.pos_embed is None:
+        return x
+    return network.pos_drop(x + network.pos_embed)
 
 
 def _attend_and_norm(network: VOLO, x: Tensor) -> Tensor:
