@@ -232,7 +232,9 @@ def run_command(options: Options) -> int:
     if flow.config.folder.absolute() != Path("config").absolute():
         hint = "call it from the folder that holds Snakefile and config/ (`fbt init FOLDER` makes one)"
         raise UserError("Snakemake reads ./config only", where=str(flow.config.folder), hint=hint)
-    how = ["--profile", options.profile] if options.profile else ["--cores", str(options.cores)]
+    how = ["--cores", str(options.cores)]
+    if options.profile:
+        how = ["--profile", options.profile]
     return run_workflow(flow, options.cells, how)
 
 
@@ -297,19 +299,20 @@ def fetch_teachers_command(options: Options) -> int:
         return 0
     # The data first: nobody should fetch a gigabyte and then learn that it cannot be measured.
     root = find_root(config, data)
-    jobs = [
-        {
+    jobs = []
+    for name in choose(options.names, known, "released teacher"):
+        crop = test_crop_of(config, name, data)
+        job = {
             "name": name,
             **known[name].model_dump(exclude={"source"}),
             "network": network_spec(config, name, data).model_dump(mode="json"),
             "dataset": dataset_spec(config, data).model_dump(mode="json"),
-            "test_crop": crop.model_dump(mode="json") if (crop := test_crop_of(config, name, data)) else None,
+            "test_crop": crop and crop.model_dump(mode="json"),
             "data_roots": {data: str(root)} if root else {},
             "to": str(options.to),
             "accept": options.accept,
         }
-        for name in choose(options.names, known, "released teacher")
-    ]
+        jobs.append(job)
     path = options.to / "jobs.json"
     write_text(path, json.dumps({"jobs": jobs}))
     return subprocess.run([sys.executable, "-m", "fbt_core.teachers", str(path)], check=False).returncode
@@ -409,7 +412,9 @@ def bench_command(options: Options) -> int:
     if options.precision:
         change = {"recipe": spec.recipe.model_copy(update={"precision": options.precision})}
         spec = spec.model_copy(update=change)
-    wanted = ["--seconds", str(options.seconds), *(["--batch", str(options.batch)] if options.batch else [])]
+    wanted = ["--seconds", str(options.seconds)]
+    if options.batch:
+        wanted += ["--batch", str(options.batch)]
     print("\n".join(bench(flow, spec, wanted)))
     return 0
 

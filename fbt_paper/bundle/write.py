@@ -57,7 +57,8 @@ def _entry(name: str) -> zipfile.ZipInfo:
     """A file of the archive: always the same time, so that the same content makes the same bytes."""
     entry = zipfile.ZipInfo(name)
     # Weights hardly shrink, and unpacked they are read where they lie.
-    entry.compress_type = zipfile.ZIP_STORED if name.endswith(WEIGHTS_FILE) else zipfile.ZIP_DEFLATED
+    if not name.endswith(WEIGHTS_FILE):
+        entry.compress_type = zipfile.ZIP_DEFLATED
     entry.external_attr = READABLE
     return entry
 
@@ -120,12 +121,14 @@ def _run(folder: Path, run: TravellingRun, changed: Mapping[str, bytes]) -> Iter
         "hasPart": [{"@id": name} for name in names],
     }
     for name, path in zip(run.files, names, strict=True):
-        content = changed.get(name)
+        size, digest = (folder / name).stat().st_size, run.files[name]
+        if name in changed:
+            size, digest = len(changed[name]), sha256_of(changed[name])
         yield {
             "@id": path,
             "@type": "File",
             "name": name,
-            "contentSize": str((folder / name).stat().st_size if content is None else len(content)),
-            "sha256": run.files[name] if content is None else sha256_of(content),
+            "contentSize": str(size),
+            "sha256": digest,
             "encodingFormat": KINDS.get(Path(name).suffix, "application/octet-stream"),
         }

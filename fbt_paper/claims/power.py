@@ -90,8 +90,10 @@ def render(planned: Sequence[PlannedClaim]) -> list[tuple[str, ...]]:
         ("claim", "seeds", "test images", "can show", "printed", "seeds for the printed one")
     ]
     for entry in planned:
-        needed = "" if entry.printed is None else str(entry.seeds_needed or f"more than {MOST_SEEDS}")
-        printed = "" if entry.printed is None else f"{entry.printed:.2f}"
+        printed = needed = ""
+        if entry.printed is not None:
+            printed = f"{entry.printed:.2f}"
+            needed = str(entry.seeds_needed or f"more than {MOST_SEEDS}")
         rows.append(
             (
                 entry.claim.key,

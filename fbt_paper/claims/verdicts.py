@@ -101,10 +101,10 @@ def judge_above(claim: Above, evidence: Evidence) -> Judgement:
         return _judge_each(claim, evidence, cells, claim.by_at_least)
     outcomes = [(evidence.cell(better), evidence.cell(than)) for better, than in cells.values()]
     # A mean over the pairs that happen to be finished would be another claim.
-    if any(_unfinished(*sides) for sides in outcomes):
+    if any(_unfinished(better, than) for better, than in outcomes):
         return _not_measured(claim, [side for sides in outcomes for side in sides])
     measured = compare_means(outcomes)
-    printed = [_printed_difference(evidence, *names) for names in cells.values()]
+    printed = [_printed_difference(evidence, better, than) for better, than in cells.values()]
     known = [number for number in printed if number is not None]
     mean = sum(known) / len(known) if len(known) == len(printed) else None
     verdict = verdict_of(measured, claim.by_at_least)
@@ -124,11 +124,11 @@ def judge_same(claim: Same, evidence: Evidence) -> Judgement:
     parts: list[Part] = []
     unfinished: list[CellOutcome] = []
     for name, (first, second) in pairs(evidence.config, claim.same).items():
-        sides = evidence.cell(first), evidence.cell(second)
-        if _unfinished(*sides):
-            unfinished += sides
+        ours, other = evidence.cell(first), evidence.cell(second)
+        if _unfinished(ours, other):
+            unfinished += [ours, other]
             continue
-        measured = compare(*sides)
+        measured = compare(ours, other)
         # Two one-sided tests at 5 % are the 90 % interval; to contradict, the 95 % one must lie outside.
         low, high = measured.interval(1 - 2 * (1 - CONFIDENCE))
         wide_low, wide_high = measured.interval()
@@ -175,8 +175,9 @@ def judge_ratio(claim: Ratio, evidence: Evidence) -> Judgement:
     for name, (above, below) in pairs(evidence.config, (claim.ratio, claim.of)).items():
         share = numbers[above] / numbers[below]
         low, high = claim.between
-        printed = [evidence.printed(path) for path in (above, below)]
-        in_print = printed[0] / printed[1] if printed[0] is not None and printed[1] else None
+        printed, printed_below, in_print = evidence.printed(above), evidence.printed(below), None
+        if printed is not None and printed_below:
+            in_print = printed / printed_below
         verdict: Verdict = "holds" if low <= share <= high else "contradicted"
         parts.append(Part(pair_label(evidence.config, above, name), verdict, None, in_print, share))
     words = ", ".join(f"{part.name} {part.value:.3f}" for part in parts)
@@ -253,10 +254,10 @@ def _compare_each(
     """One comparison per pair; None if a run of any is missing."""
     parts = []
     for name, (better, than) in cells.items():
-        sides = evidence.cell(better), evidence.cell(than)
-        if _unfinished(*sides):
+        above, below = evidence.cell(better), evidence.cell(than)
+        if _unfinished(above, below):
             return None
-        measured = compare(*sides)
+        measured = compare(above, below)
         printed = _printed_difference(evidence, better, than)
         label = pair_label(evidence.config, better, name)
         parts.append(Part(label, verdict_of(measured, threshold), measured, printed))

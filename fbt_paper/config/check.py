@@ -67,8 +67,9 @@ def _messages(
         if inner and not kinds & {"value_error", "fault"}:
             continue  # a list of wrong items is not also reported to be too short
         if len(kinds) > 1 and kinds <= set(EXPECTED):
-            finite = "finite_number" in kinds
-            expected = "a finite number" if finite else "a number, a text, true, false or a list of these"
+            expected = "a number, a text, true, false or a list of these"
+            if "finite_number" in kinds:
+                expected = "a finite number"
             yield path, f"must be {expected} ({_given(group[0])})"
         else:
             yield path, _message(group[0], model, path)
@@ -124,7 +125,9 @@ def _given(error: ErrorDetails) -> str:
     value = error.get("input")
     if value is None:
         return "given: nothing"
-    return f"given: {reprlib.repr(value)}" if not isinstance(value, str) else f"given: {value!r}"
+    if isinstance(value, str):
+        return f"given: {value!r}"
+    return f"given: {reprlib.repr(value)}"
 
 
 def _keys_at(model: type[BaseModel], path: Path) -> set[str]:
@@ -153,4 +156,6 @@ def _members(node: Mapping[str, Any], schema: Mapping[str, Any]) -> list[Mapping
     if "$ref" in node:
         return _members(schema["$defs"][node["$ref"].rpartition("/")[2]], schema)
     choices = node.get("anyOf") or node.get("oneOf")
-    return [member for choice in choices for member in _members(choice, schema)] if choices else [node]
+    if not choices:
+        return [node]
+    return [member for choice in choices for member in _members(choice, schema)]

@@ -187,7 +187,9 @@ def _problems(config: Config, index: int, claim: Claim) -> Iterator[Problem]:
         entry = config.tables[table]
         is_cost = isinstance(claim, Ratio)
         if is_cost == isinstance(entry, AccuracyTable):
-            kind = "counts; a ratio needs a table of kind cost" if is_cost else "accuracies"
+            kind = "accuracies"
+            if is_cost:
+                kind = "counts; a ratio needs a table of kind cost"
             yield Problem(FILE, where, f"table '{table}' shows no {kind}")
             continue
         rows, columns = [line.key for line in entry.rows], _columns(entry)
@@ -206,5 +208,6 @@ def _problems(config: Config, index: int, claim: Claim) -> Iterator[Problem]:
 
 def _columns(entry: Any) -> list[str]:
     """Keys of a table's columns; a cost table has the counted quantities."""
-    is_accuracy = isinstance(entry, AccuracyTable)
-    return [line.key for line in entry.columns] if is_accuracy else list(COST_COLUMNS)
+    if isinstance(entry, AccuracyTable):
+        return [line.key for line in entry.columns]
+    return list(COST_COLUMNS)

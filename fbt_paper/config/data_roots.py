@@ -27,7 +27,9 @@ def find_root(config: Config, dataset: str) -> Path | None:
     root = Path(setting).expanduser() if setting else None
     missing = "is not set" if root is None else _missing(root, entry.loader)
     if missing:
-        message = f"{missing}; fill in the folder of {entry.title} ({_wanted(entry.loader)})"
+        groups = [" or ".join(group) for group in WANTED[entry.loader]]
+        wanted = " and ".join(groups) or "the four files of the original download"
+        message = f"{missing}; fill in the folder of {entry.title} (it holds {wanted})"
         raise ConfigError([Problem("config/config.yaml", f"data_roots.{dataset}", message)])
     return root
 
@@ -41,10 +43,3 @@ def _missing(root: Path, loader: str) -> str:
         if not any((root / name).exists() for name in group):
             return f"the folder {root} holds no {' or '.join(group)}"
     return ""
-
-
-def _wanted(loader: str) -> str:
-    groups = [" or ".join(group) for group in WANTED[loader]]
-    return (
-        f"it holds {' and '.join(groups)}" if groups else "it holds the four files of the original download"
-    )

@@ -143,31 +143,32 @@ def load(folder: Path | str = CONFIG_FOLDER, overrides: Content | None = None) -
     methods = _methods(collect, files, names)
     names["parameter_fault"] = lambda method, name, value: (
         # An entry that is not sound has been reported: its parameters are not reported again in every table.
-        methods[method].fault(method, name, value) if method in methods else None
+        method in methods and methods[method].fault(method, name, value)
     )
 
-    parts: dict[str, Any] = {
-        "main": _file(collect, MainConfig, files, "config", names),
-        "datasets": _entries(collect, DatasetEntry, files, "datasets", names),
-        "architectures": _entries(collect, ArchitectureEntry, files, "architectures", names),
-        "recipes": _file(collect, RecipesFile, files, "recipes", names),
-        "scales": _scales(collect, scales, names),
-        "tables": {
+    config = Config(
+        folder=folder,
+        main=_file(collect, MainConfig, files, "config", names),
+        datasets=_entries(collect, DatasetEntry, files, "datasets", names),
+        architectures=_entries(collect, ArchitectureEntry, files, "architectures", names),
+        methods=methods,
+        recipes=_file(collect, RecipesFile, files, "recipes", names),
+        scales=_scales(collect, scales, names),
+        tables={
             key: collect.try_(_of_kind, TABLE_KINDS, table, f"config/tables/{key}.yaml", names)
             for key, table in tables.items()
         },
-        "references": {
+        references={
             path.name.removesuffix(REFERENCE): collect.try_(_reference, path, tables)
             for path in files_in(folder / "tables", REFERENCE)
         },
-        "figures": {
+        figures={
             key: collect.try_(_of_kind, KINDS, figure, f"config/figures/{key}.yaml", names)
             for key, figure in figures.items()
         },
-    }
+    )
     # Only now: a problem of one file must not hide those of the others.
     collect.finish()
-    config = Config(folder=folder, methods=methods, **parts)
     return replace(config, tables={key: _say_data(config, table) for key, table in config.tables.items()})
 
 
@@ -288,11 +289,11 @@ def _check_key(key: str, file: str) -> None:
 
 def _file(
     collect: Collector, model: type[M], files: Mapping[str, Content | None], name: str, names: Content
-) -> M | None:
+) -> Any:
     """The record of a file; None, with its problems collected, if it is not sound."""
-    content, file = files[name], f"config/{name}.yaml"
-    record: M | None = None if content is None else collect.try_(validate, model, content, file, (), names)
-    return record
+    if files[name] is None:
+        return None
+    return collect.try_(validate, model, files[name], f"config/{name}.yaml", (), names)
 
 
 def _entries(
@@ -382,7 +383,8 @@ def _reference(path: Path, tables: Mapping[str, Content | None]) -> tuple[Refere
         message = f"there is no table '{table}'; {nearest(table, tables)}"
         collect.problems.append(Problem(file, "", message))
     # If the table itself is unknown, its rows and columns are not reported one by one.
-    names = _printed_names(tables.get(table) or {}) if tables.get(table) else None
+    content = tables.get(table)
+    names = _printed_names(content) if content else None
     printed: dict[tuple[str, str], ReferenceRow] = {}
     independent: list[ReferenceRow] = []
     for number, line in read_rows(path):

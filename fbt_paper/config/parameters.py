@@ -31,8 +31,9 @@ def _value_faults(
 ) -> Iterator[tuple[str, str]]:
     """Paths inside a parameter's entry and what is wrong there."""
     stated: dict[str, Value] = {"value": entry.value}
+    if entry.before is not None:
+        stated["before"] = entry.before
     # Values for other data sets and scales as well: a mistake is found before one of them is planned.
-    stated |= {"before": entry.before} if entry.before is not None else {}
     stated |= {f"by_dataset.{dataset}": value for dataset, value in (entry.by_dataset or {}).items()}
     stated |= {f"by_scale.{scale}": value for scale, value in (entry.by_scale or {}).items()}
     for where, value in stated.items():

@@ -63,5 +63,8 @@ def dotted(path: Sequence[object]) -> str:
     """A path inside a file as a reader writes it: rows[1].parameters.gamma."""
     text = ""
     for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            text += f".{part}" if text else str(part)
     return text

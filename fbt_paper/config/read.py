@@ -58,7 +58,9 @@ def _key_problem(node: yaml.Node, seen: Collection[str]) -> str | None:
     if node.tag != "tag:yaml.org,2002:str":
         value = f" (given: {node.value})" if isinstance(node, yaml.ScalarNode) else ""
         return f"a key must be text{value}; put quotes around a word that YAML reads as something else"
-    return f"the key '{node.value}' is given twice; keep one" if node.value in seen else None
+    if node.value in seen:
+        return f"the key '{node.value}' is given twice; keep one"
+    return None
 
 
 def read_yaml(path: Path) -> Any:
@@ -115,12 +117,9 @@ def _read_text(path: Path) -> str:
 
 def shown(path: Path) -> str:
     """A config file's name as a reader knows it: from config/ on, even if the folder has another name."""
-    return "/".join(["config", *_inside(path)])
-
-
-def _inside(path: Path) -> list[str]:
-    folders = ("tables", "figures", "scales")
-    return [path.parent.name, path.name] if path.parent.name in folders else [path.name]
+    if path.parent.name in ("tables", "figures", "scales"):
+        return f"config/{path.parent.name}/{path.name}"
+    return f"config/{path.name}"
 
 
 def files_in(folder: Path, ending: str) -> list[Path]:

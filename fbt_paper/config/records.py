@@ -505,7 +505,9 @@ def row_keys(item: Mapping[str, Any]) -> list[str]:
     """Keys of the rows that an item of a table's file makes; of plain values, which may have any type."""
     key, sweep = str(item.get("key")), item.get("sweep")
     values = next(iter(sweep.values()), None) if isinstance(sweep, dict) else None
-    return [f"{key}_{swept_key(value)}" for value in values] if isinstance(values, list) else [key]
+    if not isinstance(values, list):
+        return [key]
+    return [f"{key}_{swept_key(value)}" for value in values]
 
 
 def _make_rows(items: tuple[SweepLine, ...]) -> tuple[TableLine, ...]:

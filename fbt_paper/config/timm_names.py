@@ -62,7 +62,7 @@ def is_unknown(create: str) -> bool:
 
 @cache
 def _source(module: str) -> str:
-    path = timm_folder().joinpath(*module.split(".")[1:]).with_suffix(".py")
+    path = timm_folder(module.partition(".")[2].replace(".", "/")).with_suffix(".py")
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 

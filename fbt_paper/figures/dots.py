@@ -7,7 +7,7 @@ standard_deviation, seeds, paper, gap; what is not known is NaN.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from matplotlib.lines import Line2D
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 LINE, NEXT_LINE = 0.165, 0.115
 """Inches of height of a cell, and of each further line of its label."""
-HOLLOW: dict[str, Any] = {"color": PAPER, "markerfacecolor": "white"}
 
 
 def draw_dots(dots: pd.DataFrame, note: str) -> Figure:
@@ -67,7 +66,9 @@ def _draw_panel(axes: Axes, panel: pd.DataFrame) -> None:
             # Not clipped, here and below: a marker at the edge of a panel would be cut in half.
             axes.plot(both, [y, y], color="#bbbbbb", linestyle="-", linewidth=1.2, zorder=1, clip_on=False)
         if pd.notna(dot.paper):
-            axes.plot(dot.paper, y, "D", markersize=4, zorder=2, clip_on=False, **HOLLOW)
+            axes.plot(
+                dot.paper, y, "D", color=PAPER, markerfacecolor="white", markersize=4, zorder=2, clip_on=False
+            )
         if pd.notna(dot.ours):
             axes.errorbar(
                 dot.ours,
@@ -92,8 +93,17 @@ def _draw_panel(axes: Axes, panel: pd.DataFrame) -> None:
 
 
 def _write_beside(axes: Axes, point: tuple[float, float], text: str, where: tuple[str, str], va: str) -> None:
-    options: dict[str, Any] = {"xycoords": where, "xytext": (3, 0), "textcoords": "offset points", "va": va}
-    axes.annotate(text, point, fontsize=6, color=QUIET, annotation_clip=False, **options)
+    axes.annotate(
+        text,
+        point,
+        xytext=(3, 0),
+        xycoords=where,
+        textcoords="offset points",
+        annotation_clip=False,
+        va=va,
+        fontsize=6,
+        color=QUIET,
+    )
 
 
 def _finish(
@@ -103,10 +113,11 @@ def _finish(
         axes.set_xlabel("top-1 accuracy (%)")
         axes.xaxis.set_tick_params(labelbottom=True)
     ours = Line2D([], [], marker="o", color=OURS, linestyle="none", markersize=3.5)
-    paper = Line2D([], [], marker="D", linestyle="none", markersize=4, **HOLLOW)
+    paper = Line2D([], [], marker="D", linestyle="none", color=PAPER, markerfacecolor="white", markersize=4)
     # Without a deviation there are no bars for the legend to explain.
-    several_seeds = any(panel.standard_deviation.notna().any() for panel in panels)
-    label = "ours, ± one standard deviation over seeds" if several_seeds else "ours"
+    label = "ours"
+    if any(panel.standard_deviation.notna().any() for panel in panels):
+        label = "ours, ± one standard deviation over seeds"
     figure.legend(
         [ours, paper],
         [label, "paper"],

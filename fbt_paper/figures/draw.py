@@ -70,8 +70,9 @@ def draw(plan: FigurePlan, name: str, files: Files, style: str = "page") -> list
             message = f"this figure has no such file; {nearest(unknown[0], keys)}"
             raise ConfigError([Problem("fbt draw", unknown[0], message)])
         for picture in pictures:
-            for page in picture.pages if style == "paper" else ():
-                remove_note(page)
+            if style == "paper":
+                for page in picture.pages:
+                    remove_note(page)
             save_picture(picture, files)
     if "about" in files:
         write_text(files["about"], json.dumps(describe(drawing, pictures, files), indent=1) + "\n")
@@ -287,7 +288,9 @@ def list_curves(table: TableResults, runs: Path, turned: bool = False) -> pd.Dat
     frame = histories(table, runs)
     rows = frame.row.map({key: pretty(label) for key, label in table.rows})
     columns = frame.column.map({key: pretty(label) for key, label in table.columns})
-    return frame.assign(row=columns if turned else rows, column=rows if turned else columns)
+    if turned:
+        rows, columns = columns, rows
+    return frame.assign(row=rows, column=columns)
 
 
 def list_dots(table: TableResults, turned: bool = False) -> pd.DataFrame:
@@ -296,11 +299,13 @@ def list_dots(table: TableResults, turned: bool = False) -> pd.DataFrame:
     # A mean gain is a difference of accuracies and would lie far outside of an axis of accuracies.
     mean_gain = cells["mean"].notna() & (cells.seeds == 0)
     cells = cells[(cells["mean"].notna() | cells.printed.notna()) & ~mean_gain]
-    rows, columns = cells.row_label.map(pretty), cells.column_label.map(pretty)
+    rows, columns, panels = cells.row_label.map(pretty), cells.column_label.map(pretty), table.columns
+    if turned:
+        rows, columns, panels = columns, rows, table.rows
     frame = pd.DataFrame(
         {
-            "row": columns if turned else rows,
-            "column": rows if turned else columns,
+            "row": rows,
+            "column": columns,
             "ours": cells["mean"],
             "standard_deviation": cells.deviation,
             "seeds": cells.seeds,
@@ -309,8 +314,7 @@ def list_dots(table: TableResults, turned: bool = False) -> pd.DataFrame:
         }
     )
     # Sorted by the table, not by what comes first: a line of skipped cells would change the order.
-    panels = [label for _, label in (table.rows if turned else table.columns)]
-    order = {pretty(label): index for index, label in enumerate(panels)}
+    order = {pretty(label): index for index, (_, label) in enumerate(panels)}
     return frame.sort_values("column", key=lambda labels: labels.map(order), kind="stable", ignore_index=True)
 
 

@@ -61,7 +61,9 @@ class Shown:
 def normalise(picture: Array) -> Array:
     """The map from 0 (its least value) to 1 (its largest); an even map is 0 everywhere."""
     low, high = float(picture.min()), float(picture.max())
-    return (picture - low) / (high - low) if high > low else np.zeros_like(picture)
+    if high > low:
+        return (picture - low) / (high - low)
+    return np.zeros_like(picture)
 
 
 def draw_features(
@@ -92,15 +94,16 @@ def _show(axis: Axes, picture: Array, below: Array | None) -> None:
     if picture.ndim == 3:
         axis.imshow(picture, aspect="equal")
         return
-    height, width = picture.shape if below is None else below.shape[:2]
+    (height, width), alpha = picture.shape, 1.0
     if below is not None:
+        (height, width), alpha = below.shape[:2], OVERLAY
         axis.imshow(below.mean(axis=2), cmap="gray", aspect="equal")
     axis.imshow(
         picture,
         aspect="equal",
         interpolation="bicubic",
         extent=(-0.5, width - 0.5, height - 0.5, -0.5),
-        alpha=1.0 if below is None else OVERLAY,
+        alpha=alpha,
     )
 
 

@@ -38,7 +38,9 @@ def taxonomy_rows(facts: Mapping[str, MethodFacts]) -> list[tuple[object, ...]]:
 
 
 def _plain(value: object) -> object:
-    return "; ".join(map(str, value)) if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return "; ".join(map(str, value))
+    return value
 
 
 def draw_taxonomy(facts: Mapping[str, MethodFacts]) -> Figure:
@@ -132,7 +134,7 @@ def _draw_levels(axes: Axes, x: float, y: float, levels: int) -> None:
         below = y + 0.06
         axes.add_patch(_arrow((centres[0] + 0.05, below), (centres[-1] - 0.05, below), bend=0.2))
     for name, centre in zip(names, centres, strict=True):
-        colour = PAPER if name == "F" else OURS if name == "T" else "black"
+        colour = {"T": OURS, "F": PAPER}.get(name, "black")
         axes.add_patch(Circle((centre, y), 0.075, facecolor="white", edgecolor=colour, linewidth=0.8))
         axes.text(centre, y, name, ha="center", va="center_baseline", fontsize=5.5, color=colour)
 

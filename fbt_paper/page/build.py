@@ -28,7 +28,9 @@ def write_page(
     `claims` is the CSV of verdicts that the page begins with; runs in `unfinished` are shown as they stand.
     """
     # Beside the finished page, which is an output of a rule: links to figures are the same from both.
-    name = page if unfinished is None else {"index": "partial", "grid": "partial_grid"}[page]
+    name = page
+    if unfinished is not None:
+        name = {"index": "partial", "grid": "partial_grid"}[page]
     path = Path(flow.results, f"{name}.html")
     write_text(path, render_page(describe_page(flow, page, about, claims, unfinished)))
     return path
@@ -48,7 +50,7 @@ def render_page(content: Record) -> str:
     environment.filters["signed"] = lambda value: "" if value is None else f"{value:+.2f}"
     environment.filters["number"] = lambda value: "" if value is None else f"{value:.2f}"
     html: str = environment.get_template("page.html.j2").render(
-        **content,
+        content,
         # Our own files; escaped, their quotes and > would break.
         diagram=Markup((FOLDER / "diagram.svg").read_text(encoding="utf-8")),
         style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),

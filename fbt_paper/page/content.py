@@ -204,19 +204,14 @@ def _rounded(value: float | None) -> float | None:
 
 def describe_figures(about: Iterable[Path]) -> list[Record]:
     """The page's figures with their pictures inside the page itself, from what drawing them wrote of them."""
-    figures = [json.loads(path.read_text(encoding="utf-8")) for path in about]
-    return [
-        {
-            **figure,
-            "title": pretty(figure["title"]),
-            # The page draws curves by itself, from the runs' histories; the files are linked.
-            "pictures": [
-                describe_links(picture) if figure["kind"] == "curves" else describe_picture(picture)
-                for picture in figure["pictures"]
-            ],
-        }
-        for figure in figures
-    ]
+    figures = []
+    for path in about:
+        figure = json.loads(path.read_text(encoding="utf-8"))
+        # The page draws curves by itself, from the runs' histories; the files are linked.
+        describe = describe_links if figure["kind"] == "curves" else describe_picture
+        pictures = [describe(picture) for picture in figure["pictures"]]
+        figures.append({**figure, "title": pretty(figure["title"]), "pictures": pictures})
+    return figures
 
 
 def describe_links(picture: Record) -> Record:
@@ -271,7 +266,7 @@ def describe_page(
     runs = {run: describe_run(folder, run, flow.plan.runs[run]) for run in listed}
     tables = [describe_table(flow, table) for table in results]
     return {
-        "title": "FBT: measured and printed" if page == "index" else "FBT: the grids, measured and printed",
+        "title": {"index": "FBT: measured and printed", "grid": "FBT: the grids, measured and printed"}[page],
         "tiles": count_tiles(tables, runs),
         "sources": describe_sources(flow.config, {flow.plan.runs[run].method.name for run in runs}),
         "kinds": KINDS,
@@ -295,7 +290,9 @@ def count_tiles(tables: Sequence[Record], runs: Mapping[str, Record]) -> list[tu
     gpu = sum(float(run["execution"].get("gpu_hours") or 0) for run in runs.values())
     hours = sum(float(run["seconds"] or 0) for run in runs.values()) / 3600
     # Without a GPU there are no GPU hours; how long the trainings took is known all the same.
-    time = (f"{gpu:,.0f}", "GPU hours") if gpu >= 1 else (f"{hours:,.1f}", "hours of training")
+    time = (f"{hours:,.1f}", "hours of training")
+    if gpu >= 1:
+        time = (f"{gpu:,.0f}", "GPU hours")
     return [(f"{filled} of {len(planned)}", "cells filled"), time]
 
 
@@ -343,7 +340,11 @@ def draw_intervals(path: Path) -> dict[str, list[Record]]:
         record |= {"at": [position(value) for value in (0.0, low, mean, high)], "printed": None}
         if line["printed"]:
             printed = float(line["printed"])
-            beyond = "left" if printed < least else "right" if printed > most else ""
+            beyond = ""
+            if printed < least:
+                beyond = "left"
+            elif printed > most:
+                beyond = "right"
             record |= {"printed": printed, "printed_at": position(printed), "beyond": beyond}
         drawn.setdefault(line["key"], []).append(record)
     return drawn
@@ -354,14 +355,11 @@ def train_again(flow: Flow) -> dict[str, str]:
     # A reader copies the command: it must run as it stands, at this scale.
     where = "--cores 2" if flow.config.scale.trainings.cpu else "--profile slurm"
     settings = {**flow.changes, "scale": flow.scale}
-    changes = " ".join(shlex.quote(f"{key}={_as_text(value)}") for key, value in settings.items())
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
+    changes = " ".join(shlex.quote(f"{key}={text}") for key, text in texts.items())
     folder = f"{flow.runs}/RUN"
     # the target comes before --config, which takes all that follows
     return {"folder": folder, "command": f"snakemake {where} {folder}/metrics.json --config {changes}"}
-
-
-def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def facts(flow: Flow, runs: Mapping[str, Record]) -> dict[str, str]:

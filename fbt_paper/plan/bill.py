@@ -149,14 +149,14 @@ def _counted_step(run: RunSpec, training: Mapping[str, Mapping[str, int]]) -> fl
     # A method without a count must not cost nothing: it is taken for the plain one.
     pairs = training.get(run.method.name, training.get(PLAIN_METHOD, {}))
     macs = pairs.get(f"{run.teacher.architecture}__{run.student.architecture}")
+    if macs is None:
+        return None
     # Counted at 224 px: a network's products grow with the pixels, those with a memory bank do not.
-    return None if macs is None else 2.0 * (macs * (run.dataset.image_size / 224) ** 2 + _bank_macs(run))
-
-
-def _bank_macs(run: RunSpec) -> int:
-    """CRD multiplies each embedding with its two memory banks, forward and for the gradient."""
-    width = run.method.parameters["width"] if run.method.name == BANK_METHOD else 0
-    return BANK_PRODUCTS * int(str(width)) * run.dataset.train_images
+    products = macs * (run.dataset.image_size / 224) ** 2
+    # CRD multiplies each embedding with its two memory banks, forward and for the gradient.
+    if run.method.name == BANK_METHOD:
+        products += BANK_PRODUCTS * int(str(run.method.parameters["width"])) * run.dataset.train_images
+    return 2.0 * products
 
 
 def _flops(network: NetworkSpec | None, run: RunSpec, macs: Mapping[str, int]) -> float:

@@ -41,9 +41,9 @@ class ClaimPlan:
     def target(self, name: str) -> list[str]:
         """The files of the verdicts."""
         # A scale without such claims must not ask Snakemake for an empty file.
-        return (
-            [f"{self.flow.results}/{name}.{kind}" for kind in ("csv", "md", "tex")] if self.of(name) else []
-        )
+        if not self.of(name):
+            return []
+        return [f"{self.flow.results}/{name}.{kind}" for kind in ("csv", "md", "tex")]
 
     def of_page(self, page: str) -> list[str]:
         """The verdicts that a page begins with: one CSV, or none if it has no claims."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fbt_core.run_files import METRICS_FILE, PROGRESS_FILE
-from fbt_paper.config.claims import Claim, Observation, Ratio
+from fbt_paper.config.claims import Observation, Ratio
 from fbt_paper.plan.bill import estimate, read_macs, read_training_macs
 from fbt_paper.plan.claims import ClaimPlan
 from fbt_paper.plan.names import run_names
@@ -93,8 +93,10 @@ def within_budget(
 
     Counted at the most hours, so that what is listed fits even on the slower side of the range.
     """
-    plan = claims.flow.plan
-    needed = {claim.key: _needed(claims, claim) for claim in claims.claims if _is_trained(claim)}
+    plan, config = claims.flow.plan, claims.flow.config
+    trained = [claim for claim in claims.claims if not isinstance(claim, Ratio | Observation)]
+    # The runs that the cells of a claim need, done or not.
+    needed = {claim.key: set(plan.needed(runs_of_claim(config, plan, claim))) for claim in trained}
     # Claims about tables that were not asked for need runs that nobody asked the price of.
     wanted = {key: runs & hours.keys() for key, runs in needed.items() if runs <= set(chosen)}
     paid: set[str] = set()
@@ -116,16 +118,6 @@ def within_budget(
     return lines
 
 
-def _is_trained(claim: Claim) -> bool:
-    return not isinstance(claim, Ratio | Observation)
-
-
-def _needed(claims: ClaimPlan, claim: Claim) -> set[str]:
-    """The runs that the cells of a claim need, done or not."""
-    plan = claims.flow.plan
-    return set(plan.needed(runs_of_claim(claims.flow.config, plan, claim)))
-
-
 def render_cells(flow: Flow, tables: Sequence[str], speeds: Speeds, asked: Decisions) -> list[list[str]]:
     """A line per cell: its name, its runs that are left with all they need, and what these cost."""
     plan = flow.plan
@@ -137,8 +129,10 @@ def render_cells(flow: Flow, tables: Sequence[str], speeds: Speeds, asked: Decis
         for (row, column), cell in plan.tables[key].cells.items():
             needed = plan.needed(cell.runs)
             left = [run for run in needed if states[run] != "done"]
-            ranges = [hours[run] for run in left] if hours else []
-            cost = f"{_range(total(ranges))}{_price(ranges, asked)}" if hours else "-"
+            cost = "-"
+            if hours:
+                ranges = [hours[run] for run in left]
+                cost = f"{_range(total(ranges))}{_price(ranges, asked)}"
             lines.append([f"{key}/{row}/{column}", str(len(needed)), str(len(left)), cost])
     return lines
 

@@ -27,7 +27,8 @@ def explain_failures(plan: Plan, failed: Iterable[Any]) -> str:
         log = Path(str(job.log[0])) if job.log else None
         run = getattr(job.wildcards, "run", "")
         lines.append(f"{job.name} {names.get(run, '')}".rstrip() + f" failed: {last_error(log)}")
-        lines += [f"  its log: {log}"] if log else []
+        if log:
+            lines.append(f"  its log: {log}")
     if len(jobs) > AT_MOST:
         lines.append(f"{len(jobs) - AT_MOST} more failed; `fbt status` lists them.")
     return "\n".join([*lines, FIX])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fbt_core.spec import RunSpec
 from fbt_paper.plan.runs import Plan
 
 
@@ -22,13 +21,10 @@ def run_names(plan: Plan, first: Sequence[str] = ()) -> dict[str, str]:
     # Backwards: whatever needs a run comes after it, and so has its name already.
     for run, spec in reversed(list(plan.runs.items())):
         for needed in spec.needed_runs():
-            names.setdefault(needed, f"{_role(needed, spec)} of {names[run]}")
+            is_teacher = spec.teacher is not None and spec.teacher.weights == f"run:{needed}"
+            role = "teacher" if is_teacher else "first phase"
+            names.setdefault(needed, f"{role} of {names[run]}")
     return names
-
-
-def _role(needed: str, spec: RunSpec) -> str:
-    is_teacher = spec.teacher is not None and spec.teacher.weights == f"run:{needed}"
-    return "teacher" if is_teacher else "first phase"
 
 
 def name_cells(plan: Plan) -> dict[str, tuple[str, ...]]:

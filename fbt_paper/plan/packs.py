@@ -98,7 +98,9 @@ def compose(
 def shared_of(spec: RunSpec) -> object:
     """The teacher of a run and what it needs, runs and timm's weights; None if there are neither."""
     needs = {*spec.needed_runs(), spec.student.weights} - {"none"}
-    return (teacher_key(spec), tuple(sorted(needs))) if spec.teacher or needs else None
+    if not spec.teacher and not needs:
+        return None
+    return teacher_key(spec), tuple(sorted(needs))
 
 
 # ---------------------------------------------------------------- packs as files
@@ -132,7 +134,7 @@ class PackFiles:
         """The id of a pack of these runs that has not ended: ten digits that follow from them."""
         # A second pack of the same runs, whose results were deleted, must not take the first one's marker.
         for attempt in itertools.count():
-            text = "\n".join([*runs, *([str(attempt)] if attempt else [])])
+            text = "\n".join([*runs, str(attempt)] if attempt else runs)
             pack = hashlib.sha256(text.encode()).hexdigest()[:10]
             if not Path(self.marker(pack)).exists():
                 return pack

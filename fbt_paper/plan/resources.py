@@ -97,4 +97,6 @@ def check_resources(content: Any, datasets: Collection[str], file: str = TABLE_F
 def read_resources(profile: Path) -> dict[str, Any]:
     """The settings in a profile's resources.yaml, as Snakemake hands them to the workflow; {} without one."""
     path = profile / TABLE_FILE
-    return read_yaml(path) or {} if path.exists() else {}
+    if not path.exists():
+        return {}
+    return read_yaml(path) or {}

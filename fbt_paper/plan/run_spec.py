@@ -171,14 +171,16 @@ def _run_alone(config: Config, network: NetworkSpec, dataset: str, role: str, se
     # The data set's changes once more, last: no batch of a scale fits a data set that is smaller.
     recipe = _changed(_changed(stated.value, changes), of_data)
     check_batch(data, recipe, (changes | of_data).get("batch_size", stated))
+    # docs/claims.md says what the intervals leave out if one teacher serves all seeds of a student.
+    if config.main.teacher_seeds != "each":
+        seed = planned_seeds(config)[0]
     return RunSpec(
         dataset=data,
         student=network,
         teacher=None,
         method=method_spec(config, "scratch", dataset, {}),
         recipe=recipe,
-        # docs/claims.md says what the intervals leave out if one teacher serves all seeds of a student.
-        seed=seed if config.main.teacher_seeds == "each" else planned_seeds(config)[0],
+        seed=seed,
         engine_revision=ENGINE_REVISION,
         test_crop=test_crop_of(config, network.architecture, dataset),
     )
@@ -344,8 +346,8 @@ def _source_of(problem: Problem, changes: Mapping[str, Setting]) -> Problem:
 def check_batch(dataset: DatasetSpec, recipe: RecipeSpec, source: Setting) -> None:
     """Refuse a batch with more images than the run sees, or with an odd number of them to mix in pairs."""
     batch, images = recipe.batch_size, dataset.train_images
-    path = source.path if source.path.endswith("batch_size") else f"{source.path}.batch_size"
-    source = replace(source, path=path)
+    if not source.path.endswith("batch_size"):
+        source = replace(source, path=f"{source.path}.batch_size")
     if batch > images:
         message = f"{batch} is larger than the training set of {dataset.name} ({images} images)"
         entry = f"`recipe: {{batch_size: {images}}}` of {dataset.name} in config/datasets.yaml"

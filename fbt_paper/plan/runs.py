@@ -141,7 +141,8 @@ def table_label(config: Config, plan: Plan, key: str) -> str:
     parts = {spec.dataset.train_images for spec in specs if spec.dataset.part_of is not None}
     tiny = any(spec.student.architecture in config.scale.architectures for spec in specs)
     data = " and ".join(titles)
-    data += f", students see {' or '.join(f'{images:,}' for images in sorted(parts))} images" if parts else ""
+    if parts:
+        data += f", students see {' or '.join(f'{images:,}' for images in sorted(parts))} images"
     return config.label_of(" on ".join(filter(None, ["tiny networks" if tiny else "", data])))
 
 
@@ -189,8 +190,9 @@ def plan_cell(config: Config, key: str, i: int, j: int) -> tuple[Cell, tuple[Run
         network = sources[0].network
         return Cell(row.key, column.key, (), f"{network.weights}, not measured here", network), ()
     chains = [run_specs(config, settings, seed) for seed in seeds]
+    note, is_tiny = "", settings.required("student").value in config.scale.architectures
     # Said, because the cell's label will promise it.
-    is_tiny = settings.required("student").value in config.scale.architectures
-    note = "the tiny student starts untrained" if is_tiny and "student_weights" in settings.values else ""
+    if is_tiny and "student_weights" in settings.values:
+        note = "the tiny student starts untrained"
     cell = Cell(row.key, column.key, tuple(chain[-1].id for chain in chains), note)
     return cell, tuple(spec for chain in chains for spec in chain)

@@ -88,4 +88,6 @@ def merge(file: str, path: str, *parts: Mapping[str, Setting]) -> Settings:
 
 
 def _show(value: Any) -> str:
-    return "a run of its own" if isinstance(value, ChainSettings) else repr(value)
+    if isinstance(value, ChainSettings):
+        return "a run of its own"
+    return repr(value)

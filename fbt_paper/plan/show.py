@@ -118,11 +118,11 @@ def render_runs(plan: Plan, tables: Sequence[str]) -> str:
     """Run ids in an order they can be run, each with what it is and the other tables that show it."""
     every = plan.needed(run for key in tables for run in plan.tables[key].runs)
     names = run_names(plan, tables)
-    return align([[run, names[run], " ".join(_other_tables(plan, run, names[run]))] for run in every])
-
-
-def _other_tables(plan: Plan, run: str, name: str) -> list[str]:
-    return [f"also {key}" for key in plan.tables_of(run) if not name.startswith(f"{key}/")]
+    lines = []
+    for run in every:
+        others = [f"also {key}" for key in plan.tables_of(run) if not names[run].startswith(f"{key}/")]
+        lines.append([run, names[run], " ".join(others)])
+    return align(lines)
 
 
 def render_recipe(config: Config, dataset: str, family: str) -> str:
@@ -132,15 +132,14 @@ def render_recipe(config: Config, dataset: str, family: str) -> str:
     recipe = find_recipe(config, dataset, family)
     released = _released_for(config, recipe.value, dataset)
     of_data = {path for path, _ in leaves(config.datasets[dataset].recipe, "")}
-    stated_here = f"config/datasets.yaml: {dataset}.recipe"
-    lines = [
-        [path, str(value), stated_here if path in of_data else _source_of(config, released, family, path)]
-        for path, value in leaves(recipe.value.model_dump(), "")
-    ]
-    return (
-        align([["setting", "value", "source"], *lines])
-        + f"\nread from {recipe.file}: {recipe.path}; - is off"
-    )
+    lines = [["setting", "value", "source"]]
+    for path, value in leaves(recipe.value.model_dump(), ""):
+        if path in of_data:
+            source = f"config/datasets.yaml: {dataset}.recipe"
+        else:
+            source = _source_of(config, released, family, path)
+        lines.append([path, str(value), source])
+    return f"{align(lines)}\nread from {recipe.file}: {recipe.path}; - is off"
 
 
 def _released_for(config: Config, recipe: RecipeSpec, dataset: str) -> str:

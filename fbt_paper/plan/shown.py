@@ -30,7 +30,9 @@ def digest(*values: object) -> str:
 
 
 def _plain(value: Any) -> object:
-    return value.model_dump(mode="json") if isinstance(value, BaseModel) else str(value)
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    return str(value)
 
 
 @cache
@@ -48,13 +50,16 @@ def table_shows(config: Config, plan: Plan, key: str) -> list[object]:
         (cell.row, cell.column, cell.runs, cell.note, cell.measured_by)
         for cell in plan.tables[key].cells.values()
     ]
+    recipes: object = None
+    # Table 1 shows the recipes themselves.
+    if isinstance(config.tables[key], RecipeTable):
+        recipes = (config.recipes, config.datasets)
     return [
         plan.scale,
         table_label(config, plan, key),
         config.main.score,
         config.tables[key],
         config.references.get(key, ()),
-        # Table 1 shows the recipes themselves.
-        (config.recipes, config.datasets) if isinstance(config.tables[key], RecipeTable) else None,
+        recipes,
         cells,
     ]

@@ -172,7 +172,9 @@ class Flow(Runs):
 
     def marker_of(self, run: str) -> list[str]:
         pack = self.packing.pack_of(run)
-        return [] if pack is None or run in self.packing.ready else [self.packs.marker(pack)]
+        if pack is None or run in self.packing.ready:
+            return []
+        return [self.packs.marker(pack)]
 
     # ------------------------------------------------------------ files
 
@@ -186,7 +188,9 @@ class Flow(Runs):
                 raise UserError(f"there is no table '{table}'", given=table, choices=self.plan.tables)
         runs = [run for table in tables for run in self.plan.tables[table].runs]
         counted = [table for table in tables if self.plan.tables[table].kind == "cost"]
-        chosen = awaited(self.plan, runs, Path(self.runs)) if needed else dict.fromkeys(runs)
+        chosen: Iterable[str] = dict.fromkeys(runs)
+        if needed:
+            chosen = awaited(self.plan, runs, Path(self.runs))
         files = [f"{self.runs}/{run}/metrics.json" for run in chosen]
         return [*files, *(f"{self.results}/costs/{table}.json" for table in counted)]
 
@@ -248,7 +252,9 @@ class Flow(Runs):
 
     def compared(self, name: str) -> tuple[str, ...]:
         """Keys of the tables that a comparison file shows."""
-        return self.plan.target("grid") if name == "comparison_grid" else self.plan.all_tables
+        if name == "comparison_grid":
+            return self.plan.target("grid")
+        return self.plan.all_tables
 
     @property
     def tables_target(self) -> list[str]:
@@ -274,12 +280,16 @@ def _retyped(value: Any) -> Any:
     """Numbers, booleans and null inside a list or mapping, which Snakemake's --config leaves as text."""
     if isinstance(value, Mapping):
         return {key: _scalar(_retyped(inner)) for key, inner in value.items()}
-    return [_scalar(_retyped(inner)) for inner in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [_scalar(_retyped(inner)) for inner in value]
+    return value
 
 
 def _scalar(value: Any) -> Any:
     parsed = yaml.safe_load(value) if isinstance(value, str) else value
-    return parsed if parsed is None or isinstance(parsed, bool | int | float) else value
+    if parsed is None or isinstance(parsed, bool | int | float):
+        return parsed
+    return value
 
 
 def usual_amount(config: Config) -> Amount:
