@@ -22,7 +22,7 @@ from fbt_paper.plan.targets import Flow
 FROM_DATA = "of the data set"
 
 
-def ask_engine(flow: Flow, specs: Iterable[RunSpec], *options: str) -> dict[str, Any]:
+def ask_engine(flow: Flow, specs: Iterable[RunSpec], options: Sequence[str] = ()) -> dict[str, Any]:
     """What `fbt_core.measure.bench` measures for these specs, in a process of its own; raises UserError."""
     with tempfile.TemporaryDirectory() as folder:
         files = []
@@ -65,7 +65,7 @@ def pair_of(spec: RunSpec) -> str:
 
 def bench(flow: Flow, spec: RunSpec, options: Sequence[str]) -> list[str]:
     """Measure, note it in results/<scale>/bench.json, and say what came out."""
-    measured = ask_engine(flow, [spec], *options)
+    measured = ask_engine(flow, [spec], options)
     step, loader, kind = measured["step"], measured["loader"][0], kind_of_loading(spec)
     step["tflops"] = tflops(flow, spec, step["images_per_second"])
     path = Path(flow.results, BENCH_FILE)

@@ -23,5 +23,8 @@ def show_checks(checks: Iterable[Check], command: str) -> int:
         if not check.ok and check.hint:
             print(f"        hint: {check.hint}")
         missing += not check.ok
-    print(f"{missing} things to fix" if missing else f"everything is there: {command}")
-    return 1 if missing else 0
+    if missing:
+        print(f"{missing} things to fix")
+        return 1
+    print(f"everything is there: {command}")
+    return 0

@@ -238,9 +238,11 @@ def check_weights(flow: Flow) -> list[Check]:
     """Whether the pretrained teachers are in this home's cache: nodes often have no internet."""
     networks = [net for run in flow.plan.runs.values() for net in (run.student, run.teacher) if net]
     tags = sorted({net.weights.removeprefix("timm:") for net in networks if net.weights.startswith("timm:")})
+    if not tags:
+        return []
     missing = [tag for tag in tags if not cached(tag)]
     if not missing:
-        return [Check(True, f"{len(tags)} pretrained networks are in the local cache")] if tags else []
+        return [Check(True, f"{len(tags)} pretrained networks are in the local cache")]
     hint = "on a machine with internet and this home: fbt fetch-weights"
     return [Check(False, f"pretrained weights that nodes cannot reach offline: {', '.join(missing)}", hint)]
 

@@ -58,11 +58,12 @@ def show_status(
         every = dict.fromkeys(run for runs in tables.values() for run in runs)
         return replace(overview, warnings=describe_outdated(flow.plan, every, folder))
 
+    overview = look()
     if as_json:
-        overview = look()
         print(json.dumps(as_values(overview), indent=1))
     else:
-        overview = look() if watch is None else watch_tables(look, title, each_run, watch)
+        if watch is not None:
+            overview = watch_tables(overview, look, title, each_run, watch)
         console = new_console()
         console.print(render_overview(overview, title, each_run, console.width))
     return 1 if overview.totals.get("failed") else 0
@@ -75,7 +76,9 @@ def results_folder(flow: Flow) -> str:
     # Before the first run there is no folder yet; everywhere else it is the wrong working directory.
     if Path("Snakefile").exists():
         return f"{flow.results} is not there yet"
-    example = f"e.g. {HOME}" if (HOME / "Snakefile").exists() else "`fbt init FOLDER` makes one"
+    example = "`fbt init FOLDER` makes one"
+    if (HOME / "Snakefile").exists():
+        example = f"e.g. {HOME}"
     hint = f"call `fbt` from the folder that `snakemake` is called from, {example}"
     raise UserError("there are no results here", where=str(Path(flow.results).absolute()), hint=hint)
 
@@ -98,9 +101,11 @@ def figure_runs(flow: Flow, tables: Mapping[str, Sequence[str]]) -> dict[str, tu
     return {"figures": rest} if rest else {}
 
 
-def watch_tables(look: Callable[[], Overview], title: str, each_run: bool, seconds: float) -> Overview:
+def watch_tables(
+    overview: Overview, look: Callable[[], Overview], title: str, each_run: bool, seconds: float
+) -> Overview:
     """Draw a screen again and again until all is done or Ctrl-C; returns what was seen last."""
-    overview, console = look(), new_console()
+    console = new_console()
     # Transient: the last screen goes, because the whole overview is printed after it.
     with Live(console=console, auto_refresh=False, transient=True) as live:
         try:
@@ -143,8 +148,8 @@ def show_run(flow: Flow, name: str) -> int:
 def show_difference(flow: Flow, first: str, second: str) -> int:
     """Print every setting in which two runs or two cells differ, then their scores and the gap."""
     known, cells = known_runs(flow), name_cells(flow.plan)
-    sides = [[read_run(flow, run) for run in show.find_runs(name, known, cells)] for name in (first, second)]
-    new_console().print(show.render_difference(*sides))
+    one, other = ([read_run(flow, r) for r in show.find_runs(name, known, cells)] for name in (first, second))
+    new_console().print(show.render_difference(one, other))
     return 0
 
 
@@ -158,11 +163,14 @@ def known_runs(flow: Flow) -> list[str]:
 def read_run(flow: Flow, run: str) -> show.ShownRun:
     """What is known of a run: its spec (planned or on disk), its epochs, and its metrics if it is done."""
     folder = Path(flow.runs, run)
-    spec = flow.plan.runs.get(run)
     metrics = read_json(folder / METRICS_FILE)
+    if run in flow.plan.runs:
+        spec = flow.plan.runs[run].model_dump(mode="json")
+    else:
+        spec = read_json(folder / SPEC_FILE) or {}
     return show.ShownRun(
         run=run,
-        spec=spec.model_dump(mode="json") if spec else read_json(folder / SPEC_FILE) or {},
+        spec=spec,
         history=(metrics or {}).get("history") or read_history(folder),
         metrics=metrics,
     )
@@ -172,4 +180,6 @@ def new_console() -> Console:
     """The terminal; into a file or a pipe lines are not folded at 80 characters."""
     console = Console(highlight=False)
     # Without a terminal rich takes 80 columns and would fold lines that a script reads.
-    return console if console.is_terminal else Console(highlight=False, width=WIDTH_OF_A_FILE)
+    if console.is_terminal:
+        return console
+    return Console(highlight=False, width=WIDTH_OF_A_FILE)

@@ -37,8 +37,10 @@ def seconds_left(status: RunStatus, epochs: EpochTimes) -> float | None:
     if status.state == "running" and status.seconds_left is not None:
         return status.seconds_left
     per_epoch = status.seconds_per_epoch or epochs.typical(status.run)
+    if per_epoch is None:
+        return None
     finished = max(status.epoch - 1, 0)  # the present epoch is counted whole
-    return None if per_epoch is None else per_epoch * max((status.epochs or 0) - finished, 0)
+    return per_epoch * max((status.epochs or 0) - finished, 0)
 
 
 class EpochTimes:

@@ -19,7 +19,7 @@ from typing import Any
 
 from fbt_core.errors import UserError
 from fbt_core.spec import RunSpec
-from fbt_paper.plan.bill import COSTS_FILE, read_counts, read_macs, read_training_macs, step_flops
+from fbt_paper.plan.bill import read_macs, read_parameters, read_training_macs, step_flops
 from fbt_paper.plan.memory import read_memory, training_memory_mb
 from fbt_paper.plan.speeds import Speeds, kind_of_loading
 from fbt_paper.plan.targets import Flow
@@ -75,10 +75,9 @@ def find_gpus(needed: bool) -> tuple[list[Gpu], list[Check]]:
         return [], [Check(not needed, "no GPU that trainings could use", hint)]
     checks = [Check(True, f"GPU {g.identity}: {g.name}, {g.memory_mb:,} MB, driver {g.driver}") for g in gpus]
     others = len(identities) - len(gpus)
-    return gpus, [
-        *checks,
-        *([Check(True, f"{others} slots that nvidia-smi does not describe (MIG)")] * (others > 0)),
-    ]
+    if others:
+        checks.append(Check(True, f"{others} slots that nvidia-smi does not describe (MIG)"))
+    return gpus, checks
 
 
 def ask_driver() -> list[Gpu]:
@@ -139,17 +138,13 @@ def check_disk(flow: Flow, at_a_time: int) -> Check:
     free = shutil.disk_usage(folder).free / 1e9
     if not flow.plan.size.is_full_size:
         return Check(free > 1, f"{free:,.0f} GB free for {flow.results}", "1 GB is needed")
-    sizes = sorted(4 * parameters_of(spec) / 1e9 for spec in flow.plan.runs.values())
+    counted = read_parameters()
+    # An architecture that was not counted takes nothing.
+    sizes = sorted(4 * counted.get(spec.student.architecture, 0) / 1e9 for spec in flow.plan.runs.values())
     needed = sum(sizes) + WEIGHTS_KEPT * sum(sizes[-at_a_time:])
     what = f"{free:,.0f} GB free for {flow.results}; "
     what += f"weights and checkpoints of {len(sizes)} runs: {needed:,.0f} GB"
     return Check(free >= needed, what, "make room, or make `results` a link to a larger disk")
-
-
-def parameters_of(spec: RunSpec) -> int:
-    """Weights of a run's student; 0 for an architecture that was not counted."""
-    entry = read_counts(COSTS_FILE, "fbt_core.measure.cost networks").get(spec.student.architecture)
-    return int(entry["parameters"]) if entry else 0
 
 
 def check_loader(flow: Flow, kind: str, measured: dict[str, Any], cores: float, speeds: Speeds) -> Check:

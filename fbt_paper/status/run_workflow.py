@@ -152,11 +152,17 @@ def watch(flow: Flow, runs: Sequence[str], process: subprocess.Popen[bytes], rec
     Ctrl-C is noted in `received`.
     """
     console = new_console()
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     # Once: names follow from the plan, and the loop looks every second.
     names = run_names(flow.plan)
     known = done_of(look(flow, runs, names))
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.description}"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as bar:
         task = bar.add_task("planning", total=len(runs), completed=len(known))
         while process.poll() is None:
             try:
@@ -192,8 +198,9 @@ def look(flow: Flow, runs: Sequence[str], names: Mapping[str, str]) -> Overview:
 def describe(overview: Overview) -> str:
     """Time left and what is training."""
     running = [status for status in overview.tables["runs"] if status.state == "running"]
-    end = overview.expected_end
-    left = f"{format_duration((end - datetime.now(UTC)).total_seconds())} left" if end else ""
+    left, end = "", overview.expected_end
+    if end:
+        left = f"{format_duration((end - datetime.now(UTC)).total_seconds())} left"
     texts = [f"{status.name} (epoch {status.epoch}/{status.epochs})" for status in running[:3]]
     more = [f"and {len(running) - 3} more"] if len(running) > 3 else []
     return "; ".join(filter(None, [left, *texts, *more])) or "tables and figures"

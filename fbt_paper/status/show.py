@@ -61,7 +61,9 @@ def find_runs(name: str, known: Iterable[str], cells: Mapping[str, Sequence[str]
         raise UserError(f"{name!r} fits {len(fitting)} runs; name one of them: {listed(fitting)}")
     # A slash is in no id, so a cell was meant.
     matches = close_matches(name, cells if "/" in name else ids, count=5)
-    hint = f"nearest: {listed(matches)}" if matches else "`fbt plan --runs` lists all of them"
+    hint = "`fbt plan --runs` lists all of them"
+    if matches:
+        hint = f"nearest: {listed(matches)}"
     raise UserError(f"no run is called {name!r} ({len(ids)} known); {hint}")
 
 
@@ -112,13 +114,19 @@ def scores(metrics: Mapping[str, Any] | None) -> dict[str, float | None]:
 
 def render_run(run: ShownRun) -> RenderableType:
     """One run on a terminal: its spec by section, its epochs, its result and where it was made."""
-    settings = new_table("setting", "value")
+    settings = new_table(["setting", "value"])
     for path, value in flatten(run.spec):
         # As Text: rich reads brackets in a plain string as markup, and lists are written with them.
         settings.add_row(path, Text(as_text(value)))
     parts: list[RenderableType] = [Text(run.run, style="bold"), settings]
-    parts += render_history(run.history) if run.history else [Text("No epoch is finished yet.\n")]
-    parts += [render_result(run.metrics)] if run.metrics else [Text("Not done: no metrics.json.")]
+    if run.history:
+        parts += render_history(run.history)
+    else:
+        parts.append(Text("No epoch is finished yet.\n"))
+    if run.metrics:
+        parts.append(render_result(run.metrics))
+    else:
+        parts.append(Text("Not done: no metrics.json."))
     return Group(*parts)
 
 
@@ -126,14 +134,14 @@ def render_history(history: Sequence[Mapping[str, Any]]) -> list[Table]:
     """Scores by epoch, then the loss terms by epoch, a few to a table so that 80 columns hold them."""
     # Only what some epoch has: 80 columns hold no empty ones.
     shown = {key: name for key, name in EPOCH_COLUMNS.items() if any(as_number(e.get(key)) for e in history)}
-    table = new_table("epoch", *shown.values())
+    table = new_table(["epoch", *shown.values()])
     for epoch in history:
         table.add_row(str(epoch["epoch"]), *(number_text(epoch.get(key)) for key in shown))
     tables = [table]
     terms = list(dict.fromkeys(term for epoch in history for term in epoch.get("terms") or {}))
     for start in range(0, len(terms), TERMS_ACROSS):
         group = terms[start : start + TERMS_ACROSS]
-        table = new_table("epoch", *(term.replace("_", " ") for term in group))
+        table = new_table(["epoch", *(term.replace("_", " ") for term in group)])
         for epoch in history:
             values = epoch.get("terms") or {}
             table.add_row(str(epoch["epoch"]), *(number_text(values.get(term)) for term in group))
@@ -143,7 +151,7 @@ def render_history(history: Sequence[Mapping[str, Any]]) -> list[Table]:
 
 def render_result(metrics: Mapping[str, Any]) -> Table:
     """Scores, and how and where the run was made."""
-    table = new_table("result", "value")
+    table = new_table(["result", "value"])
     for name, value in scores(metrics).items():
         table.add_row(name, format_duration(value) if name == "seconds" else number_text(value))
     for path, value in flatten({key: metrics.get(key) or {} for key in ("execution", "provenance")}):
@@ -156,7 +164,7 @@ def render_several(runs: Sequence[ShownRun], names: Mapping[str, str]) -> Render
     """The scores of several runs, one a line, and over all of them their mean and sample deviation."""
     shown = [scores(run.metrics) for run in runs]
     used = [name for name in scores(None) if any(line[name] is not None for line in shown)]
-    table = new_table("run", "what it is", *used)
+    table = new_table(["run", "what it is", *used])
     for run, line in zip(runs, shown, strict=True):
         table.add_row(run.run, names.get(run.run, "-"), *(number_text(line[name]) for name in used))
     table.add_section()
@@ -179,10 +187,10 @@ def render_difference(first: Sequence[ShownRun], second: Sequence[ShownRun]) -> 
     With several seeds scores are means, and the settings are those of each cell's first seed.
     """
     titles = [_title_of(side) for side in (first, second)]
-    settings = new_table("setting", *titles)
+    settings = new_table(["setting", *titles])
     for path, left, right in compare_settings(first[0].spec, second[0].spec):
         settings.add_row(path, Text(as_text(left)), Text(as_text(right)))
-    table = new_table("score", *titles, "second - first")
+    table = new_table(["score", *titles, "second - first"])
     sides = [[scores(run.metrics) for run in side] for side in (first, second)]
     for name in scores(None):
         means = [_mean(side, name) for side in sides]
@@ -195,7 +203,9 @@ def render_difference(first: Sequence[ShownRun], second: Sequence[ShownRun]) -> 
 
 
 def _title_of(side: Sequence[ShownRun]) -> str:
-    return side[0].run if len(side) == 1 else f"{side[0].run} and {len(side) - 1} more, mean"
+    if len(side) == 1:
+        return side[0].run
+    return f"{side[0].run} and {len(side) - 1} more, mean"
 
 
 def _mean(side: Sequence[Mapping[str, float | None]], name: str) -> float | None:
@@ -203,7 +213,7 @@ def _mean(side: Sequence[Mapping[str, float | None]], name: str) -> float | None
     return statistics.fmean(values) if values else None
 
 
-def new_table(*columns: str) -> Table:
+def new_table(columns: Sequence[str]) -> Table:
     """A table whose first column is never broken; what the others have no room for goes on below."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True)
     for index, column in enumerate(columns):

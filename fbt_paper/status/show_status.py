@@ -177,7 +177,9 @@ def table_lines(overview: Overview, width: int) -> list[Text]:
 
 def all_runs(overview: Overview, each_run: bool, width: int) -> list[Text]:
     """The runs of each table, or only those that have begun and are not done."""
-    groups = overview.tables if each_run else {"under way": runs_in(overview, MOVING)}
+    groups = overview.tables
+    if not each_run:
+        groups = {"under way": runs_in(overview, MOVING)}
     lines: list[Text] = []
     for name, runs in groups.items():
         if runs:
@@ -237,10 +239,14 @@ def runs_grid(columns: Sequence[Column], runs: Sequence[RunStatus], width: int) 
 
 def run_note(status: RunStatus, shown: Iterable[str]) -> str:
     """The job, why it waits or what it needs; how often it was requeued if that column had no room."""
-    job = f"job {status.job}" if status.job and status.job not in status.note else ""
-    again = f"requeued {status.restarts}x" if status.restarts and "requeued" not in shown else ""
-    note = status.note if status.state != "failed" else ""
-    return "; ".join(part for part in (job, again, note) if part)
+    parts = []
+    if status.job and status.job not in status.note:
+        parts.append(f"job {status.job}")
+    if status.restarts and "requeued" not in shown:
+        parts.append(f"requeued {status.restarts}x")
+    if status.note and status.state != "failed":
+        parts.append(status.note)
+    return "; ".join(parts)
 
 
 def percent(value: float | None) -> str:

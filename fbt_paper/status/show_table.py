@@ -34,7 +34,7 @@ def print_table(flow: Flow, name: str) -> None:
     console.print(Text(results.title, style="bold"))
     if sheet.scale_label:
         console.print(Text(sheet.scale_label, style="yellow"))
-    table = new_table(*sheet.head)  # words: allow
+    table = new_table(sheet.head)  # words: allow
     for label, *cells in sheet.lines:
         table.add_row(Text(str(label), style="cyan"), *map(as_terminal_text, cells))
     console.print(table)

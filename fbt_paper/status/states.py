@@ -132,8 +132,9 @@ class Evidence:
 
 def failed_before(evidence: Evidence) -> list[str]:
     """What the run wrote when it failed, now that a newer job is at it."""
-    failed = evidence.written_state == "failed"
-    return [f"failed before: {evidence.progress.get('error') or ''}"] if failed else []
+    if evidence.written_state != "failed":
+        return []
+    return [f"failed before: {evidence.progress.get('error') or ''}"]
 
 
 def starting_note(evidence: Evidence) -> str:
@@ -160,7 +161,9 @@ def job_failure_note(evidence: Evidence) -> str:
 
 def missing_note(evidence: Evidence) -> str:
     """The runs that it waits for."""
-    return f"needs {', '.join(map(without_dataset, evidence.missing))}" if evidence.missing else "not started"
+    if not evidence.missing:
+        return "not started"
+    return f"needs {', '.join(map(without_dataset, evidence.missing))}"
 
 
 STATE_TABLE: tuple[tuple[Callable[[Evidence], bool], str, Callable[[Evidence], str]], ...] = (
@@ -194,7 +197,9 @@ def collect_evidence(
     """Read the files of one run, as few as its state takes."""
     # Metrics first: a run that is done needs no other file.
     metrics = read_json(folder / METRICS_FILE)
-    progress = read_json(folder / PROGRESS_FILE) or {} if metrics is None else {}
+    progress: Mapping[str, Any] = {}
+    if metrics is None:
+        progress = read_json(folder / PROGRESS_FILE) or {}
     # The spec is the first file that a run writes; until its first progress that file's time is all there is.
     quiet = None
     if progress:
@@ -202,9 +207,10 @@ def collect_evidence(
         quiet = (now - updated).total_seconds() if updated else 0.0
     elif (folder / SPEC_FILE).exists():
         quiet = (now - datetime.fromtimestamp((folder / SPEC_FILE).stat().st_mtime, UTC)).total_seconds()
+    missing: list[str] = []
     # Asked only for a run that has not begun: others have what they need.
-    needed = spec.needed_runs() if spec is not None and metrics is None and quiet is None else ()
-    missing = [run for run in needed if not done(run)]
+    if spec is not None and metrics is None and quiet is None:
+        missing = [run for run in spec.needed_runs() if not done(run)]
     return Evidence(folder, metrics, progress, job, quiet, missing)
 
 
@@ -290,12 +296,16 @@ def add_costs(status: RunStatus, metrics: Mapping[str, Any], job: Job | None) ->
 def failure_log(folder: Path, job: Job | None) -> tuple[str, tuple[str, ...]]:
     """The log that shows a failure, and its last lines: that of the failed job, else the run's."""
     run_log = folder / LOG_FILE
+    paths = [run_log]
     # The job's log first: what kills a job from outside writes there, not into the run's.
-    paths = [Path(job.log), run_log] if job is not None and job.log else [run_log]
+    if job is not None and job.log:
+        paths.insert(0, Path(job.log))
     for path in paths:
         if lines := read_tail(path):
             return str(path), lines
-    return (str(paths[0]), ()) if len(paths) > 1 or run_log.exists() else ("", ())
+    if len(paths) > 1 or run_log.exists():
+        return str(paths[0]), ()
+    return "", ()
 
 
 def latest_top1(history: Sequence[Mapping[str, Any]]) -> float | None:
@@ -332,4 +342,6 @@ def format_duration(seconds: float | None) -> str:
     if minutes < 60:
         return f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d}" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+    if hours < 48:
+        return f"{hours} h {minutes:02d}"
+    return f"{hours // 24} d {hours % 24} h"

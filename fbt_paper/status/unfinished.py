@@ -23,9 +23,11 @@ def describe_unfinished(plan: Plan, folder: Path, runs: Iterable[str]) -> dict[s
 def describe(status: RunStatus) -> str:
     """`epoch 120/300, 3 h 05 left`; a failed run says so, one that has not begun `waiting`."""
     reached = f"epoch {status.epoch}/{status.epochs}" if status.epoch else ""
+    parts = [status.state, reached]
     if status.state == "running":
-        left = f"{format_duration(status.seconds_left)} left" if status.seconds_left is not None else ""
-        return ", ".join(filter(None, [reached or "starting", left]))
-    return ", ".join(
-        filter(None, [status.state.upper() if status.state == "failed" else status.state, reached])
-    )
+        parts = [reached or "starting"]
+        if status.seconds_left is not None:
+            parts.append(f"{format_duration(status.seconds_left)} left")
+    elif status.state == "failed":
+        parts = ["FAILED", reached]
+    return ", ".join(filter(None, parts))

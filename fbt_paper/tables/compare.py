@@ -33,7 +33,9 @@ GAIN_REMARK = (
 
 def to_markdown(tables: Sequence[Results], scale_label: str) -> str:
     """The whole comparison; the label of a small scale says first that its numbers are not the paper's."""
-    parts = [f"# Measured and printed{_mark(scale_label)}", *([f"**{scale_label}**"] if scale_label else [])]
+    parts = [f"# Measured and printed{_mark(scale_label)}"]
+    if scale_label:
+        parts.append(f"**{scale_label}**")
     parts += list(dict.fromkeys(score_remark(t.score) for t in tables if isinstance(t, TableResults)))
     for table in tables:
         # Settings have no gap: Table 1 marks its differences itself.
@@ -64,7 +66,9 @@ def _accuracy(table: TableResults) -> list[str]:
     parts += [markdown_table(head, lines), GAIN_REMARK]
     marks = legend(statuses_of(table.cells))
     parts += [*map(escape_markdown, marks), *map(escape_markdown, table.remarks[1:])]
-    return [*parts, *(["\n".join(f"- {escape_markdown(note)}" for note in notes)] if notes else [])]
+    if notes:
+        parts.append("\n".join(f"- {escape_markdown(note)}" for note in notes))
+    return parts
 
 
 def _costs(table: CostResults) -> list[str]:

@@ -78,9 +78,11 @@ def _lines(
     for part, label, count, column in parts:
         for quantity, (name, unit, _) in UNITS.items():
             reference = printed.get((pair.key, f"{column}_{quantity}"))
-            rule = count["paper_rule"][name]
-            # Both as printed, with two decimals: else every digit would differ by what printing cut off.
-            gap = round(round(rule / unit, 2) - round(reference.value, 2), 2) if reference else None
+            rule, digit, gap = count["paper_rule"][name], None, None
+            if reference:
+                digit = reference.value
+                # Both as printed, with two decimals: else every digit would differ by what printing cut off.
+                gap = round(round(rule / unit, 2) - round(digit, 2), 2)
             yield {
                 "row": pair.key,
                 "row_label": pair.label,
@@ -91,6 +93,6 @@ def _lines(
                 "true": count["true"][name] / unit,
                 "rule_count": rule,
                 "true_count": count["true"][name],
-                "printed": reference.value if reference else None,
+                "printed": digit,
                 "gap": gap,
             }

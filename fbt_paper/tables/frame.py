@@ -67,8 +67,9 @@ def score_remark(score: str, seeds: Sequence[int] | None = None) -> str:
     """Which epoch's top-1 is shown; with the seed counts of a table's cells: empty if none is measured."""
     if seeds is None:
         return f"Ours is top-1 in % of {SCORES[score]}, the mean over the seeds. {SPREADS}"
-    counts = ", ".join(map(str, seeds))
-    return f"Top-1 of {SCORES[score]}. Seeds per cell: {counts}. {SPREADS}" if counts else ""
+    if not seeds:
+        return ""
+    return f"Top-1 of {SCORES[score]}. Seeds per cell: {', '.join(map(str, seeds))}. {SPREADS}"
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,10 @@ class TableResults:
     def _progress(self) -> str:
         """How many cells are filled, while some are not."""
         planned = self.cells.runs.map(len)
-        filled = int(((planned > 0) & (self.cells.seeds == planned)).sum())
-        return "" if filled == (planned > 0).sum() else f"{filled} of {(planned > 0).sum()} cells are filled."
+        wanted, filled = (planned > 0).sum(), int(((planned > 0) & (self.cells.seeds == planned)).sum())
+        if filled == wanted:
+            return ""
+        return f"{filled} of {wanted} cells are filled."
 
     def _optimism(self) -> str:
         """What choosing the epoch on the test images can add at most; empty if no epoch is chosen so."""
@@ -339,10 +342,11 @@ def _gains(table: AccuracyTable, frame: pd.DataFrame) -> Iterator[dict[str, obje
     """The closing line: for each method the mean over the pairs of (its cell - the cell `over`)."""
     gain = table.gain
     assert gain is not None  # the caller asks only for a table that has one
-    lines = table.columns if gain.along == "rows" else table.rows
-    means = frame.groupby(["row", "column"]).score.mean().unstack()
+    lines, means = table.columns, frame.groupby(["row", "column"]).score.mean().unstack()
+    if gain.along == "columns":
+        lines, means = table.rows, means.T
     # Reindexed: a line without any measured cell would be a KeyError instead of an empty mean.
-    means = (means if gain.along == "rows" else means.T).reindex(columns=[line.key for line in lines])
+    means = means.reindex(columns=[line.key for line in lines])
     for line in lines:
         # A teacher is no method: a gain of it over the student would mean nothing.
         if line.key == gain.over or line.measure == "teacher":

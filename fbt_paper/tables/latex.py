@@ -159,9 +159,11 @@ def to_latex(results: Results, paper: bool = True) -> str:
     """
     sheet = make_sheet(results, paper)
     # LaTeX numbers its tables, so a title that is a number alone would be said twice
-    title = "" if re.fullmatch(r"Table \w+", results.title) else f"{results.title}."
+    title = f"{results.title}."
+    if re.fullmatch(r"Table \w+", results.title):
+        title = ""
     caption = escape_latex(" ".join(filter(None, [sheet.scale_label, title, sheet.caption])))
-    tabular = "\n".join(_cost_body(results, paper)) if isinstance(results, CostResults) else _body(sheet)
+    tabular = _body(results, sheet, paper)
     lines = [
         r"% needs \usepackage{booktabs,graphicx}",
         r"\begin{table}",
@@ -190,7 +192,9 @@ def hints(table: str) -> Iterator[str]:
         yield f"% pdfLaTeX cannot print {letter_name}: use XeLaTeX or LuaLaTeX, or Latin letters\n"
 
 
-def _body(sheet: Sheet) -> str:
+def _body(results: Results, sheet: Sheet, paper: bool) -> str:
+    if isinstance(results, CostResults):
+        return "\n".join(_cost_body(results, paper))
     frame = pd.DataFrame([[latex_cell(cell) for cell in line] for line in sheet.lines])
     head: dict[Any, str] = {index: escape_latex(text) for index, text in enumerate(sheet.head)}
     styler = frame.style.hide(axis="index").format_index(head.__getitem__, axis=1)
@@ -203,9 +207,10 @@ def latex_cell(cell: str | CellText) -> str:
     if isinstance(cell, str):
         return escape_latex(cell)
     command = {"leads": r"\textbf", "tied": r"\underline"}.get(cell.lead)
-    ours = escape_latex(cell.ours)
-    rest = escape_latex(cell.rest)
-    return (f"{command}{{{ours}}}" if command else ours) + (f" {rest}" if rest else "")
+    ours, rest = escape_latex(cell.ours), escape_latex(cell.rest)
+    if command:
+        ours = f"{command}{{{ours}}}"
+    return f"{ours} {rest}" if rest else ours
 
 
 def _cost_body(costs: CostResults, paper: bool) -> Iterator[str]:

@@ -14,7 +14,7 @@ from fbt_paper.config.load import Config
 from fbt_paper.config.records import AccuracyTable
 from fbt_paper.plan.runs import Plan
 from fbt_paper.tables.frame import Cell, TableResults
-from fbt_paper.tables.outcomes import CellOutcome, compare, read_cell
+from fbt_paper.tables.outcomes import compare, read_cell
 
 LEADS, TIED = "leads", "tied"
 
@@ -54,13 +54,9 @@ def _of_pair(
     if len(group) < 2:
         return
     best = max(group, key=lambda cell: table.cells["mean"][cell])
-    outcomes = {cell: _outcome(plan, runs, table.key, cell) for cell in group}
+    outcomes = {cell: read_cell(plan, runs, "/".join((table.key, *cell))) for cell in group}
     tied = [
         cell for cell in group if cell != best and compare(outcomes[best], outcomes[cell]).interval()[0] <= 0
     ]
     yield best, TIED if tied else LEADS
     yield from ((cell, TIED) for cell in tied)
-
-
-def _outcome(plan: Plan, runs: Path, table: str, cell: Cell) -> CellOutcome:
-    return read_cell(plan, runs, "/".join((table, *cell)))

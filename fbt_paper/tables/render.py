@@ -111,7 +111,9 @@ def measured(cell: Any) -> str:
 
 def printed(cell: Any) -> str:
     """The printed number with the mark of its status."""
-    return "" if pd.isna(cell.printed) else f"{cell.printed:.2f}{STATUS_MARKS[cell.status]}"
+    if pd.isna(cell.printed):
+        return ""
+    return f"{cell.printed:.2f}{STATUS_MARKS[cell.status]}"
 
 
 def independent(cell: Any) -> str:
@@ -129,7 +131,9 @@ def statuses_of(cells: pd.DataFrame) -> list[object]:
 def cell_text(cell: Any, lead: str = "", paper: bool = True) -> CellText:
     """`measured (printed; by others)`, leaving out what is not known; of an unfinished cell how it stands."""
     ours = " ".join(filter(None, [measured(cell), f"[{cell.state}]" if cell.state else ""]))
-    theirs = "; ".join(filter(None, [printed(cell), independent(cell)])) if paper else ""
+    theirs = ""
+    if paper:
+        theirs = "; ".join(filter(None, [printed(cell), independent(cell)]))
     return CellText(ours or ("-" if theirs else ""), f" ({theirs})" if theirs else "", lead)
 
 
@@ -165,8 +169,9 @@ def to_csv(results: Results) -> str:
     """One line per cell, for programs; top-1 in %. A cost table: exact counts, a line per counted part."""
     if isinstance(results, RecipeResults):
         return as_csv(results.frame)
-    frame = _count_lines(results) if isinstance(results, CostResults) else _cell_lines(results)
-    return as_csv(frame)
+    if isinstance(results, CostResults):
+        return as_csv(_count_lines(results))
+    return as_csv(_cell_lines(results))
 
 
 def _cell_lines(table: TableResults) -> pd.DataFrame:

@@ -40,7 +40,9 @@ class Estimate:
 
     def interval(self, confidence: float = CONFIDENCE) -> tuple[float, float]:
         """The two-sided interval at this confidence."""
-        reach = self.error * float(stats.t.ppf(0.5 + confidence / 2, self.freedom)) if self.error else 0.0
+        reach = 0.0
+        if self.error:
+            reach = self.error * float(stats.t.ppf(0.5 + confidence / 2, self.freedom))
         return self.mean - reach, self.mean + reach
 
     def p_above(self, threshold: float) -> float:
@@ -102,7 +104,9 @@ def unpaired_difference(better: Sequence[float], than: Sequence[float], images: 
         return Estimate(mean, math.sqrt(variance), images - 1, ("images",))
     of_seeds = sum(float(np.var(side, ddof=1)) / len(side) for side in (better, than))
     total = variance + of_seeds
-    freedom = total**2 / (of_seeds**2 / (seeds - 1) + variance**2 / (images - 1)) if total else seeds - 1.0
+    freedom = seeds - 1.0
+    if total:
+        freedom = total**2 / (of_seeds**2 / (seeds - 1) + variance**2 / (images - 1))
     return Estimate(mean, math.sqrt(total), max(freedom, 1.0), ("seeds", "images"))
 
 

@@ -14,7 +14,8 @@ def write_table(results: Results, folder: Path, paper: bool = True) -> list[Path
     """<folder>/<table>.csv, .md and .tex; returns their paths. `paper`: with the printed numbers."""
     texts = {"md": to_markdown(results, paper), "tex": to_latex(results, paper)}
     # A program that reads the CSV leaves out columns by itself.
-    texts = {"csv": to_csv(results), **texts} if paper else texts
+    if paper:
+        texts = {"csv": to_csv(results), **texts}
     paths = [folder / f"{results.key}.{kind}" for kind in texts]
     for path, text in zip(paths, texts.values(), strict=True):
         write_text(path, text)
