@@ -124,11 +124,11 @@ def judge_same(claim: Same, evidence: Evidence) -> Judgement:
     parts: list[Part] = []
     unfinished: list[CellOutcome] = []
     for name, (first, second) in pairs(evidence.config, claim.same).items():
-        ours, other = evidence.cell(first), evidence.cell(second)
-        if _unfinished(ours, other):
-            unfinished += [ours, other]
+        outcome, other = evidence.cell(first), evidence.cell(second)
+        if _unfinished(outcome, other):
+            unfinished += [outcome, other]
             continue
-        measured = compare(ours, other)
+        measured = compare(outcome, other)
         # Two one-sided tests at 5 % are the 90 % interval; to contradict, the 95 % one must lie outside.
         low, high = measured.interval(1 - 2 * (1 - CONFIDENCE))
         wide_low, wide_high = measured.interval()

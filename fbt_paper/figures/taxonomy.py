@@ -56,7 +56,9 @@ def draw_taxonomy(facts: Mapping[str, MethodFacts]) -> Figure:
     # Data are inches from the top left: what is drawn and what was measured are in one unit.
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.set_axis_off()
-    _draw_header(axes, columns, width)
+    for title, x in columns.items():
+        axes.text(x, 0.7 * ROW_HEIGHT, title, va="center", weight="bold")
+    axes.plot([0.03, width - 0.03], [1.25 * ROW_HEIGHT] * 2, color="black", linewidth=0.6)
     for index, (entry, y) in enumerate(zip(methods, middles, strict=True)):
         _draw_method(axes, y, entry, cells[index], columns, width if index % 2 == 0 else 0)
     _draw_key(axes, height - 0.45 * ROW_HEIGHT)
@@ -97,12 +99,6 @@ def text_width(text: str) -> float:
     # As a path: measuring a drawn text would need a renderer, hence a figure.
     path = TextPath((0, 0), text, size=size, prop=FontProperties(weight="bold"))
     return float(path.get_extents().width) / 72.0 if text else 0.0
-
-
-def _draw_header(axes: Axes, columns: Mapping[str, float], width: float) -> None:
-    for title, x in columns.items():
-        axes.text(x, 0.7 * ROW_HEIGHT, title, va="center", weight="bold")
-    axes.plot([0.03, width - 0.03], [1.25 * ROW_HEIGHT] * 2, color="black", linewidth=0.6)
 
 
 def _draw_method(

@@ -212,9 +212,18 @@ def stand_in(config: Config, dataset: str, networks: Iterable[str]) -> str:
 def dataset_spec(config: Config, key: str) -> DatasetSpec:
     """What a run sees of a dataset: its entry in datasets.yaml without title, teachers and recipes."""
     entry = config.datasets[key]
-    # By the spec's fields: what a data set is called or who teaches on it must change no id.
-    names = [name for name in DatasetSpec.model_fields if name not in ("name", "part_of")]
-    return DatasetSpec(name=key, **{name: getattr(entry, name) for name in names})
+    # Nothing else: what a data set is called or who teaches on it must change no id.
+    return DatasetSpec(
+        name=key,
+        loader=entry.loader,
+        variant=entry.variant,
+        classes=entry.classes,
+        train_images=entry.train_images,
+        test_images=entry.test_images,
+        image_size=entry.image_size,
+        mean=entry.mean,
+        std=entry.std,
+    )
 
 
 def students_part(config: Config, dataset: DatasetSpec) -> DatasetSpec:

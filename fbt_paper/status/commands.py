@@ -148,8 +148,8 @@ def show_run(flow: Flow, name: str) -> int:
 def show_difference(flow: Flow, first: str, second: str) -> int:
     """Print every setting in which two runs or two cells differ, then their scores and the gap."""
     known, cells = known_runs(flow), name_cells(flow.plan)
-    one, other = ([read_run(flow, r) for r in show.find_runs(name, known, cells)] for name in (first, second))
-    new_console().print(show.render_difference(one, other))
+    sides = [[read_run(flow, run) for run in show.find_runs(name, known, cells)] for name in (first, second)]
+    new_console().print(show.render_difference(sides[0], sides[1]))
     return 0
 
 
