@@ -295,11 +295,10 @@ def _recipe(
     # What was done to the images has been done by the loader.
     content["augmentation"] = {"flip": 0.0, **dict.fromkeys(
         ("crop_scale", "color_jitter", "rand_augment", "mixup", "cutmix", "erasing"))}  # fmt: skip
-    for name, value in {
-        **changes,
-        **({} if epochs is None else {"epochs": epochs}),
-        "batch_size": batch,
-    }.items():
+    changes = {**changes, "batch_size": batch}
+    if epochs is not None:
+        changes["epochs"] = epochs
+    for name, value in changes.items():
         nested = isinstance(value, Mapping) and isinstance(content.get(name), Mapping)
         content[name] = {**content[name], **value} if nested else value
     try:

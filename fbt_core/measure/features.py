@@ -272,8 +272,10 @@ def compare_models(
     teacher = Teacher.of(spec, method.teacher)
     matrices: dict[str, SimilarityMatrix] = {}
     for _, images in load_images(spec, split, numbers, choose_device(settings)):
+        if len(images) < 4:
+            continue
         features = observe(method, teacher, fused, images)
-        for first, second in pairs if len(images) >= 4 else ():
+        for first, second in pairs:
             rows, columns = features[first], features[second]
             matrix = matrices.setdefault(f"{first}.{second}", SimilarityMatrix(len(rows), len(columns)))
             matrix.add(rows, columns)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,15 +130,11 @@ def table_pairs(tables: Path) -> list[tuple[str, str]]:
     """The (teacher, student) pairs that lines of the tables name, each once."""
     pairs = {}
     for path in sorted(tables.glob("*.yaml")):
-        for line in _lines(read_yaml(path)):
+        table = read_yaml(path)
+        for line in [*table.get("rows", ()), *table.get("columns", ())]:
             if isinstance(line.get("teacher"), str) and "student" in line:
                 pairs[line["teacher"], line["student"]] = None
     return list(pairs)
-
-
-def _lines(table: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    yield from table.get("rows", ())
-    yield from table.get("columns", ())
 
 
 def measure(config: Path, pairs: Sequence[tuple[str, str]]) -> Report:

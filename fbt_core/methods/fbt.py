@@ -62,8 +62,10 @@ class FBT(Method):
         # The fused model first: its width decides which projections are needed.
         extras = self._build_fused()
         widths = self._widths(extras)
+        if self.settings.feature_loss != "infonce":
+            return extras
         # A temperature and projection per pair: the three pairs differ in scale and width.
-        for source, learner in self._transfers() if self.settings.feature_loss == "infonce" else ():
+        for source, learner in self._transfers():
             extras[f"temperature_{source}_to_{learner}"] = Temperature(self.settings)
             if self.settings.projection == "always" or widths[source] != widths[learner]:
                 extras[f"projection_{source}_to_{learner}"] = nn.Linear(widths[learner], widths[source])

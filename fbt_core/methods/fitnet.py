@@ -50,7 +50,9 @@ class FitNet(Method):
         return terms
 
     def _stages(self) -> range:
-        return range(4) if self.settings.features == "all_stages" else range(3, 4)
+        if self.settings.features == "all_stages":
+            return range(4)
+        return range(3, 4)
 
     def _hints(self, student: StagedOutput, teacher: StagedOutput) -> Iterator[tuple[str, Tensor]]:
         if self.settings.features == "final_pooled":

@@ -63,14 +63,11 @@ class LowFrequencyContrast(Method):
             "logits": s.logit_weight * divergence,
         }
         for i in range(4):
-            contrast = self._contrast(i + 1, student.stages[i], teacher.stages[i])
+            learner = gather_with_gradient(self.extras[f"student{i + 1}"](student.stages[i]))
+            source = gather_with_gradient(self.extras[f"teacher{i + 1}"](teacher.stages[i]))
+            contrast = info_nce(learner, source, self.extras["temperature"](), s.direction)
             terms[f"stage{i + 1}"] = s.feature_weight * contrast
         return terms
-
-    def _contrast(self, number: int, student: Tensor, teacher: Tensor) -> Tensor:
-        learner = gather_with_gradient(self.extras[f"student{number}"](student))
-        source = gather_with_gradient(self.extras[f"teacher{number}"](teacher))
-        return info_nce(learner, source, self.extras["temperature"](), self.settings.direction)
 
 
 METHOD = LowFrequencyContrast
