@@ -24,7 +24,7 @@ from fbt_paper.tables.write import write_table
 def write_partial(flow: Flow, page: str) -> Iterator[Path]:
     """The files of a page (index, grid) from what is there; yields their paths."""
     figures, folder = FigurePlan(flow), Path(flow.results, "partial")
-    keys = ready_tables(flow, figures.tables(page))
+    keys = ready_tables(flow, flow.plan.of_page(page))
     runs = flow.plan.needed(run for key in keys for run in flow.plan.tables[key].runs)
     unfinished = describe_unfinished(flow.plan, Path(flow.runs), runs)
 

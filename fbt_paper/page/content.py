@@ -21,7 +21,6 @@ from fbt_core.spec import RunSpec
 from fbt_paper.config.records import AccuracyTable
 from fbt_paper.page.evidence import KINDS, describe_sources
 from fbt_paper.page.grid import group_columns, is_matrix, summarise
-from fbt_paper.plan.figures import FigurePlan
 from fbt_paper.plan.on_disk import is_finished
 from fbt_paper.plan.runs import Plan
 from fbt_paper.plan.targets import Flow
@@ -258,7 +257,7 @@ def describe_page(
 
     Runs in `unfinished` are shown as they stand; all others must be finished.
     """
-    shown = FigurePlan(flow).tables(page)
+    shown = flow.plan.of_page(page)
     results = collect_tables(flow, shown if unfinished is None else ready_tables(flow, shown), unfinished)
     folder = Path(flow.runs)
     # A teacher that was deleted after its students had finished is not trained for the page.

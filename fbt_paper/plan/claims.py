@@ -51,8 +51,7 @@ class ClaimPlan:
         return [f"{self.flow.results}/{name}.csv" for name in names]
 
     def _belongs(self, claim: Claim, name: str) -> bool:
-        grid = self.flow.plan.target("grid")
-        shown = grid if FILES[name] == "grid" else self.flow.plan.all_tables
+        shown = self.flow.plan.of_page(FILES[name])
         tables = {cell.split("/")[0] for cell in named_cells(claim).values()}
         # Only if all its tables are on the page: else `snakemake all` would train a grid for one claim.
         return tables <= set(shown) if tables else FILES[name] == "index"

@@ -112,7 +112,7 @@ def within_budget(
     if wanted:
         lines.append(f"  not within it: {', '.join(sorted(wanted))}")
     names = run_names(plan)
-    first = [names[run] for run in plan.needed(paid) if run in hours][:3]
+    first = [names[run] for run in plan.needed(sorted(paid)) if run in hours][:3]
     if first:
         lines.append(f"  {len(paid)} runs; `fbt run` takes them by name, e.g. {', '.join(map(repr, first))}")
     return lines

@@ -17,7 +17,6 @@ from fbt_paper.plan.run_spec import stand_in
 from fbt_paper.plan.shown import digest, renderer, table_shows
 from fbt_paper.plan.targets import Flow
 
-PAGES = {"index": "all", "grid": "grid"}
 ORDER = ("taxonomy", "features", "similarity", "sweeps", "curves", "gaps")
 """The paper's numbered figures come first."""
 GAPS = "Our top-1 accuracies beside the printed ones; the gap is ours minus the paper's."
@@ -122,7 +121,7 @@ class FigurePlan:
 
     def drawn(self, page: str) -> list[str]:
         """Names of the drawings on a page: of its tables, and on the main page those of no table."""
-        tables = self.tables(page)
+        tables = self.flow.plan.of_page(page)
         chosen = [
             name
             for name, drawing in self.drawings.items()
@@ -130,11 +129,6 @@ class FigurePlan:
         ]
         # Sorting is stable: within a kind the drawings keep the order of config/figures.
         return sorted(chosen, key=lambda name: ORDER.index(self.drawings[name].kind))
-
-    def tables(self, page: str) -> tuple[str, ...]:
-        """Tables of a page: of `snakemake all`, or of the grids."""
-        plan = self.flow.plan
-        return plan.target("grid") if PAGES[page] == "grid" else plan.all_tables
 
     def shows(self, name: str) -> str:
         """A digest of everything that a drawing shows besides results and extracted arrays."""
@@ -153,7 +147,8 @@ class FigurePlan:
 
     def page_shows(self, page: str) -> str:
         """A digest of everything that a page shows besides results and figures."""
-        tables, flow = self.tables(page), self.flow
+        flow = self.flow
+        tables = flow.plan.of_page(page)
         settings = [flow.scale, flow.config.main.recipes, flow.changes, self.drawn(page)]
         # A cell's evidence names its networks and the source of each setting.
         evidence = [flow.config.recipes, flow.config.methods, flow.config.architectures]

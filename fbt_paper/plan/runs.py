@@ -92,6 +92,10 @@ class Plan:
         """Keys of the tables that `snakemake all` builds; the scale says whether the grids are among them."""
         return self.target(*self.size.targets)
 
+    def of_page(self, page: str) -> tuple[str, ...]:
+        """Keys of the tables that a page shows, with its claims and figures: the grids, or those of `all`."""
+        return self.target("grid") if page == "grid" else self.all_tables
+
 
 def _without_teacher(spec: RunSpec) -> tuple[str, ...]:
     """What a run has in common with the training of its student without a teacher, as text."""

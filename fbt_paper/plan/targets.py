@@ -252,9 +252,7 @@ class Flow(Runs):
 
     def compared(self, name: str) -> tuple[str, ...]:
         """Keys of the tables that a comparison file shows."""
-        if name == "comparison_grid":
-            return self.plan.target("grid")
-        return self.plan.all_tables
+        return self.plan.of_page("grid" if name == "comparison_grid" else "index")
 
     @property
     def tables_target(self) -> list[str]:

@@ -20,7 +20,7 @@ def write_results(folder: Path, page: str = "index", scale: str = "smoke") -> Fl
     flow = Flow({"scale": scale}, here / "config")
     flow.results = os.fspath(folder / "results" / flow.scale)
     flow.runs = f"{flow.results}/runs"
-    write_scale(flow, FigurePlan(flow).tables(page))
+    write_scale(flow, flow.plan.of_page(page))
     return flow
 
 

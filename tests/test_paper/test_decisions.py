@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,6 +78,19 @@ def test_a_budget_takes_the_cheapest_claims_and_counts_a_shared_run_once(flow):
     # Both need the same teacher and share a row: the second costs less than its own runs.
     assert any(line.startswith("  not within it:") and "fbt_above_fcfd" in line for line in lines)
     assert not any("imagenet" in line for line in lines)
+
+
+def test_two_calls_say_the_same():
+    """The order of a set is another in each process."""
+    command = [sys.executable, "-m", "fbt_paper.cli", "--scale", "paper", "plan", "--budget", "60"]
+    first, second = (
+        subprocess.check_output(
+            command, env={**os.environ, "PYTHONHASHSEED": seed}, cwd=Path(__file__).parents[2], text=True
+        )
+        for seed in "12"
+    )
+    assert "by name, e.g." in first
+    assert second == first
 
 
 def test_a_claim_whose_runs_are_done_costs_nothing(flow):

@@ -206,9 +206,9 @@ rule plot_gaps:
 rule build_page:
     input:
         results=lambda wildcards: FLOW.results_of(
-            FIGURES.tables(wildcards.page), needed=True
+            FLOW.plan.of_page(wildcards.page), needed=True
         ),
-        scratch=lambda wildcards: FLOW.with_scratch(FIGURES.tables(wildcards.page)),
+        scratch=lambda wildcards: FLOW.with_scratch(FLOW.plan.of_page(wildcards.page)),
         figures=lambda wildcards: FIGURES.files(wildcards.page, rules),
         claims=lambda wildcards: CLAIMS.of_page(wildcards.page),
     output:
@@ -229,7 +229,7 @@ rule build_page:
         claims=lambda wildcards, input: [f"--claims={file}" for file in input.claims],
         shows=lambda wildcards: FIGURES.page_shows(wildcards.page),
         standing=lambda wildcards: FLOW.standing(
-            FLOW.results_of(FIGURES.tables(wildcards.page), needed=True)
+            FLOW.results_of(FLOW.plan.of_page(wildcards.page), needed=True)
         ),
     shell:
         f"{FLOW.fbt} build-page {{wildcards.page:q}} --figures {{params.about:q}} {{params.claims:q}}"
