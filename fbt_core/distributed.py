@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fbt_core.errors import UserError
+from fbt_core.provenance import usable_cores
 from fbt_core.spec import ExecutionSettings
 from fbt_core.torchrun import TORCHRUN
 
@@ -139,12 +140,8 @@ def _threads_given() -> int:
     # A user's own setting wins, and torch has read it already.
     if os.environ.get("OMP_NUM_THREADS"):
         return torch.get_num_threads()
-    cores = os.cpu_count() or 1
-    # Only Linux binds processes to cores in a way that Python can ask for.
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
     # Processes of one node share its cores.
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 class Vote:

@@ -111,6 +111,13 @@ def device_name(device: torch.device) -> str:
     return _processor() or platform.processor() or platform.machine()
 
 
+def usable_cores() -> int:
+    """Cores that this process may use; macOS does not say which, so all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _processor() -> str | None:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -36,7 +35,7 @@ from fbt_core.errors import UserError
 from fbt_core.learner import Learner
 from fbt_core.methods.base import Context
 from fbt_core.methods.registry import build_method
-from fbt_core.provenance import device_name, peak_memory_mb
+from fbt_core.provenance import device_name, peak_memory_mb, usable_cores
 from fbt_core.run_folder import RunFolder
 from fbt_core.spec import ExecutionSettings, RunSpec, parse_spec
 from fbt_core.staged import StagedModel, build_network, stage
@@ -180,14 +179,12 @@ def look() -> dict[str, Any]:
         capability = (properties.major, properties.minor)
         memory = properties.total_memory // 10**6
         devices.append({"name": properties.name, "memory_mb": memory, "tf32_bfloat16": capability >= (8, 0)})
-    return {"torch": torch.__version__, "cuda": torch.version.cuda, "devices": devices, "cores": cores()}
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return {
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "devices": devices,
+        "cores": usable_cores(),
+    }
 
 
 def with_batch(spec: RunSpec, batch: int | None, settings: ExecutionSettings) -> RunSpec:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from fbt_core.data.load import LOADERS
 from fbt_core.data.pictures import Variety, look_at, open_picture
 from fbt_core.data.splits import blank_images
 from fbt_core.errors import UserError
+from fbt_core.provenance import usable_cores
 from fbt_core.spec import DatasetSpec
 
 CHUNK = 64
@@ -55,7 +55,7 @@ def check_data(
     if root is not None and not root.is_dir():
         return [CheckResult("error", f"data_roots.{name}", f"folder {root} does not exist")]
     if spec.loader == "image_folder":
-        return list(_check_folders(root, spec, processes or _cores()))
+        return list(_check_folders(root, spec, processes or usable_cores()))
     results = [result for split in ("train", "test") for result in _check_split(spec, root, split)]
     if spec.loader == "cifar100":
         results += _compare_with_official(root, spec)
@@ -200,10 +200,3 @@ def _look(path: Path) -> tuple[np.ndarray, bool] | str:
         return look_at(open_picture(path))
     except UserError as error:
         return f"{path.parent.name}/{path.name} ({error.what})"
-
-
-def _cores() -> int:
-    """Cores that this process may use; macOS does not say which, so all."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

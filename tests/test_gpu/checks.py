@@ -17,6 +17,7 @@ from fbt_core.measure import bench, training_memory
 from fbt_core.measure.cost import read_yaml
 from fbt_core.measure.training_cost import IMAGE_SIZE
 from fbt_core.methods.base import Batch, Method
+from fbt_core.provenance import usable_cores
 from fbt_core.spec import ExecutionSettings
 from fbt_core.teacher import Teacher
 from tests.test_core.engine_runs import EVERYTHING, make_spec
@@ -190,9 +191,9 @@ def compare_loaders_and_step(
     spec = bench.with_batch(make_spec(EVERYTHING, **changes), batch, settings)
     step = bench.measure_step(spec, settings, seconds)
     assert step["device"] == device.type
-    loaded, trained = bench.measure_loader(spec, settings)["rate"] * bench.cores(), step["images_per_second"]
+    loaded, trained = bench.measure_loader(spec, settings)["rate"] * usable_cores(), step["images_per_second"]
     assert loaded > 0 and trained > 0
-    what = f"{size} px, scratch: loaders of {bench.cores()} cores / a step"
+    what = f"{size} px, scratch: loaders of {usable_cores()} cores / a step"
     ROWS.append((what, f"{loaded:.0f} / {trained:.0f} images a second"))
 
 
