@@ -140,8 +140,10 @@ def measure_walls(
 ) -> list[str]:
     """20 jobs of 2 s on four slots, all ways in turns, median of some runs each: wall and CPU seconds."""
     python_here = Path(sys.executable)
-    ways = {
-        **({f"submitit, arrays, {before}": (python_here, SUBMITIT)} if before else {}),
+    ways: dict[str, tuple[Path, list[str]]] = {}
+    if before:
+        ways[f"submitit, arrays, {before}"] = (python_here, SUBMITIT)
+    ways |= {
         COMPARED[0]: (python_here, SUBMITIT),
         COMPARED[1]: (official, TUNED),
         f"local, {SLOTS} cores": (python_here, LOCAL),
@@ -283,8 +285,10 @@ def write(lines: list[str]) -> None:
     """Replace the section "Executor" of the README and keep the others."""
     text = README.read_text() if README.exists() else "# Benchmarks\n"
     section = "## Executor\n\n" + "\n".join(lines) + "\n"
-    earlier = re.search(r"^## Executor\n.*?(?=^## |\Z)", text, flags=re.MULTILINE | re.DOTALL)
-    text = text.replace(earlier[0], section + "\n") if earlier else f"{text.rstrip()}\n\n{section}"
+    earlier = re.compile(r"^## Executor\n.*?(?=^## |\Z)", flags=re.MULTILINE | re.DOTALL)
+    text, replaced = earlier.subn(lambda _: section + "\n", text, count=1)
+    if not replaced:
+        text = f"{text.rstrip()}\n\n{section}"
     README.write_text(text.rstrip() + "\n")
 
 

@@ -110,7 +110,9 @@ def main() -> int:
     chosen = parser.parse_args()
     file, tests = GROUPS[chosen.group]
     mutants = make_mutants((ROOT / file).read_text())
-    numbers = [int(n) for n in chosen.only.split(",")] if chosen.only else range(len(mutants))
+    numbers = list(range(len(mutants)))
+    if chosen.only:
+        numbers = [int(number) for number in chosen.only.split(",")]
     if chosen.list:
         for number in numbers:
             print(number, mutants[number].line, mutants[number].what)

@@ -1,4 +1,4 @@
-"""The words of this house: no private dialect in code, comments, messages and docs.
+"""The words of this house: no private dialect in code, comments, messages and docs, and no long ternary.
 
 python scripts/check_words.py [PATH ...]     # all that git tracks; 1 if a word is found
 
@@ -27,6 +27,9 @@ CONTROLLER = {r"\b[Hh]ead(s|er|ers)?\b": "controller ('head' is a network's clas
 CONTROLLER_FILES = ("plugin/", "profiles/", "fbt_paper/status/")
 VARIABLES = {"one", "own", "found", "given"}
 CLASSES = {"Record", "Entry", "Line", "Finding", "Place", "Placed"}
+LONGEST_TERNARY = 70
+"""Characters of a conditional expression in shipped code; a longer one is an `if` statement."""
+SHIPPED = ("fbt_core/", "fbt_paper/", "plugin/src/", "workflow/", "scripts/", "benchmarks/")
 ENDINGS = (".py", ".smk", ".md", ".yaml", ".sh", ".toml", "Snakefile", "Makefile", "run")
 SKIPPED = ("CHANGELOG.md", "scripts/check_words.py", "docs/mini-study/", "tests/test_words.py")
 
@@ -51,7 +54,19 @@ def problems(path: Path) -> Iterator[str]:
             for match in re.finditer(pattern, line):
                 yield f"{path}:{number}: '{match.group()}': say {instead}"
     if path.suffix == ".py":
-        yield from named(path, ast.parse(text), allowed)
+        tree = ast.parse(text)
+        yield from named(path, tree, allowed)
+        if str(path).startswith(SHIPPED):
+            yield from long_ternaries(path, tree, text)
+
+
+def long_ternaries(path: Path, tree: ast.AST, text: str) -> Iterator[str]:
+    """Conditional expressions that are longer than two short values are, or take more than a line."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.IfExp):
+            source = ast.get_source_segment(text, node) or ""
+            if "\n" in source or len(source) > LONGEST_TERNARY:
+                yield f"{path}:{node.lineno}: a ternary of {len(source)} characters: say it with if"
 
 
 def named(path: Path, tree: ast.AST, allowed: Collection[int]) -> Iterator[str]:

@@ -57,6 +57,15 @@ def test_head_is_a_classifier_everywhere_but_beside_snakemake(tmp_path, monkeypa
     assert not problems(tmp_path, monkeypatch, "fbt_core/file.py", "# the head waits\n")
 
 
+def test_a_long_ternary_is_found_in_shipped_code(tmp_path, monkeypatch):
+    short = "x = 1 if y else 2\n"
+    long = f"x = (\n    1\n    if y\n    else 2\n)\nx = {'a' * 70} if y else 2\n"
+    assert problems(tmp_path, monkeypatch, "fbt_core/file.py", short) == []
+    lines = problems(tmp_path, monkeypatch, "fbt_core/file.py", long)
+    assert [problem.split(": ")[0] for problem in lines] == ["fbt_core/file.py:2", "fbt_core/file.py:6"]
+    assert problems(tmp_path, monkeypatch, "tests/test_file.py", long) == []
+
+
 def test_exit_code_and_chosen_paths(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("good.md").write_text("A fix.\n")

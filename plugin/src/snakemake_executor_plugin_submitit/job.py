@@ -276,7 +276,9 @@ class SnakemakeJob:
         # CUDA_VISIBLE_DEVICES of the user's shell.
         environment = {gpu_slots.CHOSEN: os.environ.get(gpu_slots.CHOSEN, "")}
         memory = psutil.virtual_memory().total / 1e6
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = os.cpu_count() or 1
+        if hasattr(os, "sched_getaffinity"):
+            cores = len(os.sched_getaffinity(0))
         # The order GPUs, cores, memory is the same in every job: else two could wait
         # for each other for ever.
         self._waiting = True
@@ -420,7 +422,9 @@ class SnakemakeJob:
         # Slurm sends the signal up to a minute early (measured 25-60 s), so the
         # clock must leave room for that.
         almost_over = self.runtime_s - self.signal_s - 90.0
-        return "time limit" if time.time() - self._started >= almost_over else "preemption"
+        if time.time() - self._started >= almost_over:
+            return "time limit"
+        return "preemption"
 
     def _sample(self) -> None:
         """Note memory and life sign: often in the first minute, then every half minute."""
