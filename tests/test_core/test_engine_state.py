@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from fbt_core import checkpoint, learner, provenance
 from fbt_core.learner import Learner
 from fbt_core.run import main
 from fbt_core.spec import ExecutionSettings
+from fbt_core.state import State
 from fbt_core.train import StopRequest, train
 from tests.test_core.engine_runs import (
     EVERYTHING,
@@ -123,6 +125,20 @@ def test_hours_of_gpus_are_added_attempt_by_attempt(root, tmp_path):
     hours = metrics_of(tmp_path, spec)["execution"]["gpu_hours"]
     assert hours == pytest.approx(expected / 3600, abs=1e-3)
     assert weights_of(tmp_path, spec)
+
+
+def test_time_until_others_leave_counts_on_the_share_before(monkeypatch):
+    """Four runs share two GPUs for ten seconds, then two of them are left; leaving is no training."""
+    run = object.__new__(Learner)
+    run.state, run.gpus, run.together = State(), 2, 4
+    run.state.clock = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: 110.0)
+    run.share(2)
+    state = run.state
+    assert (state.seconds, state.gpu_seconds, state.epoch_seconds) == (10.0, 5.0, 0.0)
+    monkeypatch.setattr(time, "monotonic", lambda: 120.0)
+    run.count_time()
+    assert (state.seconds, state.gpu_seconds, state.epoch_seconds) == (20.0, 15.0, 10.0)
 
 
 def test_a_flag_that_torch_refuses_to_read_is_unknown():
