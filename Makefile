@@ -52,7 +52,7 @@ packages:  ## Debian packages that the slow tests need (Slurm, Chromium, LaTeX);
 .PHONY: test-all
 test-all: packages lint test test-smoke  ## every test: real Slurm, browser, survey of timm, series of kills (<= 60 minutes)
 	$(PYTEST) -n $(CORES) -m "slow and not slurm"
-	$(PYTEST) -m slurm
+	$(PYTEST) -n $(CORES) -m slurm
 
 LOWEST := .venv-lowest
 .PHONY: test-lowest
