@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fbt_core import checkpoint, learner, provenance
+from fbt_core import checkpoint, learner, provenance, state
 from fbt_core.learner import Learner
 from fbt_core.run import main
 from fbt_core.spec import ExecutionSettings
@@ -134,11 +134,40 @@ def test_time_until_others_leave_counts_on_the_share_before(monkeypatch):
     run.state.clock = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: 110.0)
     run.share(2)
-    state = run.state
-    assert (state.seconds, state.gpu_seconds, state.epoch_seconds) == (10.0, 5.0, 0.0)
+    counted = run.state
+    assert (counted.seconds, counted.gpu_seconds, counted.epoch_seconds) == (10.0, 5.0, 0.0)
     monkeypatch.setattr(time, "monotonic", lambda: 120.0)
     run.count_time()
-    assert (state.seconds, state.gpu_seconds, state.epoch_seconds) == (20.0, 15.0, 10.0)
+    assert (counted.seconds, counted.gpu_seconds, counted.epoch_seconds) == (20.0, 15.0, 10.0)
+
+
+def test_an_epochs_seconds_are_those_of_its_steps(root, tmp_path):
+    """A clock that steps, tests and waiting move: a step takes 1 s, a test batch 100, the way to an epoch 10."""
+    spec, now = make_spec(), [0.0]
+
+    def takes(seconds: float, name: str) -> None:
+        function = getattr(Learner, name)
+
+        def slow(*values):
+            now[0] += seconds
+            return function(*values)
+
+        setattr(Learner, name, slow)
+
+    def prepare() -> None:
+        learner.time = state.time = SimpleNamespace(monotonic=lambda: now[0])
+        takes(1, "learn")
+        takes(10, "start_epoch")
+        takes(100, "count_batch")
+
+    assert in_child(arguments(spec, tmp_path, root), prepare) == 0
+    ended = last_of(tmp_path, spec)["state"]
+    assert [line["seconds"] for line in ended["history"]] == [6.0, 6.0]
+    tests = ended["seconds"] - 2 * (6 + 10)
+    assert tests > 0 and tests % 200 == 0, "all is in the total"
+    assert ended["training_seconds"] == 12.0
+    # 12 steps of 16 images in 12 seconds.
+    assert metrics_of(tmp_path, spec)["images_per_second"] == 16.0
 
 
 def test_a_flag_that_torch_refuses_to_read_is_unknown():
