@@ -38,7 +38,7 @@ demo: install  ## every table and figure at scale smoke, on this machine
 	$(ON_PATH) fbt run --cores $(CORES) --set "execution={pack: 8}"
 
 .PHONY: test
-test: install-dev  ## the fast tests (<= 12 minutes on two cores)
+test: install-dev  ## the fast tests (about 12 minutes on two cores)
 	$(PYTEST) -n $(CORES) -m "not smoke and not slow and not slurm"
 
 .PHONY: test-smoke
