@@ -491,6 +491,7 @@ SURROUNDINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SURROUNDINGS)
 def test_figures_depend_on_our_style_alone(tmp_path, name):
     environment, settings = SURROUNDINGS[name]

@@ -126,6 +126,7 @@ def test_a_deleted_result_is_published_again_and_a_deleted_run_trained_alone(cop
     assert set(re.findall(r"rule (\w+):", done.stdout)) == {"publish", "train"}
 
 
+@pytest.mark.slow
 def test_added_rows_form_a_pack_that_keeps_its_runs_until_it_has_ended(copy):
     table = copy.folder / "config/tables/mini.yaml"
     table.write_text(TABLE + OTHERS)

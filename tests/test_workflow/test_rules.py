@@ -264,6 +264,7 @@ def test_the_papers_runs_are_listed_without_its_data(paper):
     assert jobs["build_table"] == len(expected.all_tables)
 
 
+@pytest.mark.slow
 def test_timms_weights_are_fetched_once_on_this_machine_before_the_teachers(paper):
     """One local job a tag; where there is no network its message says what to do, and nothing is trained."""
     tags = timm_tags(plan(load(overrides={"scale": "paper"})).runs.values())
