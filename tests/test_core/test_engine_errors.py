@@ -348,10 +348,13 @@ def test_a_run_that_another_process_trains_is_waited_for(interrupted, root, tmp_
             second.send_signal(signal.SIGUSR2)
             if second.wait(60) != 75:
                 os._exit(98)
+        else:
+            time.sleep(2.5)  # it looks again each second
 
     assert in_child(command, at_step(2, call_again)) == 0
     last = "stopped while another process was training the run" if interrupted else "is complete; delete its"
     wait_for_text(said, last)
+    assert said.read_text().count("waiting for its end") == 1
     assert weights_of(tmp_path, SPEC) == expected
     assert json.loads((tmp_path / SPEC.id / "progress.json").read_text())["error"] is None
 

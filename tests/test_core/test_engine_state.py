@@ -13,6 +13,7 @@ import torch
 
 from fbt_core import checkpoint, learner, provenance, state
 from fbt_core.learner import Learner
+from fbt_core.methods.base import Method
 from fbt_core.run import main
 from fbt_core.spec import ExecutionSettings
 from fbt_core.state import State
@@ -176,6 +177,28 @@ def test_an_epochs_seconds_are_those_of_its_steps(often, root, tmp_path):
     assert ended["seconds"] == 2 * (10 + 6.25 + batches * 100) + 0.25
     # 12 steps of 16 images.
     assert metrics_of(tmp_path, spec)["images_per_second"] == pytest.approx(12 * 16 / 12.5, abs=0.05)
+
+
+def test_the_method_knows_the_epoch_also_after_an_interruption(root, tmp_path):
+    """ReviewKD's weight grows with it."""
+    spec, heard = make_spec(), tmp_path / "heard.txt"
+
+    def listen() -> None:
+        def note(method: Method, epoch: int) -> None:
+            with heard.open("a") as file:
+                file.write(f"{epoch} ")
+
+        Method.start_epoch = note
+
+    def stop() -> None:
+        listen()
+        at_step(8, lambda: os.kill(os.getpid(), signal.SIGUSR2))()
+
+    command = arguments(spec, tmp_path, root)
+    assert in_child(command, stop) == 75
+    assert heard.read_text() == "0 1 "
+    assert in_child(command, listen) == 0
+    assert heard.read_text() == "0 1 1 "
 
 
 def test_a_flag_that_torch_refuses_to_read_is_unknown():
