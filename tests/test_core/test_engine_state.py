@@ -123,6 +123,7 @@ def test_hours_of_gpus_are_added_attempt_by_attempt(root, tmp_path):
     whole = last_of(tmp_path, spec)["state"]
     expected = 2 * first["seconds"] + 3 * (whole["seconds"] - first["seconds"])
     assert whole["gpu_seconds"] == pytest.approx(expected)
+    assert len(metrics_of(tmp_path, spec)["execution"]["resumed_at"]) == 1
     hours = metrics_of(tmp_path, spec)["execution"]["gpu_hours"]
     assert hours == pytest.approx(expected / 3600, abs=1e-3)
     assert weights_of(tmp_path, spec)
@@ -211,15 +212,19 @@ def test_a_flag_that_torch_refuses_to_read_is_unknown():
     assert provenance._allows_tf32(SimpleNamespace(allow_tf32=True)) is True
 
 
-def test_runs_on_one_stream_learn_what_each_learns_alone(root, tmp_path):
-    """One teacher, one pass of it per batch; FCFD draws paths and CRD negatives, each from its numbers."""
+@pytest.mark.parametrize("parts", [1, 2])
+def test_runs_on_one_stream_learn_what_each_learns_alone(parts, root, tmp_path):
+    """One teacher, one pass of it per part of a batch; FCFD draws paths and CRD negatives, each its own."""
     specs, files = [], {}
     for name in ("crd", "fcfd", "kd"):
         spec, files = method_spec(name, tmp_path, {**network("student"), **VIT}, augmentation=EVERYTHING)
-        specs.append(spec.model_copy(update={"recipe": spec.recipe.model_copy(update={"epochs": 2})}))
+        changes = {"epochs": 2, "allow_changed_batch": parts > 1 or None}
+        specs.append(spec.model_copy(update={"recipe": spec.recipe.model_copy(update=changes)}))
     together, alone, data = tmp_path / "together", tmp_path / "alone", tmp_path / "data"
     write_images(data, train=64)
-    settings = ExecutionSettings(threads=1, data_roots={"squares": str(data)}, weight_files=files)
+    settings = ExecutionSettings(
+        threads=1, data_roots={"squares": str(data)}, weight_files=files, gradient_accumulation=parts
+    )
     train(specs, settings, together, StopRequest())
     for spec in specs:
         train([spec], settings, alone, StopRequest())
