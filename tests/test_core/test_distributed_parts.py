@@ -13,7 +13,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from fbt_core import checkpoint, collectives, distributed, train
+from fbt_core import checkpoint, collectives, distributed, running_statistics, train
 from fbt_core.batch_division import check_accumulation, check_pairs, share_of_batch
 from fbt_core.collectives import gather_with_gradient, rows_of
 from fbt_core.data.feed import Batches, Fault
@@ -166,6 +166,26 @@ def test_gathering_gives_every_process_all_rows_and_the_whole_gradient(tmp_path)
         os._exit(0)
 
     assert run_together([], 2, check) == [0, 0]
+
+
+def test_what_is_scored_has_one_set_of_running_statistics(root, tmp_path):
+    """Each process normalises its own half of a batch, so each has seen other images until an epoch ends."""
+    spec = make_spec(recipe__normalisation_batch=8)
+
+    def prepare(rank: int) -> None:
+        start = Learner.start_evaluation
+
+        def watched(learner: Learner, *values) -> None:
+            before = running_statistics.of_processes(learner.with_statistics)
+            start(learner, *values)
+            mine, other = running_statistics.of_processes(learner.with_statistics)
+            assert not torch.equal(*before)
+            assert torch.equal(mine, other)
+            assert torch.allclose(mine.double(), before.double().mean(0))
+
+        Learner.start_evaluation = watched
+
+    assert run_together(arguments(spec, tmp_path, root), 2, prepare) == [0, 0]
 
 
 def in_step_of_second(act, epoch=0):
