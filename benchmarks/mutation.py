@@ -33,6 +33,8 @@ LEARNING = [
     f"{CORE}/test_engine_recipes.py",
     *ENGINE,
     f"{CORE}/test_checkpoint_writer.py",
+    f"{CORE}/test_distributed_parts.py",
+    f"{CORE}/test_teacher_score.py",
     f"{CORE}/test_packs.py",
     f"{CORE}/test_pack_independence.py",
 ]

@@ -14,10 +14,11 @@ import torch
 from fbt_core import checkpoint, learner, provenance, state
 from fbt_core.learner import Learner
 from fbt_core.methods.base import Method
+from fbt_core.optimisation import Optimisation
 from fbt_core.run import main
 from fbt_core.spec import ExecutionSettings
 from fbt_core.state import State
-from fbt_core.train import StopRequest, train
+from fbt_core.train import StopRequest, leave_out_ended, train
 from tests.test_core.engine_runs import (
     EVERYTHING,
     arguments,
@@ -141,6 +142,45 @@ def test_time_until_others_leave_counts_on_the_share_before(monkeypatch):
     monkeypatch.setattr(time, "monotonic", lambda: 120.0)
     run.count_time()
     assert (counted.seconds, counted.gpu_seconds, counted.epoch_seconds) == (20.0, 15.0, 10.0)
+
+
+def test_those_left_in_a_pack_share_the_time_from_then_on():
+    shares: list[int] = []
+
+    def member(opened: bool) -> SimpleNamespace:
+        return SimpleNamespace(folder=SimpleNamespace(opened=opened), share=shares.append)
+
+    members = [member(True), member(False), member(True)]
+    leave_out_ended(members)
+    assert (len(members), shares) == (2, [2, 2])
+    leave_out_ended(members)
+    assert shares == [2, 2], "nobody has left since"
+
+
+def test_an_epochs_loss_is_the_mean_of_its_own_steps(root, tmp_path):
+    spec, noted = make_spec(), tmp_path / "losses.txt"
+
+    def prepare() -> None:
+        backward = Optimisation.backward
+
+        def watched(optimisation: Optimisation, loss: torch.Tensor) -> None:
+            with noted.open("a") as file:
+                file.write(f"{float(loss)}\n")
+            backward(optimisation, loss)
+
+        Optimisation.backward = watched
+
+    assert in_child(arguments(spec, tmp_path, root), prepare) == 0
+    losses = torch.tensor([float(line) for line in noted.read_text().splitlines()]).view(2, -1)
+    history = metrics_of(tmp_path, spec)["history"]
+    assert [line["loss"] for line in history] == pytest.approx(losses.mean(1).tolist(), rel=1e-5)
+
+
+def test_a_method_that_parts_of_a_batch_would_change_is_refused(tmp_path, capfd):
+    spec, files = method_spec("crd", tmp_path, {**network("student"), **VIT})
+    root = write_images(tmp_path / "data", train=64)
+    assert in_child(arguments(spec, tmp_path, root, weight_files=files, gradient_accumulation=2)) == 1
+    assert "gradient_accumulation: method 'crd' compares the images of a batch" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("often", [False, True])
