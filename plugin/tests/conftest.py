@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from snakemake_executor_plugin_submitit.job import SnakemakeJob
 
 from cluster import Cluster
 from slurm_fixtures import cluster, start_cluster
@@ -40,3 +42,20 @@ def make_workflow(tmp_path: Path) -> Iterator[Callable[..., Workflow]]:
     yield make
     for workflow in made:
         workflow.stop()
+
+
+@pytest.fixture
+def make_job(tmp_path: Path) -> Callable[..., SnakemakeJob]:
+    """A job that runs a shell script instead of an inner Snakemake."""
+
+    def make(script: str, **changes: Any) -> SnakemakeJob:
+        path = tmp_path / "script.sh"
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "records").mkdir(exist_ok=True)
+        options: dict[str, Any] = {
+            "cluster": "local", "runtime_s": 60.0, "signal_s": 10.0, "max_timeouts": 1, "gpus": 1,
+            "launcher": "", "submitted": time.time(),
+        }  # fmt: skip
+        return SnakemakeJob(path, tmp_path, tmp_path / "records" / "record.json", **{**options, **changes})
+
+    return make

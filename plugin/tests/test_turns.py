@@ -107,7 +107,9 @@ def test_a_folder_that_cannot_be_used_costs_the_order_alone(
     assert len(tries) == 1
 
 
-def test_a_job_of_slurm_takes_a_turn_and_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_of_slurm_takes_a_turn_and_ends_it(
+    make_job: Callable[..., SnakemakeJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[int] = []
     start = SnakemakeJob._start
 
@@ -115,31 +117,31 @@ def test_a_job_of_slurm_takes_a_turn_and_ends_it(tmp_path: Path, monkeypatch: py
         seen.append(turns_taken(tmp_path / "turns"))
         return start(job)
 
-    monkeypatch.setattr(job_module.SnakemakeJob, "_start", look)
+    monkeypatch.setattr(SnakemakeJob, "_start", look)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    script = tmp_path / "script.sh"
     # The second shell sees whether the turn ended while the program still runs.
-    script.write_text(f"#!/bin/sh\nbash -c true\nsleep 1\nls {tmp_path}/turns > {tmp_path}/while_it_runs\n")
-    job = SnakemakeJob(
-        script, tmp_path, tmp_path / "records" / "record.json", cluster="slurm", runtime_s=60.0,
-        signal_s=10.0, max_timeouts=1, gpus=0, launcher="", submitted=time.time(),
-    )  # fmt: skip
-    assert job() == {"exit_code": 0}
+    script = f"bash -c true\nsleep 1\nls {tmp_path}/turns > {tmp_path}/while_it_runs"
+    assert make_job(script, cluster="slurm")() == {"exit_code": 0}
     assert seen == [1]
     assert ".started" not in (tmp_path / "while_it_runs").read_text()
     assert not turns_taken(tmp_path / "turns")
 
 
-def test_a_job_without_slurm_shares_cores_by_slots_and_takes_no_turn(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_job_that_is_ended_before_its_program_keeps_no_turn(
+    make_job: Callable[..., SnakemakeJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[Callable[..., object]] = []
+    """It may wait a quarter of an hour to be killed, while the next ones wait for its turn."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    job = make_job("exit 0", cluster="slurm")
+    job._terminated = True
+    assert job._run() == 143
+    assert turns_taken(tmp_path / "turns") == 0
+
+
+def test_a_job_without_slurm_shares_cores_by_slots_and_takes_no_turn(
+    make_job: Callable[..., SnakemakeJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[object, ...]] = []
     monkeypatch.setattr(job_module, "Turn", lambda *options: made.append(options))
-    script = tmp_path / "script.sh"
-    script.write_text("#!/bin/sh\nexit 0\n")
-    job = SnakemakeJob(
-        script, tmp_path, tmp_path / "records" / "record.json", cluster="local", runtime_s=60.0,
-        signal_s=10.0, max_timeouts=1, gpus=0, launcher="", submitted=time.time(),
-    )  # fmt: skip
-    assert job() == {"exit_code": 0}
+    assert make_job("exit 0")() == {"exit_code": 0}
     assert made == []

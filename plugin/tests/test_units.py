@@ -405,23 +405,6 @@ def test_record_counts_waiting_over_all_starts(monkeypatch: pytest.MonkeyPatch) 
     assert (record.queue_wait_s, record.restarts, record.timeouts, record.run_s) == (50.0, 1, 1, 90.0)
 
 
-@pytest.fixture
-def make_job(tmp_path: Path) -> Callable[..., SnakemakeJob]:
-    """A job that runs a shell script instead of an inner Snakemake."""
-
-    def make(script: str, **changes: Any) -> SnakemakeJob:
-        path = tmp_path / "script.sh"
-        path.write_text(f"#!/bin/sh\n{script}\n")
-        (tmp_path / "records").mkdir(exist_ok=True)
-        options: dict[str, Any] = {
-            "cluster": "local", "runtime_s": 60.0, "signal_s": 10.0, "max_timeouts": 1, "gpus": 1,
-            "launcher": "", "submitted": time.time(),
-        }  # fmt: skip
-        return SnakemakeJob(path, tmp_path, tmp_path / "records" / "record.json", **{**options, **changes})
-
-    return make
-
-
 def test_a_task_of_an_array_shows_its_own_name(
     make_job: Callable[..., SnakemakeJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -248,6 +248,7 @@ class SnakemakeJob:
             self._turn = Turn(self.record_path.parents[1] / "turns", job_id())
         # SIGTERM came while the job waited for its turn: a program started now would only be killed.
         if self._terminated:
+            self._release_slots()
             return 143
         self._child = self._start()
         self._sampled = time.time()  # its own Snakemake starts up first
@@ -255,8 +256,6 @@ class SnakemakeJob:
         if self.title:
             self._show_title()
         exit_code = self._watch()
-        if self._turn is not None:
-            self._turn.end()
         # Held no longer than needed: what follows may wait for late files, and other jobs want the GPUs.
         self._release_slots()
         if exit_code != 0:  # the signal that ended the program may be a moment later here
@@ -290,7 +289,9 @@ class SnakemakeJob:
         self._waiting = False
 
     def _release_slots(self) -> None:
-        """Give this process's share back; processes of the program that still run keep theirs."""
+        """Give this process's share and turn back; processes of the program that still run keep theirs."""
+        if self._turn is not None:
+            self._turn.end()
         for lease in self._slots:
             lease.release()
         self._slots = []

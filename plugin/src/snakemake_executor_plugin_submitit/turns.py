@@ -25,8 +25,9 @@ POLL_S = 0.05
 class Turn:
     """One of a node's turns to start up: waited for when made, and over when the rule's program runs.
 
-    The locks lie in the workflow's own folder, so that no other user can hold its jobs up, and end with
-    their process. Nothing here is worth a failed job: if the folder cannot be used, jobs start at once.
+    The locks end with their process and lie in the workflow's own folder, so that no other user can hold its
+    jobs up, as can be with gpu_slots.py, whose slots are waited for however long. Nothing here is worth a
+    failed job: if the folder cannot be used, jobs start at once.
     """
 
     def __init__(self, folder: Path, job_id: str) -> None:
