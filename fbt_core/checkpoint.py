@@ -16,7 +16,6 @@ import pickle
 import random
 import threading
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -239,9 +238,10 @@ def newest(folder: RunFolder, spec: RunSpec, group: Group, vote: Vote) -> dict[s
     chosen = vote.from_first((name, digest(folder.path / name)) if name else None)
     if chosen is None:
         return None
+    if group.first:
+        return vote.together(lambda: state)
     name, expected = chosen
-    read = partial(_read_the_same, folder.path, spec, group, name, expected)
-    return vote.together((lambda: state) if group.first else read)
+    return vote.together(lambda: _read_the_same(folder.path, spec, group, name, expected))
 
 
 def _read_the_same(

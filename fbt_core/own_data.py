@@ -211,11 +211,11 @@ def cut(network: Network, seen: Seen, split: str, seed: int, teaches: bool) -> S
         network = stage(network, seen.size, split)
     # Before training: a wrong number of classes would end in an index error on the device.
     if network.classes != seen.classes:
+        role, hint = "student", None
+        if teaches:
+            role, hint = "teacher", "train it on these classes first, e.g. with method='scratch'"
         what = f"has {network.classes} classes, the data {seen.classes}"
-        if not teaches:
-            raise UserError(what, where="distil: student")
-        hint = "train it on these classes first, e.g. with method='scratch'"
-        raise UserError(what, where="distil: teacher", hint=hint)
+        raise UserError(what, where=f"distil: {role}", hint=hint)
     return network
 
 

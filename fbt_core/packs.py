@@ -24,7 +24,7 @@ def stream_settings(spec: RunSpec) -> dict[str, Any]:
 
     Mixed targets are smoothed where they are mixed, so the smoothing counts only there.
     """
-    content = spec.model_dump(mode="json")
+    content = spec.model_dump(mode="json", include={"dataset", "recipe", "test_crop"})
     # Off is 0 or None in YAML; either mixes nothing.
     mixes = spec.recipe.augmentation.mixup or spec.recipe.augmentation.cutmix
     names = ["epochs", "batch_size", "normalisation_batch", "allow_changed_batch", "precision"]

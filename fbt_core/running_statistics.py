@@ -42,11 +42,12 @@ def take(modules: Sequence[nn.Module], kept: Tensor | None, group: Group) -> Non
     """Take this process's own statistics out of a checkpoint; on another number of processes their mean."""
     if kept is None:
         return
-    # Another number of processes cannot continue each one's own: the mean is what would be scored.
-    numbers = kept.double().mean(0)
+    buffers = _buffers(modules)
     if len(kept) == group.world:
-        numbers = kept[group.rank]
-    _fill(_buffers(modules), numbers)
+        _fill(buffers, kept[group.rank])
+        return
+    # Another number of processes cannot continue each one's own: the mean is what would be scored.
+    _fill(buffers, kept.double().mean(0))
 
 
 def _buffers(modules: Sequence[nn.Module]) -> list[Tensor]:

@@ -75,10 +75,8 @@ class TrainingBatches:
     def _from_disk(self, split: OnDisk, key: BatchKey, flips: np.ndarray, crops: Crops) -> Tensor:
         # Sizes are read from the headers first: boxes depend on them, and decoding is the expensive part.
         files = [split.file(index) for index in key.indices]
-        sides = np.array([file.side for file in files])
-        boxes = centred_squares(sides)
-        if self.augmentation.crop_scale:
-            boxes = crops.boxes(sides)
+        boxes_of = crops.boxes if self.augmentation.crop_scale else centred_squares
+        boxes = boxes_of(np.array([file.side for file in files]))
 
         # One image is decoded at a time: a batch of photographs would take a hundred megabytes.
         cuts = (cut(file.pixels(), box) for file, box in zip(files, boxes, strict=True))

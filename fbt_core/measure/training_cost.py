@@ -84,20 +84,25 @@ def step_macs(method: Method) -> int:
     return counter.macs // BATCH
 
 
-def measure_pair(
-    student: StagedModel, teacher: StagedModel, families: tuple[str, str], methods: Entries
-) -> dict[str, int]:
-    """Training MACs of FCFD and of each method of MEASURED, by name; the networks stay as they are."""
-    context = Context(
+def full_size_context(student_family: str, teacher_family: str) -> Context:
+    """What a method may know of a full-size run that is counted, not trained."""
+    return Context(
         classes=CLASSES,
         train_images=TRAIN_IMAGES,
         epochs=100,
         label_smoothing=0.1,
         image_size=IMAGE_SIZE,
-        student_family=families[0],
-        teacher_family=families[1],
+        student_family=student_family,
+        teacher_family=teacher_family,
         labels=torch.arange(TRAIN_IMAGES) % CLASSES,
     )
+
+
+def measure_pair(
+    student: StagedModel, teacher: StagedModel, families: tuple[str, str], methods: Entries
+) -> dict[str, int]:
+    """Training MACs of FCFD and of each method of MEASURED, by name; the networks stay as they are."""
+    context = full_size_context(families[0], families[1])
 
     def count(name: str, **changes: Any) -> int:
         torch.manual_seed(0)

@@ -27,14 +27,13 @@ from fbt_core.errors import UserError
 from fbt_core.files import make_folder, write_json
 from fbt_core.measure.cost import Entries, Report, provenance, read_yaml
 from fbt_core.measure.training_cost import (
-    CLASSES,
     IMAGE_SIZE,
-    TRAIN_IMAGES,
     build_staged,
     default_parameters,
+    full_size_context,
     table_pairs,
 )
-from fbt_core.methods.base import Batch, Context, Method
+from fbt_core.methods.base import Batch, Method
 from fbt_core.methods.fcfd import FCFD
 from fbt_core.methods.registry import build_method
 from fbt_core.spec import MethodSpec
@@ -145,16 +144,7 @@ def pair_methods(
 ) -> Iterator[tuple[str, Method]]:
     """Methods with their default parameters on a pair of full-size networks, in training mode."""
     networks = [build_staged(architectures, name) for name in (student, teacher)]
-    context = Context(
-        classes=CLASSES,
-        train_images=TRAIN_IMAGES,
-        epochs=100,
-        label_smoothing=0.1,
-        image_size=IMAGE_SIZE,
-        student_family=architectures[student]["family"],
-        teacher_family=architectures[teacher]["family"],
-        labels=torch.arange(TRAIN_IMAGES) % CLASSES,
-    )
+    context = full_size_context(architectures[student]["family"], architectures[teacher]["family"])
     for name in names:
         spec = MethodSpec(name=name, parameters=default_parameters(methods[name]), revision=1)
         # A copy of both: methods freeze the teacher and may change what the student keeps.

@@ -121,9 +121,10 @@ def _run(folder: Path, run: TravellingRun, changed: Mapping[str, bytes]) -> Iter
         "hasPart": [{"@id": name} for name in names],
     }
     for name, path in zip(run.files, names, strict=True):
-        size, digest = (folder / name).stat().st_size, run.files[name]
         if name in changed:
             size, digest = len(changed[name]), sha256_of(changed[name])
+        else:
+            size, digest = (folder / name).stat().st_size, run.files[name]
         yield {
             "@id": path,
             "@type": "File",
